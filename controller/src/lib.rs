@@ -1,0 +1,4 @@
+//! The controller of agent-operator.
+
+pub mod fleet;
+pub mod lease;

@@ -1,0 +1,510 @@
+//! `CodingTask`: what a user asks for.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    quantity::QuantityText,
+    shared::{
+        Condition, LocalSecretRef, PullRequestStatus, SecretKeyRef, TolerationSpec, UsageStatus,
+    },
+};
+
+/// A task for a coding agent: plan, implement, test, and open a pull request.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "agents.wearn.dev",
+    version = "v1alpha1",
+    kind = "CodingTask",
+    plural = "codingtasks",
+    shortname = "ct",
+    category = "agents",
+    namespaced,
+    status = "CodingTaskStatus",
+    derive = "PartialEq",
+    doc = "A task for a coding agent: it is planned, implemented, tested and handed over as a pull request.",
+    selectable = ".status.phase",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Finished\")].reason"
+    ),
+    printcolumn(name = "Retries", type_ = "integer", json_path = ".status.retryCount"),
+    printcolumn(name = "PR", type_ = "integer", json_path = ".status.pullRequest.number"),
+    printcolumn(name = "Step", type_ = "string", json_path = ".status.stepName", priority = 1),
+    printcolumn(name = "Repo", type_ = "string", json_path = ".spec.repository.url", priority = 1),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.nodeName", priority = 1),
+    printcolumn(
+        name = "Cost (uUSD)",
+        type_ = "integer",
+        json_path = ".status.usage.costMicroUSD",
+        priority = 1
+    ),
+    printcolumn(
+        name = "PR URL",
+        type_ = "string",
+        json_path = ".status.pullRequest.url",
+        priority = 1
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(
+    validation = Rule::new("has(self.agent) == has(oldSelf.agent) && (!has(self.agent) || self.agent == oldSelf.agent)").message("spec.agent cannot change after creation; create a new CodingTask"),
+    validation = Rule::new("has(self.test) == has(oldSelf.test) && (!has(self.test) || self.test == oldSelf.test)").message("spec.test cannot change after creation; create a new CodingTask")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CodingTaskSpec {
+    /// Where the request came from.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.source cannot change after creation; create a new CodingTask"))]
+    pub source: TaskSource,
+    /// The repository to work on.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.repository cannot change after creation; create a new CodingTask"))]
+    pub repository: RepositorySpec,
+    /// Instructions for the agent, at most 64 KiB.
+    #[schemars(length(min = 1, max = 65_536))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.prompt cannot change after creation; create a new CodingTask"))]
+    pub prompt: String,
+    /// Image of the agent pod: any glibc Linux image with git. Default: the chart's `agent.image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub agent_image: Option<String>,
+    /// Secrets in the task's namespace with which the image is pulled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub image_pull_secrets: Vec<LocalSecretRef>,
+    /// The agent program. Default: Claude Code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentSpec>,
+    /// Model and turn limit by step. Default: the agent's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelSpec>,
+    /// Limits of each step's pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourcesSpec>,
+    /// Secret with the model's API key. Only the node's gateway ever uses it.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.anthropicApiKeyRef cannot change after creation; change the Secret's value instead"))]
+    pub anthropic_api_key_ref: SecretKeyRef,
+    /// Secret with the token for git and the forge. Only the node's gateway ever uses it.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.gitCredentialsRef cannot change after creation; change the Secret's value instead"))]
+    pub git_credentials_ref: SecretKeyRef,
+    /// How often a failed implementation is tried again. Default: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 20))]
+    pub max_retries: Option<i32>,
+    /// Longest time of one step, Go-style (`30m`, `1h30m`); its clock starts when the step may start. Default: 30m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 2, max = 20),
+        regex(pattern = r"^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$")
+    )]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('168h')").message("spec.stepTimeout must be between 1s and 168h, for example 30m"))]
+    pub step_timeout: Option<String>,
+    /// Longest time of the whole task, Go-style. Default: 6h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 2, max = 20),
+        regex(pattern = r"^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$")
+    )]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('720h')").message("spec.taskTimeout must be between 1s and 720h, for example 6h"))]
+    pub task_timeout: Option<String>,
+    /// How the work is tested. Default: detected from the repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<TestSpec>,
+    /// True stops the task after the running step; false goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
+    /// Hard limits for the whole task; may only be raised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetSpec>,
+    /// Labels that a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(length(max = 32))]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that the step's pods tolerate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub tolerations: Vec<TolerationSpec>,
+    /// Isolation of the step's pods. Default: chart values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxSpec>,
+}
+
+/// Where a request came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("self.type != 'github-issue' || has(self.github)").message("source.type github-issue needs source.github with owner, repo and issueNumber"),
+    validation = Rule::new("self.type != 'chat' || has(self.chat)").message("source.type chat needs source.chat with sessionId and userId")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskSource {
+    /// `github-issue` or `chat`.
+    #[serde(rename = "type")]
+    pub type_: SourceType,
+    /// For `github-issue`: the issue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub github: Option<GithubSource>,
+    /// For `chat`: the conversation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatSource>,
+}
+
+/// Kind of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceType {
+    /// An issue at GitHub.
+    GithubIssue,
+    /// A conversation.
+    Chat,
+}
+
+/// An issue at GitHub.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GithubSource {
+    /// Owner of the repository.
+    #[schemars(length(min = 1, max = 100))]
+    pub owner: String,
+    /// Name of the repository.
+    #[schemars(length(min = 1, max = 100))]
+    pub repo: String,
+    /// Number of the issue.
+    #[schemars(range(min = 1))]
+    pub issue_number: i64,
+}
+
+/// A conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChatSource {
+    /// Id of the session.
+    #[schemars(length(min = 1, max = 256))]
+    pub session_id: String,
+    /// Id of the user.
+    #[schemars(length(min = 1, max = 256))]
+    pub user_id: String,
+}
+
+/// The repository of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RepositorySpec {
+    /// Clone URL, http or https, without credentials.
+    #[schemars(length(min = 10, max = 2048))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/[A-Za-z0-9._~/-]+$')").message("spec.repository.url must be an http or https clone URL without user name or password, for example https://github.com/owner/repo.git (ssh URLs are not supported)"),
+        validation = Rule::new("!self.contains('..') && !self.contains('//./')").message("spec.repository.url must not contain '..'")
+    )]
+    pub url: String,
+    /// Branch that the work starts from and the pull request goes to. Default: main.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 244))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_][A-Za-z0-9._/+-]*$') && !self.contains('..') && !self.contains('//') && !self.contains('/.') && !self.endsWith('/') && !self.endsWith('.') && !self.endsWith('.lock')").message("spec.repository.branch must be a git branch name, for example main"))]
+    pub branch: Option<String>,
+    /// Branch for the agent's changes. Default: ai/<task-name>.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 238))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_][A-Za-z0-9._/+-]*$') && !self.contains('..') && !self.contains('//') && !self.contains('/.') && !self.endsWith('/') && !self.endsWith('.') && !self.endsWith('.lock')").message("spec.repository.workBranch must be a git branch name, for example ai/my-task"))]
+    pub work_branch: Option<String>,
+}
+
+/// The agent program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("self.type != 'Command' || has(self.command)").message("agent.type Command needs agent.command"),
+    validation = Rule::new("self.type == 'Command' || !has(self.command)").message("agent.command is only for agent.type Command")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentSpec {
+    /// `ClaudeCode` or `Command`.
+    #[serde(rename = "type")]
+    pub type_: AgentType,
+    /// For `Command`: program and arguments, from the agent image. The prompt is in the file that AGENT_PROMPT_FILE names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), inner(length(max = 16_384)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub command: Option<Vec<String>>,
+}
+
+/// Kind of agent program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AgentType {
+    /// The Claude Code CLI, which the runner volume brings.
+    ClaudeCode,
+    /// Any program of the agent image.
+    Command,
+}
+
+/// Model and turn limit by step.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelSpec {
+    /// Model for every step that names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub default: Option<String>,
+    /// Model for the plan step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub plan: Option<String>,
+    /// Model for the implement step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub implement: Option<String>,
+    /// Kept for compatibility: the test step runs no model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub test: Option<String>,
+    /// Model for the pull-request step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub pull_request: Option<String>,
+    /// Turn limit for every step that has none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_turns: Option<i32>,
+    /// Turn limit of the plan step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub plan_max_turns: Option<i32>,
+    /// Turn limit of the implement step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub implement_max_turns: Option<i32>,
+    /// Turn limit of the pull-request step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub pull_request_max_turns: Option<i32>,
+}
+
+/// Limits of each step's pod; requests are the chart's `agent.requests`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourcesSpec {
+    /// CPU limit. Default: 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<QuantityText>,
+    /// Memory limit. Default: 8Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<QuantityText>,
+    /// Size limit of the workspace. Default: 20Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<QuantityText>,
+}
+
+/// How the work is tested.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TestSpec {
+    /// Program and arguments, run in the repository's root; exit code 0 passes. Default: detected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), inner(length(max = 16_384)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub command: Option<Vec<String>>,
+    /// What a repository without tests means: `Fail` (the default) or `Proceed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_unverifiable: Option<OnUnverifiable>,
+}
+
+/// What a repository without tests means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnUnverifiable {
+    /// The task fails.
+    #[default]
+    Fail,
+    /// The pull request is opened and says that nothing was verified.
+    Proceed,
+}
+
+/// Hard limits for the whole task.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(oldSelf.maxTokens) || (has(self.maxTokens) && self.maxTokens >= oldSelf.maxTokens)").message("budget.maxTokens may only be raised"),
+    validation = Rule::new("!has(oldSelf.maxCostUSD) || (has(self.maxCostUSD) && quantity(string(self.maxCostUSD)).compareTo(quantity(string(oldSelf.maxCostUSD))) >= 0)").message("budget.maxCostUSD may only be raised")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct BudgetSpec {
+    /// Most tokens, all kinds counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<i64>,
+    /// Most money in US dollars, a quantity such as `2` or `500m`.
+    #[serde(default, rename = "maxCostUSD", skip_serializing_if = "Option::is_none")]
+    pub max_cost_usd: Option<QuantityText>,
+    /// `Pause` (the default) waits for a raised budget; `Fail` ends the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_exceeded: Option<OnExceeded>,
+}
+
+/// What an exceeded budget means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnExceeded {
+    /// Wait for a raised budget.
+    #[default]
+    Pause,
+    /// End the task.
+    Fail,
+}
+
+/// Isolation of the step's pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxSpec {
+    /// RuntimeClass of the pods, for example gvisor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub runtime_class_name: Option<String>,
+    /// `Required`: no start unless egress is proven closed. `BestEffort`: start and report the level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_policy: Option<EgressPolicySpec>,
+    /// Refuse to start without a pids limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_pids_limit: Option<bool>,
+    /// Hosts (`name` or `name:port`) that the agent may reach through the gateway, besides the chart's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(
+            length(min = 1, max = 260),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?$")
+        )
+    )]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub allowed_hosts: Vec<String>,
+}
+
+/// How far egress enforcement is demanded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EgressPolicySpec {
+    /// No start unless egress is proven closed.
+    Required,
+    /// Start and report the level.
+    BestEffort,
+}
+
+/// What has become of a task. Written by the controller alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CodingTaskStatus {
+    /// Summary: Pending, Planning, Implementing, Testing, PullRequest, Complete or Failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// Number of the present step, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_step: Option<i32>,
+    /// Name of the present step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_name: Option<String>,
+    /// Number of steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_steps: Option<i32>,
+    /// Node of the present step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// Retries of the implement-and-test loop so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_count: Option<i32>,
+    /// Retries by the budget they used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<RetryStatus>,
+    /// The task's runs, in order of creation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub agent_runs: Vec<AgentRunSummary>,
+    /// The plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanStatus>,
+    /// The repositories; the first is `main`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub repositories: Vec<RepositoryStatus>,
+    /// The pull request of the main repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_request: Option<PullRequestStatus>,
+    /// Consumption of all runs, as the gateways counted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageStatus>,
+    /// When the first run was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<jiff::Timestamp>,
+    /// When the task ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<jiff::Timestamp>,
+    /// One sentence on where the task stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What programs read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Retries by budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RetryStatus {
+    /// The agent's or the code's own failures.
+    pub application: i32,
+    /// Lost nodes, evictions and the like.
+    pub infrastructure: i32,
+    /// Model or forge not available.
+    pub provider: i32,
+}
+
+/// A run of the task, in short.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentRunSummary {
+    /// Name of the AgentRun.
+    pub name: String,
+    /// Its step.
+    pub step: String,
+    /// Its attempt number.
+    pub attempt: i32,
+    /// Its phase.
+    pub phase: String,
+}
+
+/// The plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanStatus {
+    /// `sha256:` and the hash of the text.
+    pub digest: String,
+    /// The text, at most 16 KiB.
+    #[schemars(length(max = 16_384))]
+    pub text: String,
+    /// Size of the whole plan before it was cut.
+    pub size_bytes: i64,
+}
+
+/// A repository of the task.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RepositoryStatus {
+    /// Name within the task.
+    pub name: String,
+    /// Clone URL.
+    pub url: String,
+    /// Commit of the base branch that the work started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_commit: Option<String>,
+    /// Tip of the work branch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_commit: Option<String>,
+    /// Work branch as resolved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_branch: Option<String>,
+    /// Its pull request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_request: Option<PullRequestStatus>,
+}

@@ -1,0 +1,18 @@
+//! The custom resources of group `agents.wearn.dev/v1alpha1`.
+//!
+//! Optional settings have no schema default on purpose: the controller resolves task, then chart
+//! value, and records the result in `AgentRun.spec`, so a defaulted value never looks chosen.
+
+// kube's derive emits a `pub` twin of each validated struct inside a private scope.
+#[allow(unreachable_pub)]
+pub mod agent_run;
+#[allow(unreachable_pub)]
+pub mod coding_task;
+pub mod conditions;
+pub mod quantity;
+#[allow(unreachable_pub)]
+pub mod shared;
+
+pub use agent_run::{AgentRun, AgentRunSpec, AgentRunStatus};
+pub use coding_task::{CodingTask, CodingTaskSpec, CodingTaskStatus};
+pub use quantity::QuantityText;

@@ -1,0 +1,22 @@
+//! Domain types: no kube, tonic or tokio in here.
+
+pub mod assignment;
+pub mod duration;
+pub mod event;
+pub mod ids;
+pub mod limits;
+pub mod names;
+pub mod outcome;
+pub mod report;
+pub mod secret;
+pub mod step;
+pub mod text;
+pub mod usage;
+
+pub use assignment::Assignment;
+pub use duration::GoDuration;
+pub use ids::{Attempt, Epoch, NodeName, RunKey, RunRef, RunUid, TaskRef, TaskUid};
+pub use outcome::{Budget, Reason, RunPhase};
+pub use secret::{Credential, Secret};
+pub use step::StepName;
+pub use usage::Usage;

@@ -1,0 +1,82 @@
+//! Bounded text: everything from a sandbox is cut by one stated rule before it is kept.
+
+/// Cuts `text` to at most `max` bytes: the first quarter and the last three quarters stay, with a
+/// mark between that counts what is missing. Failures stand at the end of an output, the command
+/// and its set-up at the start.
+pub fn head_and_tail(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    // Room for the mark: "\n[... 18446744073709551615 bytes left out ...]\n".
+    const MARK_BYTES: usize = 48;
+    let room = max.saturating_sub(MARK_BYTES);
+    let head = floor_char_boundary(text, room / 4);
+    let tail = ceil_char_boundary(text, text.len() - (room - room / 4));
+    let left_out = tail - head;
+    format!("{}\n[... {left_out} bytes left out ...]\n{}", &text[..head], &text[tail..])
+}
+
+/// The last `max` bytes of `text`, from a line start where one is near.
+pub fn tail(text: &str, max: usize) -> &str {
+    if text.len() <= max {
+        return text;
+    }
+    let start = ceil_char_boundary(text, text.len() - max);
+    let rest = &text[start..];
+    rest.find('\n').filter(|at| *at < max / 4).map_or(rest, |at| &rest[at + 1..])
+}
+
+/// Cuts `text` to at most `max` bytes at a character boundary.
+pub fn truncate(text: &str, max: usize) -> &str {
+    &text[..floor_char_boundary(text, max)]
+}
+
+/// Replaces control characters other than newline and tab, so that text from a sandbox can neither
+/// steer a terminal nor break a Kubernetes message.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
+        .collect()
+}
+
+fn floor_char_boundary(text: &str, mut at: usize) -> usize {
+    if at >= text.len() {
+        return text.len();
+    }
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+fn ceil_char_boundary(text: &str, mut at: usize) -> usize {
+    while at < text.len() && !text.is_char_boundary(at) {
+        at += 1;
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_text_keeps_head_and_tail_and_stays_within_its_limit() {
+        let text = format!("start{}end", "ä".repeat(50_000));
+        let cut = head_and_tail(&text, 1024);
+        assert!(cut.len() <= 1024);
+        assert!(cut.starts_with("start") && cut.ends_with("end"));
+        assert!(cut.contains("bytes left out"));
+    }
+
+    #[test]
+    fn a_short_text_is_left_alone() {
+        assert_eq!(head_and_tail("abc", 3), "abc");
+        assert_eq!(tail("abc", 3), "abc");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_a_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\r\n\tc"), "a\u{fffd}[2Jb\u{fffd}\n\tc");
+    }
+}

@@ -1,0 +1,15 @@
+//! Shared library of agent-operator: what controller, supervisor, gateway and agent-runner agree on.
+//!
+//! - [`domain`]: plain types and rules, without I/O, Kubernetes or gRPC.
+//! - [`attempt`]: the HTTP contract between agent-runner and gateway.
+//! - `crd`: the custom resources (feature `crd`).
+//! - `proto`, `convert`: the gRPC wire and its only translation (feature `proto`).
+
+pub mod attempt;
+#[cfg(feature = "proto")]
+pub mod convert;
+#[cfg(feature = "crd")]
+pub mod crd;
+pub mod domain;
+#[cfg(feature = "proto")]
+pub mod proto;

@@ -1,0 +1,17 @@
+//! Generated gRPC bindings of `proto/agentoperator/v1`, their descriptor set and the wire version.
+//!
+//! These types stop at `convert` and the gRPC edges of controller and supervisor.
+
+/// Messages and services of package `agentoperator.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::pedantic, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("agentoperator.v1");
+}
+
+/// The compiled descriptor set: for server reflection, and for the test that walks every RPC.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Wire version: another major is refused in Hello.
+pub const PROTOCOL_MAJOR: u32 = 1;
+/// Wire version: minors may differ by one.
+pub const PROTOCOL_MINOR: u32 = 0;

@@ -1,0 +1,3 @@
+//! The node's gateway: the only thing that a sandbox can reach, and the only holder of credentials.
+
+pub mod upstream;

@@ -1,0 +1,4 @@
+//! Supervisor and gateway of agent-operator.
+
+pub mod gateway;
+pub mod link;

@@ -1,0 +1,3 @@
+//! The socket between supervisor and gateway.
+
+pub mod contract;
