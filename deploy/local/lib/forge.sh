@@ -57,7 +57,7 @@ DEFAULT_BRANCH = main
 [security]
 INSTALL_LOCK = true
 SECRET_KEY = $(openssl rand -hex 32)
-INTERNAL_TOKEN_URI = file:$dir/conf/internal-token
+INTERNAL_TOKEN = $(forge_as_user "$(forge_dir)/bin/gitea" generate secret INTERNAL_TOKEN)
 PASSWORD_HASH_ALGO = pbkdf2
 [service]
 DISABLE_REGISTRATION = true
