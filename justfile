@@ -1,0 +1,44 @@
+# Short names for plain commands; nothing here does more than the line that it shows.
+
+# Lists the names.
+default:
+    @just --list
+
+# Formats the Rust code.
+fmt:
+    cargo fmt --all
+
+# Format, lints and the checks of tests/drift.rs.
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo test --test drift
+
+# Everything that needs no cluster.
+test:
+    cargo test --workspace
+
+# Against a kube-apiserver and etcd without nodes.
+api:
+    AO_APISERVER_KUBECONFIG="$(deploy/local/apiserver up)" AO_REQUIRE_CLUSTER=1 cargo test --test api_server
+
+# Everything that proves the project.
+all:
+    tests/run
+
+# Writes the custom resource definitions from the types, into deploy/crds and the chart.
+crds:
+    AO_WRITE=1 cargo test --test drift custom_resource
+
+# Licences, duplicates and advisories; needs cargo-deny.
+deny:
+    cargo deny check
+
+# Renders the chart with its defaults.
+chart:
+    helm lint --strict deploy/helm/agent-operator
+    helm template agent-operator deploy/helm/agent-operator --namespace agent-operator-system
+
+# A local cluster with everything installed, and a task that runs in it.
+demo:
+    deploy/local/demo
