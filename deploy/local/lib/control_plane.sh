@@ -69,22 +69,26 @@ start_kube-scheduler() {
 
 # CoreDNS runs as a process of node a, not as a pod: one image less, and names work before any pod does.
 start_coredns() {
-  local upstream='template ANY ANY . {
+  # A block of its own, because the template plugin answers before the kubernetes plugin does.
+  local other='template ANY ANY . {
         rcode NXDOMAIN
     }'
   # Only an open cluster forwards names that are not its own.
-  [[ ! -f $AO_STATE/internet ]] || upstream='forward . /etc/resolv.conf'
+  [[ ! -f $AO_STATE/internet ]] || other='forward . /etc/resolv.conf'
   write_file "$AO_STATE/Corefile" <<COREFILE
-.:53 {
+cluster.local:53 10.in-addr.arpa:53 {
     bind $CONTROL_PLANE_IP
     errors
-    kubernetes cluster.local in-addr.arpa ip6.arpa {
+    kubernetes cluster.local 10.in-addr.arpa {
         kubeconfig $AO_KUBE/dns.yaml
         pods insecure
         ttl 5
-        fallthrough in-addr.arpa ip6.arpa
     }
-    $upstream
+}
+.:53 {
+    bind $CONTROL_PLANE_IP
+    errors
+    $other
 }
 COREFILE
   start_daemon coredns nsenter --net=/run/netns/ao-a "$AO_BIN/coredns" -conf "$AO_STATE/Corefile"

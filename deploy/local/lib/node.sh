@@ -78,12 +78,12 @@ node_mounts_down() {
 
 cgroup_is_v2() { [[ $(stat -fc %T /sys/fs/cgroup) == cgroup2fs ]]; }
 
-# Every place where a node's cgroup exists: each controller's tree in v1, one tree in v2.
+# Every place where a node's cgroup exists: each tree of v1 (and the empty v2 tree beside them), or the one tree of v2.
 cgroup_roots() {
   if cgroup_is_v2; then
     echo /sys/fs/cgroup
   else
-    findmnt -rno TARGET -t cgroup | grep '^/sys/fs/cgroup/'
+    findmnt -rno TARGET -t cgroup,cgroup2 | grep '^/sys/fs/cgroup/'
   fi
 }
 

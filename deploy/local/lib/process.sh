@@ -24,15 +24,26 @@ daemon_pid() {
   printf '%s' "$pid"
 }
 
+# The command line and the contents of the configuration files that it names.
+daemon_fingerprint() {
+  local argument file
+  printf '%s\n' "$*"
+  for argument in "$@"; do
+    file=${argument#*=}
+    [[ $file == "$AO_STATE"/* && -f $file && $(stat -c %s "$file") -lt 100000 ]] || continue
+    sha256sum <"$file" 2>/dev/null || true
+  done
+}
+
 # start_daemon NAME COMMAND...: leaves a running one alone unless it was started with another command.
 start_daemon() {
-  local name=$1 pid command_line
+  local name=$1 pid fingerprint
   shift
-  command_line=$*
+  fingerprint=$(daemon_fingerprint "$@")
   mkdir -p "$AO_RUN" "$AO_LOGS"
   if pid=$(daemon_pid "$name"); then
-    [[ $(cat "$AO_RUN/$name.cmd" 2>/dev/null) != "$command_line" ]] || return 0
-    log "restarting $name: its command line changed"
+    [[ $(cat "$AO_RUN/$name.cmd" 2>/dev/null) != "$fingerprint" ]] || return 0
+    log "restarting $name: its command line or configuration changed"
     stop_daemon "$name"
   fi
   # An empty environment: no credential of the caller's may end up in a long-lived process.
@@ -43,7 +54,7 @@ start_daemon() {
   ) </dev/null >>"$AO_LOGS/$name.log" 2>&1 &
   pid=$!
   disown "$pid" 2>/dev/null || true
-  printf '%s' "$command_line" | write_file "$AO_RUN/$name.cmd"
+  printf '%s\n' "$fingerprint" | write_file "$AO_RUN/$name.cmd"
   printf '%s %s %s\n' "$pid" "$(process_start_time "$pid" || true)" "$(boot_id)" | write_file "$AO_RUN/$name.pid"
 }
 
