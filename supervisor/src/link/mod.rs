@@ -1,3 +1,4 @@
 //! The socket between supervisor and gateway.
 
 pub mod contract;
+pub mod frame;
