@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_cut_line_at_the_end_is_dropped() {
         let mut codec = JsonLines::<ToGateway>::new();
-        let mut bytes = BytesMut::from(&b"{\"kind\":\"Synced\"}\n{\"kind\":\"Syn"[..]);
+        let mut bytes = BytesMut::from(&b"{\"kind\":\"synced\"}\n{\"kind\":\"syn"[..]);
         assert!(matches!(codec.decode_eof(&mut bytes), Ok(Some(ToGateway::Synced))));
         assert!(matches!(codec.decode_eof(&mut bytes), Ok(None)));
     }
