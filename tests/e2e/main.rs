@@ -1,0 +1,6 @@
+//! The whole system on real nodes: real API server, kubelets, containerd, forge and Claude Code
+//! CLI; only the model is scripted. `tests/run e2e` brings the cluster up and runs these; plain
+//! `cargo test` lists them as ignored.
+
+mod scenarios;
+mod support;

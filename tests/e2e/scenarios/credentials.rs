@@ -1,0 +1,112 @@
+//! Scenario 8: the agent pod holds no credential.
+
+use agent_operator::domain::names::LABEL_TASK;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, api::ListParams, core::DynamicObject, discovery::ApiResource};
+use serde_json::json;
+
+use crate::support::{
+    cluster::{Cluster, NAMESPACE},
+    task::{command_agent, merge, task, unique},
+};
+
+/// Searches everything an agent can read for the canaries, whose halves come as arguments so that
+/// the script itself (part of the AgentRun) does not contain them.
+const SCRIPT: &str = r#"
+key="$1$2"; found=0
+look() { if grep -aqF "$key" "$2" 2>/dev/null; then echo "HIT $1 $2"; found=1; fi; }
+env > /tmp/env.txt; look env /tmp/env.txt; rm -f /tmp/env.txt
+for f in /proc/[0-9]*/environ /proc/[0-9]*/cmdline; do look proc "$f"; done
+for d in /workspace /home /tmp /opt /etc /run /var; do
+  find "$d" -xdev -type f -size -1024k 2>/dev/null | while read -r f; do look file "$f"; done
+done
+git config --list --show-origin > /tmp/config.txt 2>/dev/null; look git /tmp/config.txt
+ls /var/run/secrets/kubernetes.io 2>/dev/null && echo "HIT service-account-token"
+[ "$AGENT_STEP" = implement ] && echo searched > searched.txt
+echo "search-complete $AGENT_STEP"; exit 0
+"#;
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run e2e"]
+async fn a_searching_agent_finds_no_credential_and_none_is_in_any_object_or_log() {
+    let cluster = Cluster::connect().await;
+    let name = unique("canary");
+    let model_key = format!("canary{}", unique("model").replace('-', ""));
+    canary_secret(&cluster, &name, &model_key).await;
+    let git_token = cluster_git_token(&cluster).await;
+
+    for (canary, which) in [(&model_key, "model"), (&git_token, "git")] {
+        let task_name = format!("{name}-{which}");
+        let (head, tail) = canary.split_at(canary.len() / 2);
+        let mut spec = command_agent(SCRIPT);
+        merge(
+            &mut spec,
+            &json!({
+                "agent": {"command": ["bash", "-c", SCRIPT, "search", head, tail]},
+                "anthropicApiKeyRef": {"name": name, "key": "anthropic-api-key"},
+                "gitCredentialsRef": {"name": name, "key": "github-token"},
+                "test": {"command": ["true"]},
+            }),
+        );
+        cluster.create(NAMESPACE, &task(&task_name, "Search.", &spec)).await;
+        cluster.complete(NAMESPACE, &task_name).await;
+        assert_no_trace(&cluster, &task_name, canary).await;
+    }
+}
+
+async fn assert_no_trace(cluster: &Cluster, task_name: &str, canary: &str) {
+    let forms = [canary.to_owned(), STANDARD.encode(canary)];
+    for kind in
+        [("", "v1", "Pod"), ("", "v1", "Event"), ("", "v1", "ConfigMap")].into_iter().chain([
+            ("agents.wearn.dev", "v1alpha1", "AgentRun"),
+            ("agents.wearn.dev", "v1alpha1", "CodingTask"),
+        ])
+    {
+        let (group, version, name) = kind;
+        let resource =
+            ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(group, version, name));
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(cluster.client.clone(), NAMESPACE, &resource);
+        let objects = api.list(&ListParams::default()).await.expect("a list").items;
+        let text = serde_json::to_string(&objects).expect("JSON");
+        for form in &forms {
+            assert!(!text.contains(form.as_str()), "a {name} holds the credential");
+        }
+    }
+    let pods = cluster.task_pods(NAMESPACE, task_name).await;
+    assert!(!pods.is_empty(), "pods with label {LABEL_TASK} stay readable");
+    let mut searched = 0;
+    for pod in pods {
+        let log = cluster.log(NAMESPACE, pod.metadata.name.as_deref().unwrap_or_default()).await;
+        assert!(!log.contains("HIT "), "the agent found a credential:\n{log}");
+        for form in &forms {
+            assert!(!log.contains(form.as_str()), "a log holds the credential");
+        }
+        searched += log.matches("search-complete").count();
+    }
+    assert!(searched >= 3, "the search ran in plan, implement and pull-request, not {searched}");
+}
+
+/// A Secret of this test's own: a made-up model key beside the forge's real token.
+async fn canary_secret(cluster: &Cluster, name: &str, model_key: &str) {
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let original = secrets.get("agent-secrets").await.expect("the tasks' Secret");
+    let git = original.data.expect("data").remove("github-token").expect("the git token");
+    let secret: Secret = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "data": {
+            "anthropic-api-key": STANDARD.encode(model_key),
+            "github-token": STANDARD.encode(git.0),
+        },
+    }))
+    .expect("a Secret");
+    cluster.put_secret(NAMESPACE, &secret).await;
+}
+
+async fn cluster_git_token(cluster: &Cluster) -> String {
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let mut data = secrets.get("agent-secrets").await.expect("the Secret").data.expect("data");
+    let token = data.remove("github-token").expect("the git token").0;
+    String::from_utf8(token).expect("text").trim().to_owned()
+}

@@ -1,0 +1,10 @@
+//! One file per scenario; each test makes its own tasks and can run beside the others.
+
+mod credentials;
+mod deletion;
+mod follow;
+mod kill_points;
+mod many_tasks;
+mod retries;
+mod sample;
+mod timeout;

@@ -1,0 +1,62 @@
+//! Processes of pods on this machine: all nodes of the local cluster run here, so a container's
+//! process can be found by its cgroup and ended as a crash would end it.
+
+use std::{fs, path::Path};
+
+use kube::{ResourceExt, api::ListParams};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::cluster::{Cluster, SYSTEM};
+
+/// Processes whose cgroup belongs to the pod with this uid, with their command names.
+pub(crate) fn of_pod(uid: &str) -> Vec<(i32, String)> {
+    let systemd_form = uid.replace('-', "_");
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("cgroup"))
+                .is_ok_and(|text| text.contains(uid) || text.contains(&systemd_form))
+        })
+        .map(|pid| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            (pid, comm.trim().to_owned())
+        })
+        .collect()
+}
+
+/// Sends SIGKILL to the process that runs `program` (and, of several containers with the same
+/// program, the one whose command line contains `argument`) in each pod of the release with this
+/// label; returns how many there were.
+pub(crate) async fn kill_program(
+    cluster: &Cluster,
+    label: &str,
+    node: Option<&str>,
+    argument: &str,
+) -> usize {
+    let pods = cluster
+        .pods(SYSTEM)
+        .list(&ListParams::default().labels(label))
+        .await
+        .expect("list of the release's pods")
+        .items;
+    let mut killed = 0;
+    for pod in pods {
+        let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        if node.is_some() && on != node {
+            continue;
+        }
+        for (pid, _) in of_pod(&pod.uid().expect("a uid")) {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains(argument) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
+                killed += 1;
+            }
+        }
+    }
+    killed
+}
