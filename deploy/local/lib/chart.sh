@@ -1,0 +1,86 @@
+# shellcheck shell=bash
+# Installs the chart, makes the secret that the sample task names, and waits until everything runs.
+
+CHART=$AO_REPO/deploy/helm/agent-operator
+RELEASE=agent-operator
+RELEASE_NAMESPACE=agent-operator-system
+TASK_NAMESPACE=agent-system
+# The one file that `env` names for the CA of the controller's gRPC port.
+GRPC_CA=$AO_STATE/grpc-ca.crt
+
+chart_install() {
+  local name set=()
+  [[ -f $CHART/Chart.yaml ]] || die "there is no chart at $CHART" "check out the whole repository"
+  for name in controller supervisor runner agent; do set+=(--set-string "images.$name=$(image_reference "$name")"); done
+  log "installing the chart"
+  helm --kubeconfig "$1" upgrade --install "$RELEASE" "$CHART" --namespace "$RELEASE_NAMESPACE" --create-namespace \
+    --values "$2" --set-string "llm.baseURL=$(model_base_url)" "${set[@]}" "${@:3}" >"$AO_LOGS/helm.log" 2>&1 || {
+    tail -n 20 "$AO_LOGS/helm.log" >&2
+    die "helm could not install the chart" "see $AO_LOGS/helm.log; helm lint $CHART checks the chart alone"
+  }
+}
+
+chart_secret() {
+  local kubeconfig=$1 key=${ANTHROPIC_API_KEY:-scripted-model-needs-no-key} token=$2
+  # By standard input, never by argument: command lines are public.
+  jq -n --arg key "$key" --arg token "$token" --arg namespace "$TASK_NAMESPACE" '{
+    apiVersion: "v1", kind: "Secret", metadata: {name: "agent-secrets", namespace: $namespace},
+    stringData: {"anthropic-api-key": $key, "github-token": $token}
+  }' | kubectl --kubeconfig "$kubeconfig" apply --server-side --force-conflicts --field-manager=deploy-local -f - >/dev/null
+}
+
+rollout() {
+  local kubeconfig=$1 object
+  for object in $(kubectl --kubeconfig "$kubeconfig" -n "$RELEASE_NAMESPACE" get deployment,daemonset -o name); do
+    log "waiting for $object"
+    kubectl --kubeconfig "$kubeconfig" -n "$RELEASE_NAMESPACE" rollout status "$object" --timeout=180s >"$AO_LOGS/rollout.log" 2>&1 || {
+      kubectl --kubeconfig "$kubeconfig" -n "$RELEASE_NAMESPACE" get pods -o wide >&2
+      kubectl --kubeconfig "$kubeconfig" -n "$RELEASE_NAMESPACE" get events --sort-by=.lastTimestamp | tail -n 10 >&2
+      die "$object does not become ready" "kubectl -n $RELEASE_NAMESPACE logs $object --all-containers"
+    }
+  done
+}
+
+grpc_ca() {
+  kubectl --kubeconfig "$1" -n "$RELEASE_NAMESPACE" get configmap "$RELEASE-ca" -o 'jsonpath={.data.ca\.crt}' >"$GRPC_CA.new" 2>/dev/null &&
+    [[ -s $GRPC_CA.new ]] && mv "$GRPC_CA.new" "$GRPC_CA"
+}
+
+chart_up() {
+  preload_images &
+  local preload=$!
+  chart_install "$AO_KUBE/admin.yaml" "$AO_LOCAL/values.yaml"
+  chart_secret "$AO_KUBE/admin.yaml" "$(cat "$(forge_token_file)")"
+  wait "$preload" || true
+  rollout "$AO_KUBE/admin.yaml"
+  wait_or_die 30 "the controller's CA" "kubectl -n $RELEASE_NAMESPACE logs deployment/$RELEASE-controller" grpc_ca "$AO_KUBE/admin.yaml"
+}
+
+# install_into_context CONTEXT PROFILE: somebody else's cluster. Nothing of it is changed but our release, our CRDs
+# and the secret of the sample.
+install_into_context() {
+  local context=$1 profile=$2 kubeconfig=$AO_STATE/context.yaml registry=${AO_IMAGE_REGISTRY:-}
+  mkdir -p "$AO_STATE" "$AO_LOGS"
+  ensure_tools kubectl "${CLIENT_TOOLS[@]}"
+  [[ -n $registry ]] || die "no registry to push our images to" "set AO_IMAGE_REGISTRY to one that your nodes can pull from"
+  (umask 077 && kubectl --context "$context" config view --raw --minify --flatten >"$kubeconfig") 2>/dev/null ||
+    die "your kubeconfig has no context $context" "kubectl config get-contexts lists them"
+  kubectl --kubeconfig "$kubeconfig" get --raw /readyz >/dev/null || die "the cluster of $context does not answer" "kubectl --context $context get nodes"
+  "$AO_REPO/deploy/images/build" --profile "$profile" ${AO_BASE_IMAGE:+--base "$AO_BASE_IMAGE"} --push "$registry" \
+    --out "$(images_file)" >/dev/null
+  # A cluster of one's own has the real forge and the real model: no upstream map, no scripted model.
+  chart_install_existing "$kubeconfig"
+  printf '%s' "$kubeconfig" | write_file "$AO_STATE/kubeconfig-in-use"
+}
+
+chart_install_existing() {
+  local kubeconfig=$1
+  if model_is_real && [[ -n ${GITHUB_TOKEN:-} ]]; then
+    chart_install "$kubeconfig" /dev/null
+    chart_secret "$kubeconfig" "$GITHUB_TOKEN"
+  else
+    ANTHROPIC_API_KEY=${ANTHROPIC_API_KEY:-set-me} chart_install "$kubeconfig" /dev/null
+    warn "ANTHROPIC_API_KEY and GITHUB_TOKEN are not both set: make the secret agent-secrets in $TASK_NAMESPACE yourself"
+  fi
+  rollout "$kubeconfig"
+}
