@@ -29,6 +29,21 @@ chart_secret() {
   }' | kubectl --kubeconfig "$kubeconfig" apply --server-side --force-conflicts --field-manager=deploy-local -f - >/dev/null
 }
 
+# A ServiceAccount that may watch tasks and nothing else: `kubectl create token viewer` makes the token for grpcurl.
+chart_viewer() {
+  kubectl --kubeconfig "$1" apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: viewer, namespace: $TASK_NAMESPACE}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: viewer, namespace: $TASK_NAMESPACE}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
+subjects: [{kind: ServiceAccount, name: viewer, namespace: $TASK_NAMESPACE}]
+YAML
+}
+
 rollout() {
   local kubeconfig=$1 object
   for object in $(kubectl --kubeconfig "$kubeconfig" -n "$RELEASE_NAMESPACE" get deployment,daemonset -o name); do
@@ -51,6 +66,7 @@ chart_up() {
   local preload=$!
   chart_install "$AO_KUBE/admin.yaml" "$AO_LOCAL/values.yaml"
   chart_secret "$AO_KUBE/admin.yaml" "$(cat "$(forge_token_file)")"
+  chart_viewer "$AO_KUBE/admin.yaml"
   wait "$preload" || true
   rollout "$AO_KUBE/admin.yaml"
   wait_or_die 30 "the controller's CA" "kubectl -n $RELEASE_NAMESPACE logs deployment/$RELEASE-controller" grpc_ca "$AO_KUBE/admin.yaml"
@@ -82,5 +98,16 @@ chart_install_existing() {
     ANTHROPIC_API_KEY=${ANTHROPIC_API_KEY:-set-me} chart_install "$kubeconfig" /dev/null
     warn "ANTHROPIC_API_KEY and GITHUB_TOKEN are not both set: make the secret agent-secrets in $TASK_NAMESPACE yourself"
   fi
+  chart_viewer "$kubeconfig"
   rollout "$kubeconfig"
+}
+
+# uninstall_from_context CONTEXT: the release goes; the CRDs and with them the tasks stay, as helm does it.
+uninstall_from_context() {
+  local kubeconfig=$AO_STATE/context.yaml
+  (umask 077 && kubectl --context "$1" config view --raw --minify --flatten >"$kubeconfig")
+  helm --kubeconfig "$kubeconfig" uninstall "$RELEASE" --namespace "$RELEASE_NAMESPACE"
+  kubectl --kubeconfig "$kubeconfig" -n "$TASK_NAMESPACE" delete --ignore-not-found \
+    secret/agent-secrets serviceaccount/viewer rolebinding/viewer
+  rm -f "$kubeconfig" "$AO_STATE/kubeconfig-in-use"
 }

@@ -36,6 +36,7 @@ mark_state() {
     mkdir -p "$AO_STATE" "$AO_RUN" "$AO_LOGS"
   fi
   echo "$STATE_LAYOUT" | write_file "$AO_STATE/layout"
+  rm -f "$AO_STATE/kubeconfig-in-use"
 }
 
 open_or_close_network() {

@@ -21,7 +21,7 @@ forge_install() {
   }
   mkdir -p "$dir/home" "$dir/data" "$dir/conf"
   if [[ $(cat "$dir/version" 2>/dev/null) != "$GITEA_VERSION" ]]; then
-    rm -rf "$dir/bin" "$dir/share"
+    rm -rf "${dir:?}/bin" "${dir:?}/share"
     mkdir -p "$dir/bin"
     cp "$source/gitea" "$dir/bin/"
     cp -r "$source/share" "$dir/"
@@ -126,7 +126,7 @@ forge_repository() {
   work=$(mktemp -d)
   cp -r "$AO_LOCAL/example-repo/." "$work"
   (
-    cd "$work"
+    cd "$work" || exit 1
     export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
     export GIT_AUTHOR_NAME=example GIT_AUTHOR_EMAIL=example@forge.invalid
     export GIT_COMMITTER_NAME=example GIT_COMMITTER_EMAIL=example@forge.invalid
