@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     coding_task::AgentSpec,
-    shared::{Condition, LocalSecretRef, PullRequestStatus, TolerationSpec, UsageStatus},
+    shared::{
+        CONDITIONS_MAX, Condition, LocalSecretRef, MESSAGE_CHARS_MAX, PullRequestStatus,
+        TolerationSpec, UsageStatus,
+    },
 };
 
 /// One attempt at one step of a task: at most one pod, one outcome. Node and epoch are in the spec
@@ -37,13 +40,13 @@ use super::{
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[x_kube(validation = Rule::new("self == oldSelf").message("spec of an AgentRun cannot change"))]
+#[x_kube(validation = Rule::new("self == oldSelf").message("spec of an AgentRun cannot change; a new attempt is a new AgentRun, made by the controller"))]
 #[serde(rename_all = "camelCase")]
 pub struct AgentRunSpec {
     /// The task.
     pub task_ref: TaskReference,
     /// plan, implement, test or pull-request.
-    #[schemars(regex(pattern = "^(plan|implement|test|pull-request)$"))]
+    #[schemars(length(max = 63), regex(pattern = "^(plan|implement|test|pull-request)$"))]
     pub step: String,
     /// Serial number within task and step; never restarts.
     #[schemars(range(min = 1))]
@@ -63,6 +66,7 @@ pub struct AgentRunSpec {
     /// Secrets with which the image is pulled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub image_pull_secrets: Vec<LocalSecretRef>,
     /// Limits and requests, as resolved.
     pub resources: ResolvedResources,
@@ -70,9 +74,11 @@ pub struct AgentRunSpec {
     pub agent: AgentSpec,
     /// Model; left out: the agent's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
     pub model: Option<String>,
     /// Turn limit; left out: the agent's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub max_turns: Option<i32>,
     /// Node selector.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -80,11 +86,13 @@ pub struct AgentRunSpec {
     /// Tolerations.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub tolerations: Vec<TolerationSpec>,
     /// Isolation asked for, as resolved.
     pub sandbox: ResolvedSandbox,
     /// Name of the run whose output is this run's feedback; its text is in that run's status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub feedback_from: Option<String>,
 }
 
@@ -93,8 +101,10 @@ pub struct AgentRunSpec {
 #[serde(rename_all = "camelCase")]
 pub struct TaskReference {
     /// Name of the CodingTask.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// Its uid.
+    #[schemars(length(min = 1, max = 64))]
     pub uid: String,
 }
 
@@ -103,14 +113,19 @@ pub struct TaskReference {
 #[serde(rename_all = "camelCase")]
 pub struct ResolvedResources {
     /// CPU limit.
+    #[schemars(length(min = 1, max = 32))]
     pub cpu: String,
     /// Memory limit.
+    #[schemars(length(min = 1, max = 32))]
     pub memory: String,
     /// Workspace size limit.
+    #[schemars(length(min = 1, max = 32))]
     pub storage: String,
     /// CPU request.
+    #[schemars(length(min = 1, max = 32))]
     pub cpu_request: String,
     /// Memory request.
+    #[schemars(length(min = 1, max = 32))]
     pub memory_request: String,
 }
 
@@ -120,15 +135,17 @@ pub struct ResolvedResources {
 pub struct ResolvedSandbox {
     /// RuntimeClass of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub runtime_class_name: Option<String>,
     /// Required or BestEffort.
+    #[schemars(length(max = 32))]
     pub egress_policy: String,
     /// Refuse to start without a pids limit.
     #[serde(default)]
     pub require_pids_limit: bool,
     /// Hosts reachable through the gateway.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 260)))]
     pub allowed_hosts: Vec<String>,
 }
 
@@ -139,15 +156,19 @@ pub struct ResolvedSandbox {
 pub struct AgentRunStatus {
     /// Pending, Running, Succeeded, Failed or Unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub phase: Option<String>,
     /// Why it ended; see docs/reliability.md for the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
     pub reason: Option<String>,
     /// One sentence for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MESSAGE_CHARS_MAX))]
     pub message: Option<String>,
     /// Name of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub pod_name: Option<String>,
     /// When the start gate opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,6 +178,7 @@ pub struct AgentRunStatus {
     pub completion_time: Option<jiff::Timestamp>,
     /// Exit code of the runner; left out when unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 255))]
     pub exit_code: Option<i32>,
     /// Plan, or output of the failing command: first quarter and last three quarters of 16 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -164,15 +186,20 @@ pub struct AgentRunStatus {
     pub output: Option<String>,
     /// The command whose exit code decided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 16_384)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub command: Vec<String>,
     /// Base commit that the step worked from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub base_commit: Option<String>,
     /// Tip of the work branch upstream after the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub head_commit: Option<String>,
     /// Work branch as resolved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub work_branch: Option<String>,
     /// The pull request that the step opened or found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -189,10 +216,12 @@ pub struct AgentRunStatus {
     /// What the gateway refused, counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub refusals: Vec<RefusalStatus>,
     /// What programs read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = CONDITIONS_MAX))]
     pub conditions: Vec<Condition>,
 }
 
@@ -202,18 +231,22 @@ pub struct AgentRunStatus {
 pub struct SandboxReached {
     /// RuntimeClass of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub runtime_class: Option<String>,
     /// Enforced or Unenforced.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
     pub egress: Option<String>,
     /// Limit of processes; left out: none.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub pids_limit: Option<i64>,
     /// Whether the pod has a user namespace of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_namespace: Option<bool>,
     /// Landlock ABI applied to the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub landlock: Option<i32>,
 }
 
@@ -222,8 +255,10 @@ pub struct SandboxReached {
 #[serde(rename_all = "camelCase", default)]
 pub struct LogStatus {
     /// Bytes, lost ones included.
+    #[schemars(range(min = 0))]
     pub bytes: i64,
     /// Number of gaps.
+    #[schemars(range(min = 0))]
     pub gaps: i32,
 }
 
@@ -232,9 +267,12 @@ pub struct LogStatus {
 #[serde(rename_all = "camelCase")]
 pub struct RefusalStatus {
     /// egress, model, git, auth or limit.
+    #[schemars(length(max = 32))]
     pub kind: String,
     /// Host or path pattern.
+    #[schemars(length(max = 512))]
     pub target: String,
     /// How often.
+    #[schemars(range(min = 0))]
     pub count: i64,
 }

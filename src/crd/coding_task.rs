@@ -9,9 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::{
     quantity::QuantityText,
     shared::{
-        Condition, LocalSecretRef, PullRequestStatus, SecretKeyRef, TolerationSpec, UsageStatus,
+        CONDITIONS_MAX, Condition, LocalSecretRef, MESSAGE_CHARS_MAX, PullRequestStatus,
+        SecretKeyRef, TolerationSpec, UsageStatus,
     },
 };
+
+/// Most runs that a task's status lists: a task with every retry used and each run placed several
+/// times stays far below it, and the object stays below 100 KiB.
+pub const RUNS_MAX: usize = 512;
 
 /// A task for a coding agent: plan, implement, test, and open a pull request.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -53,6 +58,10 @@ use super::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(
+    validation = Rule::new("!has(oldSelf.budget) || has(self.budget)").message("spec.budget may only be raised; set higher limits instead of removing it"),
+    validation = Rule::new("!has(self.repository.workBranch) || !has(self.repository.branch) || self.repository.workBranch != self.repository.branch").message("spec.repository.workBranch must differ from spec.repository.branch; the agent never writes to the base branch"),
+    validation = Rule::new("!has(self.repository.workBranch) || has(self.repository.branch) || self.repository.workBranch != 'main'").message("spec.repository.workBranch must differ from the base branch main; the agent never writes to the base branch"),
+    validation = Rule::new("!has(self.sandbox) || !has(self.sandbox.allowedHosts) || !self.sandbox.allowedHosts.exists(h, h == 'api.anthropic.com' || h == 'api.anthropic.com:443' || self.repository.url.startsWith('https://' + h + '/') || (h.endsWith(':443') && self.repository.url.startsWith('https://' + h.replace(':443', '') + '/')) || self.repository.url.startsWith('http://' + h + '/'))").message("spec.sandbox.allowedHosts must not name the host of spec.repository.url or of the model; the gateway serves both without a tunnel, remove them"),
     validation = Rule::new("has(self.agent) == has(oldSelf.agent) && (!has(self.agent) || self.agent == oldSelf.agent)").message("spec.agent cannot change after creation; create a new CodingTask"),
     validation = Rule::new("has(self.test) == has(oldSelf.test) && (!has(self.test) || self.test == oldSelf.test)").message("spec.test cannot change after creation; create a new CodingTask")
 )]
@@ -98,19 +107,13 @@ pub struct CodingTaskSpec {
     pub max_retries: Option<i32>,
     /// Longest time of one step, Go-style (`30m`, `1h30m`); its clock starts when the step may start. Default: 30m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 2, max = 20),
-        regex(pattern = r"^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$")
-    )]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('168h')").message("spec.stepTimeout must be between 1s and 168h, for example 30m"))]
+    #[schemars(length(max = 20))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$') && self != '' && duration(self) >= duration('1s') && duration(self) <= duration('168h')").message("spec.stepTimeout must be a duration of whole hours, minutes and seconds between 1s and 168h, for example 30m or 1h30m"))]
     pub step_timeout: Option<String>,
     /// Longest time of the whole task, Go-style. Default: 6h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 2, max = 20),
-        regex(pattern = r"^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$")
-    )]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('720h')").message("spec.taskTimeout must be between 1s and 720h, for example 6h"))]
+    #[schemars(length(max = 20))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$') && self != '' && duration(self) >= duration('1s') && duration(self) <= duration('720h')").message("spec.taskTimeout must be a duration of whole hours, minutes and seconds between 1s and 720h, for example 6h or 1h30m"))]
     pub task_timeout: Option<String>,
     /// How the work is tested. Default: detected from the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,8 +141,8 @@ pub struct CodingTaskSpec {
 /// Where a request came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("self.type != 'github-issue' || has(self.github)").message("source.type github-issue needs source.github with owner, repo and issueNumber"),
-    validation = Rule::new("self.type != 'chat' || has(self.chat)").message("source.type chat needs source.chat with sessionId and userId")
+    validation = Rule::new("self.type != 'github-issue' || has(self.github)").message("spec.source.type github-issue needs spec.source.github with owner, repo and issueNumber"),
+    validation = Rule::new("self.type != 'chat' || has(self.chat)").message("spec.source.type chat needs spec.source.chat with sessionId and userId")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TaskSource {
@@ -198,27 +201,27 @@ pub struct RepositorySpec {
     /// Clone URL, http or https, without credentials.
     #[schemars(length(min = 10, max = 2048))]
     #[x_kube(
-        validation = Rule::new("self.matches('^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/[A-Za-z0-9._~/-]+$')").message("spec.repository.url must be an http or https clone URL without user name or password, for example https://github.com/owner/repo.git (ssh URLs are not supported)"),
-        validation = Rule::new("!self.contains('..') && !self.contains('//./')").message("spec.repository.url must not contain '..'")
+        validation = Rule::new("self.matches('^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+){2,}/?$')").message("spec.repository.url must be an http or https clone URL without user name or password, for example https://github.com/owner/repo.git (ssh URLs are not supported)"),
+        validation = Rule::new("!self.contains('..') && !self.contains('/./')").message("spec.repository.url must not contain '.' or '..' as a folder; write the address as the forge shows it")
     )]
     pub url: String,
     /// Branch that the work starts from and the pull request goes to. Default: main.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 244))]
-    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_][A-Za-z0-9._/+-]*$') && !self.contains('..') && !self.contains('//') && !self.contains('/.') && !self.endsWith('/') && !self.endsWith('.') && !self.endsWith('.lock')").message("spec.repository.branch must be a git branch name, for example main"))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_][A-Za-z0-9._/+-]*$') && !self.contains('..') && !self.contains('//') && !self.contains('/.') && !self.endsWith('/') && !self.endsWith('.') && !self.endsWith('.lock')").message("spec.repository.branch must be a git branch name of letters, digits and . _ / + -, for example main"))]
     pub branch: Option<String>,
     /// Branch for the agent's changes. Default: ai/<task-name>.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 238))]
-    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_][A-Za-z0-9._/+-]*$') && !self.contains('..') && !self.contains('//') && !self.contains('/.') && !self.endsWith('/') && !self.endsWith('.') && !self.endsWith('.lock')").message("spec.repository.workBranch must be a git branch name, for example ai/my-task"))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_][A-Za-z0-9._/+-]*$') && !self.contains('..') && !self.contains('//') && !self.contains('/.') && !self.endsWith('/') && !self.endsWith('.') && !self.endsWith('.lock')").message("spec.repository.workBranch must be a git branch name of letters, digits and . _ / + -, for example ai/my-task"))]
     pub work_branch: Option<String>,
 }
 
 /// The agent program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("self.type != 'Command' || has(self.command)").message("agent.type Command needs agent.command"),
-    validation = Rule::new("self.type == 'Command' || !has(self.command)").message("agent.command is only for agent.type Command")
+    validation = Rule::new("self.type != 'Command' || has(self.command)").message("spec.agent.type Command needs spec.agent.command, for example [\"./agent.sh\"]"),
+    validation = Rule::new("self.type == 'Command' || !has(self.command)").message("spec.agent.command is only for spec.agent.type Command; remove it or change the type")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AgentSpec {
@@ -325,8 +328,8 @@ pub enum OnUnverifiable {
 /// Hard limits for the whole task.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("!has(oldSelf.maxTokens) || (has(self.maxTokens) && self.maxTokens >= oldSelf.maxTokens)").message("budget.maxTokens may only be raised"),
-    validation = Rule::new("!has(oldSelf.maxCostUSD) || (has(self.maxCostUSD) && quantity(string(self.maxCostUSD)).compareTo(quantity(string(oldSelf.maxCostUSD))) >= 0)").message("budget.maxCostUSD may only be raised")
+    validation = Rule::new("!has(oldSelf.maxTokens) || (has(self.maxTokens) && self.maxTokens >= oldSelf.maxTokens)").message("spec.budget.maxTokens may only be raised; leave it as it was or set a higher number"),
+    validation = Rule::new("!has(oldSelf.maxCostUSD) || (has(self.maxCostUSD) && quantity(string(self.maxCostUSD)).compareTo(quantity(string(oldSelf.maxCostUSD))) >= 0)").message("spec.budget.maxCostUSD may only be raised; leave it as it was or set a higher amount")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct BudgetSpec {
@@ -375,7 +378,10 @@ pub struct SandboxSpec {
             regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?$")
         )
     )]
-    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(h, !h.matches('^[0-9.]+(:[0-9]+)?$'))").message("spec.sandbox.allowedHosts takes host names, not IP addresses; write for example registry.example.com")
+    )]
     pub allowed_hosts: Vec<String>,
 }
 
@@ -394,21 +400,27 @@ pub enum EgressPolicySpec {
 pub struct CodingTaskStatus {
     /// Summary: Pending, Planning, Implementing, Testing, PullRequest, Complete or Failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub phase: Option<String>,
     /// Number of the present step, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub current_step: Option<i32>,
     /// Name of the present step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
     pub step_name: Option<String>,
     /// Number of steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub total_steps: Option<i32>,
     /// Node of the present step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub node_name: Option<String>,
     /// Retries of the implement-and-test loop so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub retry_count: Option<i32>,
     /// Retries by the budget they used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -416,6 +428,7 @@ pub struct CodingTaskStatus {
     /// The task's runs, in order of creation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = RUNS_MAX))]
     pub agent_runs: Vec<AgentRunSummary>,
     /// The plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -423,6 +436,7 @@ pub struct CodingTaskStatus {
     /// The repositories; the first is `main`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 32))]
     pub repositories: Vec<RepositoryStatus>,
     /// The pull request of the main repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -438,13 +452,16 @@ pub struct CodingTaskStatus {
     pub completion_time: Option<jiff::Timestamp>,
     /// One sentence on where the task stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MESSAGE_CHARS_MAX))]
     pub message: Option<String>,
     /// Generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
     /// What programs read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = CONDITIONS_MAX))]
     pub conditions: Vec<Condition>,
 }
 
@@ -453,10 +470,13 @@ pub struct CodingTaskStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct RetryStatus {
     /// The agent's or the code's own failures.
+    #[schemars(range(min = 0))]
     pub application: i32,
     /// Lost nodes, evictions and the like.
+    #[schemars(range(min = 0))]
     pub infrastructure: i32,
     /// Model or forge not available.
+    #[schemars(range(min = 0))]
     pub provider: i32,
 }
 
@@ -465,12 +485,16 @@ pub struct RetryStatus {
 #[serde(rename_all = "camelCase")]
 pub struct AgentRunSummary {
     /// Name of the AgentRun.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// Its step.
+    #[schemars(length(max = 63))]
     pub step: String,
     /// Its attempt number.
+    #[schemars(range(min = 0))]
     pub attempt: i32,
     /// Its phase.
+    #[schemars(length(max = 64))]
     pub phase: String,
 }
 
@@ -479,11 +503,13 @@ pub struct AgentRunSummary {
 #[serde(rename_all = "camelCase")]
 pub struct PlanStatus {
     /// `sha256:` and the hash of the text.
+    #[schemars(length(max = 128))]
     pub digest: String,
     /// The text, at most 16 KiB.
     #[schemars(length(max = 16_384))]
     pub text: String,
     /// Size of the whole plan before it was cut.
+    #[schemars(range(min = 0))]
     pub size_bytes: i64,
 }
 
@@ -492,17 +518,22 @@ pub struct PlanStatus {
 #[serde(rename_all = "camelCase")]
 pub struct RepositoryStatus {
     /// Name within the task.
+    #[schemars(length(max = 63))]
     pub name: String,
     /// Clone URL.
+    #[schemars(length(max = 2048))]
     pub url: String,
     /// Commit of the base branch that the work started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub base_commit: Option<String>,
     /// Tip of the work branch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub head_commit: Option<String>,
     /// Work branch as resolved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub work_branch: Option<String>,
     /// Its pull request.
     #[serde(default, skip_serializing_if = "Option::is_none")]

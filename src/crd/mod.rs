@@ -9,10 +9,12 @@ pub mod agent_run;
 #[allow(unreachable_pub)]
 pub mod coding_task;
 pub mod conditions;
+pub mod definitions;
 pub mod quantity;
 #[allow(unreachable_pub)]
 pub mod shared;
 
 pub use agent_run::{AgentRun, AgentRunSpec, AgentRunStatus};
 pub use coding_task::{CodingTask, CodingTaskSpec, CodingTaskStatus};
+pub use definitions::all_crds;
 pub use quantity::QuantityText;

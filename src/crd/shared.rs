@@ -6,6 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{self, report};
 
+/// Longest `message` of a status: four times what we write, so that a cut with its mark never meets
+/// the API server's refusal.
+pub const MESSAGE_CHARS_MAX: usize = 4 * crate::domain::limits::MESSAGE_BYTES_MAX;
+
+/// Most conditions of an object: far above the types there are, so that later ones fit.
+pub const CONDITIONS_MAX: usize = 32;
+
 /// Consumption as the gateway counted it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -64,8 +71,10 @@ impl From<UsageStatus> for domain::Usage {
 #[serde(rename_all = "camelCase")]
 pub struct PullRequestStatus {
     /// Web address.
+    #[schemars(length(max = 2048))]
     pub url: String,
     /// Number within the repository.
+    #[schemars(range(min = 0))]
     pub number: i64,
 }
 
@@ -84,7 +93,7 @@ pub struct Condition {
     #[schemars(length(min = 1, max = 316))]
     pub type_: String,
     /// `True`, `False` or `Unknown`.
-    #[schemars(regex(pattern = "^(True|False|Unknown)$"))]
+    #[schemars(length(max = 16), regex(pattern = "^(True|False|Unknown)$"))]
     pub status: String,
     /// Generation of the spec that the condition speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,7 +119,7 @@ pub struct TolerationSpec {
     pub key: Option<String>,
     /// `Exists` or `Equal` (the default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = "^(Exists|Equal)$"))]
+    #[schemars(length(max = 16), regex(pattern = "^(Exists|Equal)$"))]
     pub operator: Option<String>,
     /// Taint value for `Equal`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,10 +127,11 @@ pub struct TolerationSpec {
     pub value: Option<String>,
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`; left out: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = "^(NoSchedule|PreferNoSchedule|NoExecute)$"))]
+    #[schemars(length(max = 32), regex(pattern = "^(NoSchedule|PreferNoSchedule|NoExecute)$"))]
     pub effect: Option<String>,
     /// For `NoExecute`: how many seconds the pod stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -1, max = 31_536_000))]
     pub toleration_seconds: Option<i64>,
 }
 

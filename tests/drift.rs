@@ -1,0 +1,13 @@
+//! What must not drift apart, held by text: generated files and their sources, chart and code,
+//! versions, the borders between modules, sizes. Needs no cluster.
+
+#[path = "drift/borders.rs"]
+mod borders;
+#[path = "drift/chart.rs"]
+mod chart;
+#[path = "drift/definitions.rs"]
+mod definitions;
+#[path = "drift/sizes.rs"]
+mod sizes;
+#[path = "drift/tree.rs"]
+mod tree;
