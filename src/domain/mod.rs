@@ -10,6 +10,7 @@ pub mod outcome;
 pub mod report;
 pub mod secret;
 pub mod step;
+pub mod stream;
 pub mod text;
 pub mod usage;
 
