@@ -68,8 +68,8 @@ impl ConvertError {
     }
 
     /// `field` is out of range.
-    pub fn out_of_range(field: impl Into<String>, value: impl ToString) -> Self {
-        Self { field: field.into(), problem: Problem::OutOfRange(value.to_string()) }
+    pub fn out_of_range(field: impl Into<String>, value: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: Problem::OutOfRange(value.into()) }
     }
 
     /// The same error seen from the message around it.

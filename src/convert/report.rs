@@ -155,7 +155,7 @@ impl TryFrom<v1::PullRequest> for PullRequest {
 
     fn try_from(wire: v1::PullRequest) -> Result<Self, Self::Error> {
         if wire.number <= 0 {
-            return Err(ConvertError::out_of_range("number", wire.number));
+            return Err(ConvertError::out_of_range("number", wire.number.to_string()));
         }
         Ok(Self { url: text("url", wire.url)?, number: wire.number })
     }
