@@ -37,6 +37,7 @@ mark_state() {
   fi
   echo "$STATE_LAYOUT" | write_file "$AO_STATE/layout"
   rm -f "$AO_STATE/kubeconfig-in-use"
+  kill_strays
 }
 
 open_or_close_network() {
@@ -75,6 +76,8 @@ cluster_down() {
   for node in "${AO_NODE_IDS[@]}"; do node_down "$node"; done
   for part in kube-scheduler kube-controller-manager kube-apiserver etcd registry; do stop_daemon "$part" 5; done
   forge_down
+  kill_strays
+  net_kill
   node_mounts_down
   net_down
   # Logs stay for a later look; everything else was the cluster's.

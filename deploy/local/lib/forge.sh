@@ -51,6 +51,7 @@ OFFLINE_MODE = true
 DB_TYPE = sqlite3
 PATH = $dir/data/gitea.db
 SQLITE_JOURNAL_MODE = WAL
+SQLITE_TIMEOUT = 20000
 [repository]
 ROOT = $dir/data/repositories
 DEFAULT_BRANCH = main
@@ -68,8 +69,6 @@ ISSUE_INDEXER_TYPE = db
 ENABLED = false
 [cron]
 ENABLED = false
-[picture]
-DISABLE_GRAVATAR = true
 [webhook]
 ALLOWED_HOST_LIST = 10.77.0.0/24
 [log]

@@ -90,6 +90,14 @@ net_up() {
   for node in "${AO_NODE_IDS[@]}"; do net_node_up "$node"; done
 }
 
+# Whatever still lives in a node's network namespace came from us or into us, and would keep the namespace alive.
+net_kill() {
+  local node pid
+  for node in "${AO_NODE_IDS[@]}"; do
+    for pid in $(ip netns pids "$(node_netns "$node")" 2>/dev/null); do kill -KILL "$pid" 2>/dev/null || true; done
+  done
+}
+
 net_down() {
   local node
   command -v ip >/dev/null || return 0

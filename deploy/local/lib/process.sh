@@ -46,16 +46,21 @@ start_daemon() {
     log "restarting $name: its command line or configuration changed"
     stop_daemon "$name"
   fi
-  # An empty environment: no credential of the caller's may end up in a long-lived process.
+  printf '%s\n' "$fingerprint" | write_file "$AO_RUN/$name.cmd"
+  rm -f "$AO_RUN/$name.pid"
+  # The daemon's own process writes the pid file before it becomes the daemon: whoever ends this script at any
+  # moment leaves no daemon that nobody knows of.
   (
     cd /
     exec 8>&- 9>&-
+    # Taken first: inside a command substitution it would be the substitution's.
+    self=$BASHPID
+    printf '%s %s %s\n' "$self" "$(process_start_time "$self")" "$(boot_id)" | write_file "$AO_RUN/$name.pid"
+    # An empty environment: no credential of the caller's may end up in a long-lived process.
     exec setsid env -i PATH="$PATH" HOME="${HOME:-/root}" LANG=C.UTF-8 "$@"
   ) </dev/null >>"$AO_LOGS/$name.log" 2>&1 &
-  pid=$!
-  disown "$pid" 2>/dev/null || true
-  printf '%s\n' "$fingerprint" | write_file "$AO_RUN/$name.cmd"
-  printf '%s %s %s\n' "$pid" "$(process_start_time "$pid" || true)" "$(boot_id)" | write_file "$AO_RUN/$name.pid"
+  disown $! 2>/dev/null || true
+  until [[ -f $AO_RUN/$name.pid ]]; do sleep 0.01; done
 }
 
 # kill_pid PID [SECONDS]: asks first, then insists. Start time checked, since the pid may be reused meanwhile.
@@ -98,5 +103,38 @@ wait_daemon() {
       die "$name runs but is not ready" "its log: $AO_LOGS/$name.log"
     }
     sleep 0.2
+  done
+}
+
+# Daemons of ours that no pid file knows, because the state folder was removed under them. They are known by their
+# program, which lies in our folders, and by the state folder or registry address in their command line.
+stray_pids() {
+  local folder pid program parent known=" " name arguments
+  for name in "$AO_RUN"/*.pid; do
+    name=${name##*/}
+    known+="$(daemon_pid "${name%.pid}" || true) "
+  done
+  for folder in /proc/[0-9]*; do
+    pid=${folder#/proc/}
+    program=$(readlink "$folder/exe" 2>/dev/null) || continue
+    case ${program%% (deleted)} in
+      "$AO_CACHE"/tools/*/kubectl | "$AO_CACHE"/tools/*/containerd-shim-runc-v2 | "$AO_CACHE"/tools/*/ctr) continue ;;
+      "$AO_CACHE"/tools/*/helm | "$AO_CACHE"/tools/*/grpcurl) continue ;;
+      "$AO_CACHE"/tools/*) ;;
+      "$AO_STATE"/forge/bin/gitea | "$AO_STATE"/model/*) ;;
+      *) continue ;;
+    esac
+    arguments=$(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null) || continue
+    [[ $arguments == *"$AO_STATE/"* || $arguments == *"serve --address $AO_REGISTRY"* ]] || continue
+    parent=$(sed 's/.*) //' "$folder/stat" 2>/dev/null | cut -d' ' -f2)
+    [[ $known == *" $pid "* || $known == *" $parent "* ]] || echo "$pid"
+  done
+}
+
+kill_strays() {
+  local pid
+  for pid in $(stray_pids); do
+    log "ending a stray process of an earlier run: $pid ($(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c1-60)…)"
+    kill_pid "$pid" 5
   done
 }
