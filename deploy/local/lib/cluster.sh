@@ -50,6 +50,7 @@ open_or_close_network() {
   fi
 }
 
+# cluster_up MODEL: the scripted model server is started here if MODEL is `model`; it may have to be compiled first.
 cluster_up() {
   local node
   check_machine
@@ -63,7 +64,7 @@ cluster_up() {
   control_plane_up
   for node in "${AO_NODE_IDS[@]}"; do node_up "$node"; done
   forge_up
-  model_up
+  [[ $1 != model ]] || model_up
   for node in "${AO_NODE_IDS[@]}"; do
     wait_daemon "kubelet-$node" 120 node_ready "$node"
     log "node-$node is Ready"

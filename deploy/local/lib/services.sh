@@ -95,6 +95,15 @@ start_model() {
   start_daemon model "$copy" --listen "$AO_MODEL_ADDR"
 }
 
+# The scripted model is one of the test doubles, and shares their compiled code.
+model_build() {
+  ! model_is_real || return 0
+  command -v cargo >/dev/null || die "cargo is missing" "install Rust with rustup; rust-toolchain.toml names the version"
+  log "compiling the scripted model server"
+  (cd "$AO_REPO" && CARGO_TARGET_DIR=$(cargo_target_dir) nice -n 5 cargo build --locked --quiet -p agent-operator-doubles) >&2 ||
+    die "the scripted model server does not compile" "cargo build -p agent-operator-doubles, or set ANTHROPIC_API_KEY to use the real service"
+}
+
 model_up() {
   if model_is_real; then
     log "model: the real service at $(model_base_url), with your ANTHROPIC_API_KEY"

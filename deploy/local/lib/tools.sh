@@ -150,23 +150,37 @@ plain_ldflags() {
   esac
 }
 
+# attempt_build BUILDER NAME FOLDER. `set -e` does not work under a condition, so the result is looked at as well.
+attempt_build() {
+  mkdir -p "$3"
+  (
+    set -e
+    "$1" "$2" "$3/$2"
+  ) >"$AO_CACHE/log/build-$2.log" 2>&1 </dev/null && [[ -x $3/$2 ]]
+}
+
 # build_tool NAME POSITION: into a temporary folder that is renamed at the end, so half a build never counts.
 build_tool() {
-  local name=$1 file folder builder=build_plain started=$SECONDS
-  file=$(tool_file "$name")
-  folder=$(dirname "$file")
+  local name=$1 folder builder=build_plain started=$SECONDS try
+  folder=$(dirname "$(tool_file "$name")")
   case $name in
     kube*) builder=build_kubernetes ;;
     gitea) builder=build_gitea ;;
   esac
   log "building $name $(tool_version "$name") ($2)…"
-  rm -rf "$folder".tmp.*
-  mkdir -p "$folder.tmp.$$" "$AO_CACHE/log"
-  if ! (set -e; "$builder" "$name" "$folder.tmp.$$/$name") >"$AO_CACHE/log/build-$name.log" 2>&1 </dev/null; then
-    tail -n 15 "$AO_CACHE/log/build-$name.log" >&2
+  mkdir -p "$AO_CACHE/log"
+  # Sources come over the network; what was fetched or compiled before a hiccup is not done again.
+  for try in 1 2 3; do
+    rm -rf "$folder".tmp.*
+    if attempt_build "$builder" "$name" "$folder.tmp.$$"; then break; fi
     rm -rf "$folder.tmp.$$"
-    die "building $name failed" "see $AO_CACHE/log/build-$name.log; a network hiccup is the usual cause: run the command again, it goes on where it stopped"
-  fi
+    if ((try == 3)); then
+      tail -n 15 "$AO_CACHE/log/build-$name.log" >&2
+      die "building $name failed" "see $AO_CACHE/log/build-$name.log; run the command again, it goes on where it stopped"
+    fi
+    warn "building $name failed, trying again"
+    sleep 5
+  done
   rm -rf "$folder"
   mv "$folder.tmp.$$" "$folder"
   log "built $name in $((SECONDS - started))s"
