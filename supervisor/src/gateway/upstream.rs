@@ -119,11 +119,7 @@ fn split(url: &str) -> Result<(&str, &str, &str), UrlError> {
         && !host.starts_with(['-', '.', ':'])
         && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
     let plain_path = path.trim_end_matches('/').split('/').all(plain_segment);
-    if plain_host && plain_path {
-        Ok((scheme, host, path))
-    } else {
-        Err(UrlError::Path)
-    }
+    if plain_host && plain_path { Ok((scheme, host, path)) } else { Err(UrlError::Path) }
 }
 
 fn plain_segment(segment: &str) -> bool {
@@ -154,7 +150,10 @@ mod tests {
             let remote = map().resolve(url).unwrap();
             assert_eq!(remote.clone_url(), "http://10.77.0.254:3000/jcwearn/example-repo.git");
             assert_eq!(remote.owner_and_name(), Some(("jcwearn", "example-repo")));
-            assert_eq!((remote.host.as_str(), remote.forge), ("github.com", Some(ForgeKind::Gitea)));
+            assert_eq!(
+                (remote.host.as_str(), remote.forge),
+                ("github.com", Some(ForgeKind::Gitea))
+            );
         }
     }
 
@@ -206,7 +205,11 @@ mod tests {
 
     #[test]
     fn a_refused_url_with_a_password_does_not_show_it() {
-        for url in ["https://me:s3cr3t@github.com/o/r.git", "ssh://me:s3cr3t@h/o/r", "https://me:s3/cr3t@h/o"] {
+        for url in [
+            "https://me:s3cr3t@github.com/o/r.git",
+            "ssh://me:s3cr3t@h/o/r",
+            "https://me:s3/cr3t@h/o",
+        ] {
             let error = map().resolve(url).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("cr3t"), "{error}");
         }

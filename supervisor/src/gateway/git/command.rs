@@ -1,0 +1,344 @@
+//! Runs the `git` program: no configuration but ours, no hooks, no prompt, an empty environment,
+//! time and output limits, and a credential that the child can read once from a pipe and that
+//! stands in no argument, environment variable or file.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use agent_operator::domain::{Credential, Secret, text};
+use nix::{sys::signal, unistd::Pid};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    process::{Child, Command},
+};
+use zeroize::Zeroizing;
+
+use super::error::GitError;
+
+/// How much of a child's error output is kept; git's own messages are a few lines.
+const STDERR_BYTES_MAX: usize = 16 * 1024;
+/// How much of it goes into an error's detail.
+const DETAIL_BYTES_MAX: usize = 300;
+
+/// Configuration of every git run, before the operation's own.
+const BASE_CONFIG: &[&str] = &[
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.attributesFile=/dev/null",
+    "core.alternateRefsCommand=",
+    "protocol.allow=never",
+    "protocol.http.allow=always",
+    "protocol.https.allow=always",
+    "protocol.file.allow=never",
+    "protocol.ext.allow=never",
+    "transfer.fsckObjects=true",
+    "receive.fsckObjects=true",
+    "fetch.fsckObjects=true",
+    // Old tools wrote these into many public histories; they are ugly, not dangerous.
+    "fetch.fsck.zeroPaddedFilemode=ignore",
+    "fetch.fsck.missingSpaceBeforeDate=ignore",
+    "fetch.fsck.badTimezone=ignore",
+    "fetch.fsck.missingSpaceBeforeEmail=ignore",
+    "fetch.fsck.missingNameBeforeEmail=ignore",
+    "submodule.recurse=false",
+    "fetch.recurseSubmodules=false",
+    "push.recurseSubmodules=no",
+    // A quarantine borrows objects of its mirror, so nothing may be collected there.
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "receive.autogc=false",
+    // The credential goes to the host that was checked and to no other.
+    "http.followRedirects=false",
+    "http.lowSpeedLimit=1",
+    "http.lowSpeedTime=60",
+    // The container's user need not own the volume's root.
+    "safe.directory=*",
+    "credential.helper=",
+];
+
+/// Gives the child its standard input as descriptor 3 and nothing as standard input, so that git
+/// keeps the pipe open for its credential helper alone.
+const CREDENTIAL_SHELL: &str = r#"exec 3<&0 </dev/null; exec git "$@""#;
+/// Answers the first question with what the pipe holds, later ones with nothing.
+const CREDENTIAL_HELPER: &str = "credential.helper=!f() { cat <&3; }; f";
+
+/// How a credential is presented to git and to a forge's API.
+pub(in super::super) struct Login {
+    user: String,
+    password: Secret,
+}
+
+impl Login {
+    /// Reads `credential`: `user:password` for the scheme `basic`, otherwise a bare token.
+    pub(in super::super) fn of(credential: &Credential) -> Result<Self, GitError> {
+        let value = credential.value.expose().trim_end_matches(['\r', '\n']);
+        if value.is_empty() || value.contains(['\r', '\n', '\0']) {
+            return Err(GitError::ReadCredential);
+        }
+        let (user, password) = match value.split_once(':') {
+            Some((user, password)) if credential.scheme == "basic" => (user, password),
+            // GitHub wants this user name beside its tokens; Gitea takes any.
+            _ => ("x-access-token", value),
+        };
+        Ok(Self { user: user.to_owned(), password: Secret::new(password) })
+    }
+
+    /// The user name.
+    pub(in super::super) fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The password or token.
+    pub(in super::super) fn password(&self) -> &Secret {
+        &self.password
+    }
+
+    fn helper_answer(&self) -> Zeroizing<String> {
+        Zeroizing::new(format!("username={}\npassword={}\n", self.user, self.password.expose()))
+    }
+}
+
+/// One git run.
+pub(super) struct Run<'a> {
+    /// The repository; none for operations on URLs alone.
+    pub(super) git_dir: Option<&'a Path>,
+    /// Additional `key=value` configuration.
+    pub(super) config: Vec<String>,
+    /// Subcommand and arguments.
+    pub(super) args: Vec<String>,
+    /// What the credential helper answers.
+    pub(super) login: Option<&'a Login>,
+    /// Time limit.
+    pub(super) timeout: Duration,
+    /// Limit of standard output.
+    pub(super) output_bytes_max: usize,
+}
+
+impl<'a> Run<'a> {
+    /// A local operation: seconds at most, small output.
+    pub(super) fn local(git_dir: &'a Path, args: &[&str]) -> Self {
+        Self {
+            git_dir: Some(git_dir),
+            config: Vec::new(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            login: None,
+            timeout: Duration::from_secs(60),
+            output_bytes_max: 1024 * 1024,
+        }
+    }
+
+    /// The same with a credential and another time limit.
+    pub(super) fn upstream(mut self, login: Option<&'a Login>, timeout: Duration) -> Self {
+        self.login = login;
+        self.timeout = timeout;
+        self
+    }
+
+    fn operation(&self) -> String {
+        self.args.first().cloned().unwrap_or_default()
+    }
+}
+
+/// What a run left behind.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// The git subcommand.
+    pub(super) operation: String,
+    /// Exit code; none when a signal ended it.
+    pub(super) code: Option<i32>,
+    /// Standard output, whole.
+    pub(super) stdout: Vec<u8>,
+    /// Standard error, cut.
+    pub(super) stderr: String,
+}
+
+impl Finished {
+    /// The output as text when the exit code is 0.
+    pub(super) fn success(self) -> Result<String, GitError> {
+        if self.code == Some(0) {
+            return Ok(String::from_utf8_lossy(&self.stdout).into_owned());
+        }
+        let detail = self.detail();
+        Err(GitError::RunGit { operation: self.operation, detail })
+    }
+
+    /// The last words of standard error that say something, cut and printable.
+    pub(super) fn detail(&self) -> String {
+        let line = self
+            .stderr
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| line.starts_with("fatal:") || line.starts_with("error:"))
+            .or_else(|| self.stderr.lines().rev().map(str::trim).find(|line| !line.is_empty()));
+        match (line, self.code) {
+            (Some(line), _) => text::truncate(&text::printable(line), DETAIL_BYTES_MAX).to_owned(),
+            (None, Some(code)) => format!("exit code {code}"),
+            (None, None) => "ended by a signal".to_owned(),
+        }
+    }
+}
+
+/// Starts git processes.
+#[derive(Debug)]
+pub(super) struct Git {
+    path: OsString,
+    home: PathBuf,
+    ca_file: Option<PathBuf>,
+}
+
+impl Git {
+    /// `home` is an empty directory; `ca_file` replaces the system's certificate authorities.
+    pub(super) fn new(home: PathBuf, ca_file: Option<PathBuf>) -> Self {
+        let path =
+            std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        Self { path, home, ca_file }
+    }
+
+    /// The command line of `git`, started as `program` with `before` the first argument.
+    fn command(&self, program: &str, before: &[&str], run: &Run<'_>) -> Command {
+        let mut command = Command::new(program);
+        command.args(before);
+        for config in BASE_CONFIG {
+            command.args(["-c", config]);
+        }
+        if run.login.is_some() {
+            command.args(["-c", CREDENTIAL_HELPER]);
+        }
+        if let Some(ca_file) = &self.ca_file {
+            let mut config = OsString::from("http.sslCAInfo=");
+            config.push(ca_file);
+            command.args([OsStr::new("-c"), &config]);
+        }
+        for config in &run.config {
+            command.args(["-c", config]);
+        }
+        if let Some(git_dir) = run.git_dir {
+            let mut argument = OsString::from("--git-dir=");
+            argument.push(git_dir);
+            command.arg(argument);
+        }
+        command.args(&run.args);
+        self.harden(&mut command);
+        command
+    }
+
+    fn harden(&self, command: &mut Command) {
+        command
+            .env_clear()
+            .env("PATH", &self.path)
+            .env("HOME", &self.home)
+            .env("LC_ALL", "C")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_ATTR_NOSYSTEM", "1")
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_NO_REPLACE_OBJECTS", "1")
+            .current_dir(&self.home)
+            .process_group(0)
+            .kill_on_drop(true);
+    }
+
+    /// Runs git to its end.
+    pub(super) async fn run(&self, run: Run<'_>) -> Result<Finished, GitError> {
+        let operation = run.operation();
+        let seconds = run.timeout.as_secs();
+        let ended = tokio::time::timeout(run.timeout, self.run_unlimited(&run)).await;
+        ended.map_err(|_| GitError::AwaitGit { operation, seconds })?
+    }
+
+    async fn run_unlimited(&self, run: &Run<'_>) -> Result<Finished, GitError> {
+        let operation = run.operation();
+        let mut command = match run.login {
+            Some(_) => self.command("/bin/sh", &["-c", CREDENTIAL_SHELL, "git"], run),
+            None => self.command("git", &[], run),
+        };
+        let stdin = if run.login.is_some() { Stdio::piped() } else { Stdio::null() };
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut group = ProcessGroup::spawn(&mut command)?;
+        if let (Some(login), Some(mut pipe)) = (run.login, group.child.stdin.take()) {
+            // Fits into the pipe's buffer. A child that is gone already says so by its exit.
+            let _ = pipe.write_all(login.helper_answer().as_bytes()).await;
+        }
+        let stdout = group.child.stdout.take();
+        let stderr = group.child.stderr.take();
+        let (stdout, stderr) = tokio::join!(
+            read_capped(stdout, run.output_bytes_max, false),
+            read_capped(stderr, STDERR_BYTES_MAX, true)
+        );
+        let Some(stdout) = stdout else {
+            return Err(GitError::BoundOutput { operation, limit: run.output_bytes_max });
+        };
+        let status = group
+            .child
+            .wait()
+            .await
+            .map_err(|source| GitError::UseDisk { operation: "wait for git", source })?;
+        let stderr = String::from_utf8_lossy(&stderr.unwrap_or_default()).into_owned();
+        Ok(Finished { operation, code: status.code(), stdout, stderr })
+    }
+
+    /// Starts git with pipes for a streamed exchange; standard error is discarded, for what matters
+    /// to the client travels in the protocol.
+    pub(super) fn start(
+        &self,
+        run: &Run<'_>,
+        git_protocol: Option<&str>,
+    ) -> Result<ProcessGroup, GitError> {
+        let mut command = self.command("git", &[], run);
+        if let Some(version) = git_protocol {
+            command.env("GIT_PROTOCOL", version);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        ProcessGroup::spawn(&mut command)
+    }
+}
+
+/// A child with everything that it started; killed as a whole when dropped.
+pub(super) struct ProcessGroup {
+    /// The leader.
+    pub(super) child: Child,
+}
+
+impl ProcessGroup {
+    fn spawn(command: &mut Command) -> Result<Self, GitError> {
+        let child = command
+            .spawn()
+            .map_err(|source| GitError::UseDisk { operation: "start git", source })?;
+        Ok(Self { child })
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        // No id means that it was waited for: its number may be somebody else's by now.
+        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = signal::killpg(Pid::from_raw(pid), signal::Signal::SIGKILL);
+        }
+    }
+}
+
+/// Reads to the end. Over `max` bytes: none, or the first `max` bytes when `cut` is set.
+async fn read_capped(
+    source: Option<impl AsyncRead + Unpin>,
+    max: usize,
+    cut: bool,
+) -> Option<Vec<u8>> {
+    let mut source = source?;
+    let mut kept = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    let _ = (&mut source).take(limit).read_to_end(&mut kept).await;
+    if kept.len() <= max {
+        return Some(kept);
+    }
+    if !cut {
+        return None;
+    }
+    kept.truncate(max);
+    let _ = tokio::io::copy(&mut source, &mut tokio::io::sink()).await;
+    Some(kept)
+}

@@ -1,0 +1,340 @@
+//! Mirrors of upstream repositories, one for each (namespace, upstream URL).
+//!
+//! A mirror is a cache of objects, never a grant: whoever wants something of it has asked the
+//! upstream with the own credential first ([`Mirror::tips`]).
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use agent_operator::domain::names;
+use tokio::sync::OwnedMutexGuard;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    command::{Finished, Git, Login, Run},
+    error::GitError,
+    names::{Branch, CommitId},
+};
+
+/// An upstream that does not list three refs in this time is not available.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+/// A first fetch of a large repository takes minutes; stalls are cut by the low speed limit.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// Room for about 100,000 refs; a repository with more is served with its two branches alone.
+const REFS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How far back a branch is searched for this task's trailer: far more commits than a task makes.
+const TRAILER_COMMITS_MAX: u32 = 1000;
+
+/// All mirrors of this node.
+#[derive(Debug)]
+pub(super) struct Mirrors {
+    root: PathBuf,
+    git: Arc<Git>,
+    locks: std::sync::Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Fetches: they end for everybody who waits for them, also when the first asker is gone.
+    fetches: TaskTracker,
+}
+
+impl Mirrors {
+    /// Mirrors below `root`.
+    pub(super) fn new(root: PathBuf, git: Arc<Git>) -> Self {
+        Self { root, git, locks: std::sync::Mutex::default(), fetches: TaskTracker::new() }
+    }
+
+    /// The mirror of `url` for `namespace`. Nothing is fetched yet.
+    pub(super) fn get(&self, namespace: &str, url: String) -> Mirror {
+        let name = names::sha256_hex(format!("{namespace}\0{url}").as_bytes());
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = Arc::clone(locks.entry(name.clone()).or_default());
+        let path = self.root.join(name);
+        let (git, fetches) = (Arc::clone(&self.git), self.fetches.clone());
+        Mirror { path, url, git, lock, fetches }
+    }
+}
+
+/// One mirror.
+#[derive(Clone, Debug)]
+pub(super) struct Mirror {
+    path: PathBuf,
+    url: String,
+    git: Arc<Git>,
+    lock: Arc<tokio::sync::Mutex<()>>,
+    fetches: TaskTracker,
+}
+
+/// Branch tips as the upstream listed them.
+pub(super) type Tips = HashMap<Branch, CommitId>;
+
+impl Mirror {
+    /// The bare repository; exists after the first [`Mirror::refresh`].
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The upstream's URL.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Asks the upstream for the tips of `branches`, by exact name. Refused there is refused here.
+    pub(super) async fn tips(
+        &self,
+        login: Option<&Login>,
+        branches: &[&Branch],
+    ) -> Result<Tips, GitError> {
+        let refs: Vec<String> = branches.iter().map(|branch| branch.full_ref()).collect();
+        let mut args = vec!["ls-remote", "--heads", "--", &self.url];
+        args.extend(refs.iter().map(String::as_str));
+        let run = Run { git_dir: None, ..Run::local(&self.path, &args) };
+        let listed = self.git.run(run.upstream(login, LIST_TIMEOUT)).await?;
+        let text = self.accepted(listed, "read")?;
+        let mut tips = Tips::new();
+        for line in text.lines() {
+            // Patterns match the end of a name, so the exact one is picked here.
+            let Some((id, name)) = line.split_once('\t') else { continue };
+            if let Some(branch) = branches.iter().find(|branch| branch.full_ref() == name) {
+                tips.insert((*branch).clone(), CommitId::parse(id)?);
+            }
+        }
+        Ok(tips)
+    }
+
+    /// Makes the mirror contain `tips`; does nothing when another attempt's fetch has brought them.
+    pub(super) async fn refresh(
+        &self,
+        login: Option<Arc<Login>>,
+        tips: &Tips,
+    ) -> Result<(), GitError> {
+        let guard = Arc::clone(&self.lock).lock_owned().await;
+        self.create().await?;
+        let known = self.known(tips.keys()).await?;
+        if tips.iter().all(|(branch, tip)| known.get(branch) == Some(tip)) {
+            return Ok(());
+        }
+        let refspec = "+refs/heads/*:refs/heads/*".to_owned();
+        let options = vec!["--prune".to_owned()];
+        self.fetch(guard, login, options, refspec).await
+    }
+
+    /// Makes the mirror contain `commit`, also when no branch leads to it any more.
+    pub(super) async fn require(
+        &self,
+        login: Option<Arc<Login>>,
+        commit: &CommitId,
+    ) -> Result<(), GitError> {
+        if self.contains(commit).await? {
+            return Ok(());
+        }
+        let guard = Arc::clone(&self.lock).lock_owned().await;
+        let refspec = format!("{commit}:refs/kept/{commit}");
+        match self.fetch(guard, login, Vec::new(), refspec).await {
+            Err(GitError::RunGit { detail, .. }) if names_missing_object(&detail) => {
+                Err(GitError::FindCommit { commit: commit.to_string(), url: self.url.clone() })
+            }
+            other => other,
+        }
+    }
+
+    /// Whether one of the commits in `base..tip`, or `tip` itself, carries the trailer of `task_uid`.
+    pub(super) async fn carries_trailer(
+        &self,
+        base: &CommitId,
+        tip: &CommitId,
+        task_uid: &str,
+    ) -> Result<bool, GitError> {
+        let range = [tip.to_string(), format!("^{base}")];
+        let count = format!("--max-count={TRAILER_COMMITS_MAX}");
+        let format = trailer_format();
+        let args = ["log", &count, &format, &range[0], &range[1], "--"];
+        let found = self.git.run(Run::local(&self.path, &args)).await?.success()?;
+        if found.lines().any(|line| line.trim() == task_uid) {
+            return Ok(true);
+        }
+        self.tip_carries_trailer(tip, task_uid).await
+    }
+
+    /// Whether `tip` itself carries the trailer of `task_uid`.
+    pub(super) async fn tip_carries_trailer(
+        &self,
+        tip: &CommitId,
+        task_uid: &str,
+    ) -> Result<bool, GitError> {
+        tip_carries_trailer(&self.git, &self.path, tip, task_uid).await
+    }
+
+    /// Whether `descendant` has `ancestor` in its history.
+    pub(super) async fn descends(
+        &self,
+        descendant: &CommitId,
+        ancestor: &CommitId,
+    ) -> Result<bool, GitError> {
+        descends(&self.git, &self.path, descendant, ancestor).await
+    }
+
+    /// All branches of the mirror, as lines for `packed-refs`; none when there are too many.
+    pub(super) async fn branch_lines(&self) -> Result<Option<String>, GitError> {
+        let args = ["for-each-ref", "--format=%(objectname) %(refname)", "refs/heads/"];
+        let run = Run { output_bytes_max: REFS_BYTES_MAX, ..Run::local(&self.path, &args) };
+        match self.git.run(run).await {
+            Err(GitError::BoundOutput { .. }) => Ok(None),
+            other => other?.success().map(Some),
+        }
+    }
+
+    async fn create(&self) -> Result<(), GitError> {
+        if tokio::fs::try_exists(self.path.join("HEAD")).await.unwrap_or(false) {
+            return Ok(());
+        }
+        let path = self.path.to_string_lossy();
+        let args = ["init", "--quiet", "--bare", "--template=", "--", path.as_ref()];
+        let run = Run { git_dir: None, ..Run::local(&self.path, &args) };
+        self.git.run(run).await?.success().map(drop)
+    }
+
+    async fn known(&self, branches: impl Iterator<Item = &Branch>) -> Result<Tips, GitError> {
+        let branches: Vec<&Branch> = branches.collect();
+        let refs: Vec<String> = branches.iter().map(|branch| branch.full_ref()).collect();
+        let mut args = vec!["for-each-ref", "--format=%(objectname) %(refname)"];
+        args.extend(refs.iter().map(String::as_str));
+        let text = self.git.run(Run::local(&self.path, &args)).await?.success()?;
+        let mut tips = Tips::new();
+        for (id, name) in text.lines().filter_map(|line| line.split_once(' ')) {
+            if let Some(branch) = branches.iter().find(|branch| branch.full_ref() == name) {
+                tips.insert((*branch).clone(), CommitId::parse(id)?);
+            }
+        }
+        Ok(tips)
+    }
+
+    async fn contains(&self, commit: &CommitId) -> Result<bool, GitError> {
+        contains(&self.git, &self.path, commit).await
+    }
+
+    /// Fetches in a task of its own that holds the lock: an asker who gives up leaves the fetch to
+    /// the next one instead of making everybody begin again.
+    async fn fetch(
+        &self,
+        guard: OwnedMutexGuard<()>,
+        login: Option<Arc<Login>>,
+        options: Vec<String>,
+        refspec: String,
+    ) -> Result<(), GitError> {
+        let mirror = self.clone();
+        let fetch = self.fetches.spawn(async move {
+            let mut args =
+                vec!["fetch", "--quiet", "--no-tags", "--no-auto-gc", "--no-write-fetch-head"];
+            args.extend(options.iter().map(String::as_str));
+            args.extend(["--", &mirror.url, &refspec]);
+            let run = Run::local(&mirror.path, &args).upstream(login.as_deref(), FETCH_TIMEOUT);
+            let fetched = mirror.git.run(run).await;
+            drop(guard);
+            mirror.accepted(fetched?, "read").map(drop)
+        });
+        fetch.await.unwrap_or_else(|ended| {
+            Err(GitError::RunGit { operation: "fetch".to_owned(), detail: ended.to_string() })
+        })
+    }
+
+    /// The output of an operation on the upstream, or what its failure means.
+    fn accepted(&self, finished: Finished, operation: &'static str) -> Result<String, GitError> {
+        if finished.code == Some(0) {
+            return Ok(String::from_utf8_lossy(&finished.stdout).into_owned());
+        }
+        Err(upstream_error(&finished, &self.url, operation))
+    }
+}
+
+/// What a failed operation on `url` means, by the words of git (run with the C locale).
+pub(super) fn upstream_error(finished: &Finished, url: &str, operation: &'static str) -> GitError {
+    const REFUSED: &[&str] = &[
+        "authentication failed",
+        "could not read username",
+        "could not read password",
+        "returned error: 401",
+        "returned error: 403",
+    ];
+    const MISSING: &[&str] = &["' not found", "returned error: 404", "returned error: 410"];
+    const REDIRECT: &[&str] = &["returned error: 30", "unable to update url base from redirection"];
+    const UNAVAILABLE: &[&str] = &[
+        "returned error: 5",
+        "returned error: 429",
+        "returned error: 408",
+        "unable to access",
+        "rpc failed",
+        "early eof",
+        "unexpected disconnect",
+        "hung up unexpectedly",
+        "operation too slow",
+        "timed out",
+    ];
+    let text = finished.stderr.to_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    let url = url.to_owned();
+    let detail = finished.detail();
+    if says(REFUSED) {
+        GitError::Authenticate { url, operation }
+    } else if says(MISSING) {
+        GitError::FindRepository { url }
+    } else if says(REDIRECT) {
+        GitError::FollowRedirect { url }
+    } else if says(UNAVAILABLE) {
+        GitError::ReachUpstream { url, detail }
+    } else {
+        GitError::RunGit { operation: finished.operation.clone(), detail }
+    }
+}
+
+/// Whether git's words mean that the upstream does not have, or does not give out, one object.
+fn names_missing_object(detail: &str) -> bool {
+    ["not our ref", "unadvertised object", "find remote ref"]
+        .iter()
+        .any(|word| detail.contains(word))
+}
+
+/// Prints the values of this task's trailer, one a line.
+fn trailer_format() -> String {
+    format!("--format=%(trailers:key={},valueonly)", names::TRAILER_TASK_UID)
+}
+
+/// Whether `tip` carries the trailer of `task_uid`.
+pub(super) async fn tip_carries_trailer(
+    git: &Git,
+    git_dir: &Path,
+    tip: &CommitId,
+    task_uid: &str,
+) -> Result<bool, GitError> {
+    let format = trailer_format();
+    let args = ["log", "--max-count=1", &format, tip.as_str(), "--"];
+    let found = git.run(Run::local(git_dir, &args)).await?.success()?;
+    Ok(found.lines().any(|line| line.trim() == task_uid))
+}
+
+/// Whether `descendant` has `ancestor` in its history.
+pub(super) async fn descends(
+    git: &Git,
+    git_dir: &Path,
+    descendant: &CommitId,
+    ancestor: &CommitId,
+) -> Result<bool, GitError> {
+    let args = ["merge-base", "--is-ancestor", ancestor.as_str(), descendant.as_str()];
+    let finished = git.run(Run::local(git_dir, &args)).await?;
+    match finished.code {
+        Some(1) => Ok(false),
+        _ => finished.success().map(|_| true),
+    }
+}
+
+/// Whether the repository holds `commit`, and it is a commit.
+pub(super) async fn contains(
+    git: &Git,
+    git_dir: &Path,
+    commit: &CommitId,
+) -> Result<bool, GitError> {
+    let object = format!("{commit}^{{commit}}");
+    let finished = git.run(Run::local(git_dir, &["cat-file", "-e", &object])).await?;
+    Ok(finished.code == Some(0))
+}

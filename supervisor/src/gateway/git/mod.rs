@@ -1,0 +1,329 @@
+//! Git for sandboxes: mirrors that are fetched with each attempt's own credential, a quarantine for
+//! its pushes, and the one write upstream, a compare-and-swap of the work branch.
+//!
+//! ```text
+//! sandbox --smart HTTP--> serve --> quarantine (bare, borrows the mirror's objects)
+//!                                       |  publish: checked, then compare-and-swap
+//! upstream --fetch--> mirror            +----------------------------------------> upstream
+//! ```
+//!
+//! Every git process is a child without hooks, foreign configuration or environment (`command`);
+//! the credential reaches it through a pipe. Tasks: one per running fetch, tracked by `mirror`, so
+//! that an asker who gives up does not throw the fetch away; it ends by its own time limit.
+
+mod command;
+mod error;
+mod gzip;
+mod mirror;
+mod names;
+mod publish;
+mod quarantine;
+mod serve;
+mod slots;
+mod start;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
+
+use agent_operator::{
+    attempt::{Published, StepRepository},
+    domain::{Credential, RunKey, TaskRef, assignment::Repository, names::disambiguated_branch},
+};
+
+pub(super) use self::command::Login;
+pub use self::error::GitError;
+use self::{
+    command::Git,
+    mirror::{Mirror, Mirrors, Tips},
+    names::{Branch, CommitId},
+    quarantine::{Quarantine, State},
+    slots::{Slot, Slots},
+    start::{Facts, Found},
+};
+use super::{
+    permit::Permit,
+    upstream::{Remote, Upstream, UpstreamMap},
+};
+
+/// Limits of what one attempt may push and publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GitLimits {
+    /// Largest pack of one push, and most bytes of new objects that are published.
+    pub push_bytes_max: u64,
+    /// Most new objects (commits, trees, files) that are published.
+    pub objects_max: u64,
+}
+
+impl Default for GitLimits {
+    fn default() -> Self {
+        // Far above any change that a person would review, far below what fills a node's disk.
+        Self { push_bytes_max: 256 * 1024 * 1024, objects_max: 100_000 }
+    }
+}
+
+/// How the service is set up.
+#[derive(Clone, Debug)]
+pub struct GitSettings {
+    /// Directory for mirrors and quarantines; one host path of the node.
+    pub git_dir: PathBuf,
+    /// The upstream map.
+    pub upstreams: Vec<Upstream>,
+    /// Certificate authorities (PEM) in place of the system's, for an Enterprise install.
+    pub ca_file: Option<PathBuf>,
+    /// Limits.
+    pub limits: GitLimits,
+}
+
+/// What one attempt may do with one repository. Made by the caller from the attempt's assignment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepositoryGrant {
+    /// The attempt.
+    pub run: RunKey,
+    /// Namespace of the task; mirrors are not shared between namespaces.
+    pub namespace: String,
+    /// The task, whose uid marks commits and branches.
+    pub task: TaskRef,
+    /// The repository.
+    pub repository: Repository,
+    /// Whether the step may push and publish.
+    pub may_push: bool,
+}
+
+/// Mirrors, quarantines and the way upstream. A clone is a handle to the same service.
+#[derive(Clone, Debug)]
+pub struct GitService {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    git: Arc<Git>,
+    upstreams: UpstreamMap,
+    mirrors: Mirrors,
+    quarantines: PathBuf,
+    slots: Slots,
+    limits: GitLimits,
+}
+
+impl GitService {
+    /// A service in `settings.git_dir`, whose directories are made if they are absent.
+    pub fn new(settings: GitSettings) -> Result<Self, GitError> {
+        let home = settings.git_dir.join("home");
+        let mirrors = settings.git_dir.join("mirrors");
+        let quarantines = settings.git_dir.join("quarantine");
+        for directory in [&home, &mirrors, &quarantines] {
+            std::fs::create_dir_all(directory).map_err(|source| GitError::UseDisk {
+                operation: "make its directories",
+                source,
+            })?;
+        }
+        let git = Arc::new(Git::new(home, settings.ca_file));
+        let inner = Inner {
+            mirrors: Mirrors::new(mirrors, Arc::clone(&git)),
+            git,
+            upstreams: UpstreamMap::new(settings.upstreams),
+            quarantines,
+            slots: Slots::default(),
+            limits: settings.limits,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Makes the repository ready for the attempt and says where it starts. The upstream is asked
+    /// with this attempt's `credential` each time, also when everything is cached; none means an
+    /// anonymous request, not an unknown credential. Repeating it changes nothing.
+    pub async fn prepare(
+        &self,
+        grant: &RepositoryGrant,
+        credential: Option<&Credential>,
+    ) -> Result<StepRepository, GitError> {
+        let slot = self.inner.slots.get(&grant.run);
+        slot.unless_ended(async {
+            let _turn = slot.turn().await;
+            self.prepare_in_turn(grant, credential).await
+        })
+        .await
+    }
+
+    /// Moves `commit` from the quarantine to the work branch upstream. Repeating it after a lost
+    /// answer gives the same answer. `permit` is asked right before each write.
+    pub async fn publish(
+        &self,
+        grant: &RepositoryGrant,
+        credential: &Credential,
+        commit: &str,
+        permit: &Permit,
+    ) -> Result<Published, GitError> {
+        let slot = self.inner.slots.get(&grant.run);
+        slot.unless_ended(async {
+            let _turn = slot.turn().await;
+            self.publish_in_turn(grant, credential, commit, permit).await
+        })
+        .await
+    }
+
+    /// Ends everything that runs for the attempt and removes its quarantine.
+    pub async fn discard(&self, run: &RunKey) {
+        if let Some(slot) = self.inner.slots.end(run) {
+            // What was running has been told to end; it is gone when the turn is free.
+            let _turn = slot.turn().await;
+        }
+        let directory = quarantine::directory(&self.inner.quarantines, run);
+        if let Err(error) = quarantine::remove(&directory).await {
+            tracing::warn!(%run, error = %error, "quarantine stays on disk until the next start");
+        }
+    }
+
+    /// Removes the quarantines of all attempts but the `live` ones: called once after a start, when
+    /// every live attempt is known.
+    pub async fn retain(&self, live: &[RunKey]) -> Result<(), GitError> {
+        let failed = |source| GitError::UseDisk { operation: "list quarantines", source };
+        let root = &self.inner.quarantines;
+        let keep: HashSet<PathBuf> =
+            live.iter().map(|run| quarantine::directory(root, run)).collect();
+        let mut entries = tokio::fs::read_dir(root).await.map_err(failed)?;
+        while let Some(entry) = entries.next_entry().await.map_err(failed)? {
+            if !keep.contains(&entry.path()) {
+                quarantine::remove(&entry.path()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn prepare_in_turn(
+        &self,
+        grant: &RepositoryGrant,
+        credential: Option<&Credential>,
+    ) -> Result<StepRepository, GitError> {
+        let names = GrantNames::of(grant)?;
+        let remote = self.inner.upstreams.resolve(&grant.repository.url)?;
+        let login = login(&remote, credential)?;
+        let mirror = self.inner.mirrors.get(&grant.namespace, remote.clone_url());
+        let tips = mirror.tips(login.as_deref(), &names.all()).await?;
+        let quarantine = Quarantine::of(&self.inner.quarantines, grant);
+        if let Some(state) = quarantine.load().await? {
+            return Ok(step_repository(grant, &state));
+        }
+        mirror.refresh(login.clone(), &tips).await?;
+        let facts = gather(grant, &names, &mirror, login, &tips).await?;
+        let state = State {
+            base_commit: facts.base_commit.to_string(),
+            start: start::decide(&facts)?,
+            published: None,
+        };
+        quarantine.create(&self.inner.git, &mirror, &names.base, &state).await?;
+        tracing::info!(
+            run = %grant.run,
+            upstream = mirror.url(),
+            branch = state.start.work_branch,
+            start = state.start.start_commit,
+            "repository prepared"
+        );
+        Ok(step_repository(grant, &state))
+    }
+
+    fn slot(&self, run: &RunKey) -> Arc<Slot> {
+        self.inner.slots.get(run)
+    }
+}
+
+/// The branch names of a grant, checked.
+#[derive(Debug)]
+struct GrantNames {
+    base: Branch,
+    work: Branch,
+    own: Branch,
+}
+
+impl GrantNames {
+    fn of(grant: &RepositoryGrant) -> Result<Self, GitError> {
+        let repository = &grant.repository;
+        let own = disambiguated_branch(&repository.work_branch, &grant.task.uid);
+        Ok(Self {
+            base: Branch::parse(&repository.base_branch)?,
+            work: Branch::parse(&repository.work_branch)?,
+            own: Branch::parse(&own)?,
+        })
+    }
+
+    fn all(&self) -> [&Branch; 3] {
+        [&self.base, &self.work, &self.own]
+    }
+}
+
+/// Collects what [`start::decide`] looks at; the mirror holds everything afterwards.
+async fn gather(
+    grant: &RepositoryGrant,
+    names: &GrantNames,
+    mirror: &Mirror,
+    login: Option<Arc<Login>>,
+    tips: &Tips,
+) -> Result<Facts, GitError> {
+    let Some(base_tip) = tips.get(&names.base) else {
+        let (branch, url) = (names.base.to_string(), mirror.url().to_owned());
+        return Err(GitError::FindBranch { branch, url });
+    };
+    let recorded = |id: &Option<String>| id.as_deref().map(CommitId::parse).transpose();
+    let base_commit = recorded(&grant.repository.base_commit)?.unwrap_or_else(|| base_tip.clone());
+    mirror.require(login.clone(), &base_commit).await?;
+    let head_commit = recorded(&grant.repository.head_commit)?;
+    if let Some(head) = &head_commit {
+        mirror.require(login, head).await?;
+    }
+    let look = async |branch: &Branch| match tips.get(branch) {
+        None => Ok(None),
+        Some(tip) => {
+            look_at(grant, mirror, &base_commit, head_commit.as_ref(), tip).await.map(Some)
+        }
+    };
+    Ok(Facts {
+        work: look(&names.work).await?,
+        own: look(&names.own).await?,
+        work_branch: names.work.clone(),
+        own_branch: names.own.clone(),
+        is_base: names.work == names.base,
+        base_commit: base_commit.clone(),
+        head_commit: head_commit.clone(),
+        may_push: grant.may_push,
+    })
+}
+
+async fn look_at(
+    grant: &RepositoryGrant,
+    mirror: &Mirror,
+    base: &CommitId,
+    head: Option<&CommitId>,
+    tip: &CommitId,
+) -> Result<Found, GitError> {
+    let uid = grant.task.uid.as_str();
+    Ok(Found {
+        tip: tip.clone(),
+        tip_ours: mirror.tip_carries_trailer(tip, uid).await?,
+        ours: mirror.carries_trailer(base, tip, uid).await?,
+        contains_head: match head {
+            Some(head) => mirror.descends(tip, head).await?,
+            None => false,
+        },
+    })
+}
+
+/// The credential as git takes it, once it is known to belong to the remote's host.
+fn login(remote: &Remote, credential: Option<&Credential>) -> Result<Option<Arc<Login>>, GitError> {
+    let Some(credential) = credential else { return Ok(None) };
+    if !remote.accepts_credential_of(&credential.host) {
+        return Err(GitError::MatchCredential { host: remote.host.clone() });
+    }
+    Login::of(credential).map(Arc::new).map(Some)
+}
+
+fn step_repository(grant: &RepositoryGrant, state: &State) -> StepRepository {
+    StepRepository {
+        name: grant.repository.name.clone(),
+        base_branch: grant.repository.base_branch.clone(),
+        base_commit: state.base_commit.clone(),
+        work_branch: state.start.work_branch.clone(),
+        start_commit: state.start.start_commit.clone(),
+        may_push: grant.may_push,
+    }
+}

@@ -1,0 +1,264 @@
+//! From the quarantine to the work branch upstream: checked without any model, then moved by
+//! compare-and-swap.
+
+use std::{sync::Arc, time::Duration};
+
+use agent_operator::{attempt::Published, domain::Credential};
+
+use super::{
+    GitLimits, GitService, GrantNames, Login, RepositoryGrant,
+    command::{Finished, Git, Run},
+    error::GitError,
+    login,
+    mirror::{self, Mirror},
+    names::{Branch, CommitId},
+    quarantine::{Quarantine, State},
+};
+use crate::gateway::permit::Permit;
+
+/// A push of [`GitLimits::push_bytes_max`] over a slow line, and the upstream's own hooks.
+const PUSH_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+/// How one compare-and-swap went.
+#[derive(Debug, PartialEq, Eq)]
+enum Swap {
+    /// The branch points at the commit.
+    Done,
+    /// The branch was not where it was expected.
+    Moved,
+}
+
+impl GitService {
+    pub(super) async fn publish_in_turn(
+        &self,
+        grant: &RepositoryGrant,
+        credential: &Credential,
+        commit: &str,
+        permit: &Permit,
+    ) -> Result<Published, GitError> {
+        let commit = CommitId::parse(commit)?;
+        if !grant.may_push {
+            return Err(GitError::GrantPush);
+        }
+        let missing = || GitError::FindPushed { commit: commit.to_string() };
+        let quarantine = Quarantine::of(&self.inner.quarantines, grant);
+        let mut state = quarantine.load().await?.ok_or_else(missing)?;
+        check(&self.inner.git, &quarantine, grant, &state, &commit, self.inner.limits).await?;
+        let remote = self.inner.upstreams.resolve(&grant.repository.url)?;
+        let way = Way {
+            git: &self.inner.git,
+            mirror: self.inner.mirrors.get(&grant.namespace, remote.clone_url()),
+            login: login(&remote, Some(credential))?,
+            quarantine: &quarantine,
+            permit,
+        };
+        let branch = way.publish(grant, &state, &commit).await?;
+        let published =
+            Published { work_branch: branch.to_string(), head_commit: commit.to_string() };
+        state.published = Some(published.clone());
+        quarantine.save(&state).await?;
+        tracing::info!(run = %grant.run, %branch, %commit, "work branch moved upstream");
+        Ok(published)
+    }
+}
+
+/// Checks a pushed commit; nothing of it was ever checked out.
+async fn check(
+    git: &Git,
+    quarantine: &Quarantine,
+    grant: &RepositoryGrant,
+    state: &State,
+    commit: &CommitId,
+    limits: GitLimits,
+) -> Result<(), GitError> {
+    let path = quarantine.path();
+    let shown = || commit.to_string();
+    if !mirror::contains(git, path, commit).await? {
+        return Err(GitError::FindPushed { commit: shown() });
+    }
+    let start = CommitId::parse(&state.start.start_commit)?;
+    if !mirror::descends(git, path, commit, &start).await? {
+        return Err(GitError::CheckDescent { commit: shown(), start: start.to_string() });
+    }
+    let args = ["diff-tree", "--quiet", start.as_str(), commit.as_str(), "--"];
+    let diff = git.run(Run::local(path, &args)).await?;
+    match diff.code {
+        Some(0) => return Err(GitError::CheckDiff { commit: shown() }),
+        Some(1) => {}
+        _ => diff.success().map(drop)?,
+    }
+    if !mirror::tip_carries_trailer(git, path, commit, grant.task.uid.as_str()).await? {
+        return Err(GitError::CheckTrailer { commit: shown() });
+    }
+    let range = [commit.to_string(), format!("^{start}")];
+    let measure = async |what: &str| {
+        let args = ["rev-list", "--objects", what, &range[0], &range[1], "--"];
+        let text = git.run(Run::local(path, &args)).await?.success()?;
+        // A number always; anything else counts as over the limit.
+        Ok::<u64, GitError>(text.trim().parse().unwrap_or(u64::MAX))
+    };
+    let within = |found: u64, limit: u64, unit: &'static str| {
+        if found > limit { Err(GitError::CheckSize { found, limit, unit }) } else { Ok(()) }
+    };
+    within(measure("--count").await?, limits.objects_max, "objects")?;
+    within(measure("--disk-usage").await?, limits.push_bytes_max, "bytes")
+}
+
+/// Everything that a push needs.
+struct Way<'a> {
+    git: &'a Git,
+    mirror: Mirror,
+    login: Option<Arc<Login>>,
+    quarantine: &'a Quarantine,
+    permit: &'a Permit,
+}
+
+impl Way<'_> {
+    /// Moves the work branch to `commit`, or the branch with suffix when the name was taken by
+    /// somebody else since the start.
+    async fn publish(
+        &self,
+        grant: &RepositoryGrant,
+        state: &State,
+        commit: &CommitId,
+    ) -> Result<Branch, GitError> {
+        let (branch, expected) = match &state.published {
+            Some(published) => (&published.work_branch, Some(&published.head_commit)),
+            None => (&state.start.work_branch, state.start.expected.as_ref()),
+        };
+        let branch = Branch::parse(branch)?;
+        // The lease alone would let the branch go back to an earlier commit of ours.
+        if let Some(last) = expected {
+            let last = CommitId::parse(last)?;
+            if !mirror::descends(self.git, self.quarantine.path(), commit, &last).await? {
+                let (commit, start) = (commit.to_string(), last.to_string());
+                return Err(GitError::CheckDescent { commit, start });
+            }
+        }
+        if self.swap(&branch, expected.map(String::as_str), commit).await? == Swap::Done {
+            return Ok(branch);
+        }
+        let moved = || GitError::SwapBranch { branch: branch.to_string() };
+        let names = GrantNames::of(grant)?;
+        if expected.is_some() || branch == names.own {
+            return Err(moved());
+        }
+        let login = self.login.as_deref();
+        let tips = self.mirror.tips(login, &[&branch]).await?;
+        let Some(tip) = tips.get(&branch) else { return Err(moved()) };
+        self.mirror.refresh(self.login.clone(), &tips).await?;
+        let base = CommitId::parse(&state.base_commit)?;
+        if self.mirror.carries_trailer(&base, tip, grant.task.uid.as_str()).await? {
+            return Err(moved());
+        }
+        match self.swap(&names.own, None, commit).await? {
+            Swap::Done => Ok(names.own),
+            Swap::Moved => Err(GitError::SwapBranch { branch: names.own.to_string() }),
+        }
+    }
+
+    /// One compare-and-swap. The lease makes git refuse when the upstream's branch is not at
+    /// `expected`, and the upstream compares once more when it moves the ref. It never discards
+    /// commits: `commit` descends from `expected`. A branch that is at `commit` already is done.
+    async fn swap(
+        &self,
+        branch: &Branch,
+        expected: Option<&str>,
+        commit: &CommitId,
+    ) -> Result<Swap, GitError> {
+        let name = branch.full_ref();
+        let lease = format!("--force-with-lease={name}:{}", expected.unwrap_or_default());
+        let refspec = format!("{commit}:{name}");
+        let args = [
+            "push",
+            "--porcelain",
+            "--no-verify",
+            "--no-follow-tags",
+            "--no-signed",
+            &lease,
+            "--",
+            self.mirror.url(),
+            &refspec,
+        ];
+        let run = Run::local(self.quarantine.path(), &args);
+        self.permit.check()?;
+        let pushed = self.git.run(run.upstream(self.login.as_deref(), PUSH_TIMEOUT)).await?;
+        interpret(&pushed, branch, self.mirror.url())
+    }
+}
+
+/// Reads the porcelain output of a push of one ref.
+fn interpret(pushed: &Finished, branch: &Branch, url: &str) -> Result<Swap, GitError> {
+    let stdout = String::from_utf8_lossy(&pushed.stdout);
+    let line = stdout.lines().find(|line| line.contains(&format!(":{}\t", branch.full_ref())));
+    match line {
+        Some(line) if line.starts_with('!') => {
+            let summary = line.rsplit('\t').next().unwrap_or_default();
+            if [
+                "stale info",
+                "fetch first",
+                "non-fast-forward",
+                "cannot lock ref",
+                "incorrect old value",
+            ]
+            .iter()
+            .any(|word| summary.contains(word))
+            {
+                return Ok(Swap::Moved);
+            }
+            let detail = agent_operator::domain::text::printable(summary);
+            let detail = agent_operator::domain::text::truncate(&detail, 300).to_owned();
+            Err(GitError::PushBranch { branch: branch.to_string(), detail })
+        }
+        Some(_) if pushed.code == Some(0) => Ok(Swap::Done),
+        _ => Err(mirror::upstream_error(pushed, url, "write to")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(code: i32, stdout: &str, stderr: &str) -> Finished {
+        Finished {
+            operation: "push".to_owned(),
+            code: Some(code),
+            stdout: stdout.as_bytes().to_vec(),
+            stderr: stderr.to_owned(),
+        }
+    }
+
+    fn read(code: i32, stdout: &str, stderr: &str) -> Result<Swap, GitError> {
+        interpret(&finished(code, stdout, stderr), &Branch::parse("ai/x").unwrap(), "http://f/o/r")
+    }
+
+    #[test]
+    fn the_porcelain_lines_of_git_are_understood() {
+        assert_eq!(
+            read(0, "To u\n*\tc:refs/heads/ai/x\t[new branch]\nDone\n", "").unwrap(),
+            Swap::Done
+        );
+        assert_eq!(
+            read(0, "To u\n=\tc:refs/heads/ai/x\t[up to date]\nDone\n", "").unwrap(),
+            Swap::Done
+        );
+        let stale = "To u\n!\tc:refs/heads/ai/x\t[rejected] (stale info)\nDone\n";
+        assert_eq!(read(1, stale, "error: failed").unwrap(), Swap::Moved);
+        let hook =
+            "To u\n!\tc:refs/heads/ai/x\t[remote rejected] (pre-receive hook declined)\nDone\n";
+        assert!(matches!(read(1, hook, ""), Err(GitError::PushBranch { .. })));
+    }
+
+    #[test]
+    fn a_push_without_an_answer_is_never_taken_for_done() {
+        assert!(read(0, "", "").is_err());
+        assert!(matches!(
+            read(128, "", "fatal: unable to access 'u': The requested URL returned error: 503"),
+            Err(GitError::ReachUpstream { .. })
+        ));
+        assert!(matches!(
+            read(128, "", "fatal: unable to access 'u': The requested URL returned error: 403"),
+            Err(GitError::Authenticate { operation: "write to", .. })
+        ));
+    }
+}

@@ -1,0 +1,416 @@
+//! Git smart HTTP for one attempt: fetch from its quarantine (and so from the mirror), push into it.
+//!
+//! The `git` program speaks the protocol; what it may do is set here: which service, which ref, how
+//! many bytes, how long.
+
+use std::{io, time::Duration};
+
+use agent_operator::domain::Credential;
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use futures::{
+    StreamExt as _,
+    future::{BoxFuture, FutureExt as _},
+    stream,
+};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::{ChildStdin, ChildStdout},
+    time::Sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    GitService, RepositoryGrant,
+    command::{ProcessGroup, Run},
+    error::GitError,
+    gzip,
+    quarantine::{Quarantine, State},
+    slots::StreamPermit,
+};
+
+/// One exchange: a clone of a large repository over the pod network, with room.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// The list of refs: as large as the mirror's own limit.
+const ADVERTISEMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Largest fetch request that is not compressed.
+const FETCH_REQUEST_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Pieces of an answer.
+const READ_BYTES: usize = 64 * 1024;
+/// Longest `Git-Protocol` header that is passed on.
+const PROTOCOL_BYTES_MAX: usize = 64;
+
+/// The two services of smart HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    UploadPack,
+    ReceivePack,
+}
+
+impl Service {
+    fn parse(name: &str) -> Option<Self> {
+        match name {
+            "git-upload-pack" => Some(Self::UploadPack),
+            "git-receive-pack" => Some(Self::ReceivePack),
+            _ => None,
+        }
+    }
+
+    fn subcommand(self) -> &'static str {
+        match self {
+            Self::UploadPack => "upload-pack",
+            Self::ReceivePack => "receive-pack",
+        }
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    /// `GET info/refs?service=...`
+    Advertise(Service),
+    /// `POST git-...-pack`
+    Exchange(Service),
+}
+
+impl Operation {
+    fn service(self) -> Service {
+        match self {
+            Self::Advertise(service) | Self::Exchange(service) => service,
+        }
+    }
+}
+
+impl GitService {
+    /// Serves `/git/<repository>.git/...` to the sandbox of `grant`'s attempt; the caller knows that
+    /// the request comes from it. Prepares the repository if that has not happened yet.
+    pub async fn serve(
+        &self,
+        grant: &RepositoryGrant,
+        credential: Option<&Credential>,
+        request: Request<Body>,
+    ) -> Response<Body> {
+        let Some(operation) = route(&request, &grant.repository.name) else {
+            return plain(StatusCode::NOT_FOUND, "no such repository or git service".to_owned());
+        };
+        if operation.service() == Service::ReceivePack && !grant.may_push {
+            return plain(StatusCode::FORBIDDEN, GitError::GrantPush.to_string());
+        }
+        let slot = self.slot(&grant.run);
+        let Some(permit) = slot.stream() else {
+            return later("too many git requests at once; try again".to_owned());
+        };
+        let served = slot.unless_ended(async {
+            let quarantine = Quarantine::of(&self.inner.quarantines, grant);
+            let state = self.prepared(&quarantine, grant, credential).await?;
+            let protocol = git_protocol(request.headers());
+            let run = self.service_run(&quarantine, &state, operation);
+            match operation {
+                Operation::Advertise(service) => {
+                    self.advertise(run, service, protocol.as_deref()).await
+                }
+                Operation::Exchange(service) => {
+                    let group = self.inner.git.start(&run, protocol.as_deref())?;
+                    let body_bytes_max = match service {
+                        Service::UploadPack => FETCH_REQUEST_BYTES_MAX,
+                        Service::ReceivePack => self.inner.limits.push_bytes_max,
+                    };
+                    Exchange::answer(group, request, service, body_bytes_max, slot.ended(), permit)
+                }
+            }
+        });
+        served.await.unwrap_or_else(|error| failure(&error))
+    }
+
+    async fn prepared(
+        &self,
+        quarantine: &Quarantine,
+        grant: &RepositoryGrant,
+        credential: Option<&Credential>,
+    ) -> Result<State, GitError> {
+        if let Some(state) = quarantine.load().await? {
+            return Ok(state);
+        }
+        self.prepare(grant, credential).await?;
+        quarantine.load().await?.ok_or(GitError::AttemptEnded)
+    }
+
+    /// The git run for a service: what a push may do is configuration of `receive-pack` itself, so
+    /// that refusals reach the client ref by ref.
+    fn service_run<'a>(
+        &self,
+        quarantine: &'a Quarantine,
+        state: &State,
+        operation: Operation,
+    ) -> Run<'a> {
+        let service = operation.service();
+        let config = match service {
+            // Filters let a client leave out large files of a large history.
+            Service::UploadPack => vec!["uploadpack.allowFilter=true".to_owned()],
+            Service::ReceivePack => vec![
+                "receive.hideRefs=refs/".to_owned(),
+                format!("receive.hideRefs=!refs/heads/{}", state.start.work_branch),
+                "receive.denyDeletes=true".to_owned(),
+                // An agent may have pushed by itself before the runner amends and pushes; what is
+                // published must descend from the start commit anyway.
+                "receive.denyNonFastForwards=false".to_owned(),
+                "receive.shallowUpdate=false".to_owned(),
+                "receive.advertisePushOptions=false".to_owned(),
+                "receive.unpackLimit=1".to_owned(),
+                format!("receive.maxInputSize={}", self.inner.limits.push_bytes_max),
+            ],
+        };
+        let mut args = vec![service.subcommand(), "--stateless-rpc"];
+        if matches!(operation, Operation::Advertise(_)) {
+            args.push("--advertise-refs");
+        }
+        let path = quarantine.path().to_string_lossy();
+        args.extend(["--", path.as_ref()]);
+        Run { git_dir: None, config, ..Run::local(quarantine.path(), &args) }
+    }
+
+    async fn advertise(
+        &self,
+        run: Run<'_>,
+        service: Service,
+        protocol: Option<&str>,
+    ) -> Result<Response<Body>, GitError> {
+        let mut group = self.inner.git.start(&run, protocol)?;
+        drop(group.child.stdin.take());
+        let operation = || service.subcommand().to_owned();
+        let seconds = run.timeout.as_secs();
+        let listed = tokio::time::timeout(run.timeout, read_refs(&mut group))
+            .await
+            .map_err(|_| GitError::AwaitGit { operation: operation(), seconds })?
+            .map_err(|error| GitError::RunGit {
+                operation: operation(),
+                detail: error.to_string(),
+            })?;
+        let mut body = Vec::new();
+        if !protocol.is_some_and(|version| version.starts_with("version=2"))
+            || service == Service::ReceivePack
+        {
+            let line = format!("# service=git-{}\n", service.subcommand());
+            body.extend_from_slice(format!("{:04x}{line}0000", line.len() + 4).as_bytes());
+        }
+        body.extend_from_slice(&listed);
+        Ok(git_response(service, "advertisement", Body::from(body)))
+    }
+}
+
+/// Everything that a listing git says, if it ends well.
+async fn read_refs(group: &mut ProcessGroup) -> io::Result<Vec<u8>> {
+    let mut listed = Vec::new();
+    if let Some(stdout) = group.child.stdout.take() {
+        stdout.take(ADVERTISEMENT_BYTES_MAX).read_to_end(&mut listed).await?;
+    }
+    let status = group.child.wait().await?;
+    if status.success() { Ok(listed) } else { Err(io::Error::other(status.to_string())) }
+}
+
+/// A running exchange: the request flows into git, git's words flow out.
+struct Exchange {
+    stdout: ChildStdout,
+    pump: BoxFuture<'static, ()>,
+    pumping: bool,
+    deadline: std::pin::Pin<Box<Sleep>>,
+    ended: CancellationToken,
+    group: ProcessGroup,
+    _permit: StreamPermit,
+}
+
+impl Exchange {
+    fn answer(
+        mut group: ProcessGroup,
+        request: Request<Body>,
+        service: Service,
+        body_bytes_max: u64,
+        ended: CancellationToken,
+        permit: StreamPermit,
+    ) -> Result<Response<Body>, GitError> {
+        let lost = || GitError::RunGit {
+            operation: service.subcommand().to_owned(),
+            detail: "its pipes are gone".to_owned(),
+        };
+        let stdin = group.child.stdin.take().ok_or_else(lost)?;
+        let stdout = group.child.stdout.take().ok_or_else(lost)?;
+        let exchange = Self {
+            stdout,
+            pump: pump(request, stdin, body_bytes_max).boxed(),
+            pumping: true,
+            deadline: Box::pin(tokio::time::sleep(EXCHANGE_TIMEOUT)),
+            ended,
+            group,
+            _permit: permit,
+        };
+        let pieces = stream::try_unfold(exchange, |mut exchange| async move {
+            let piece = exchange.next().await?;
+            Ok::<_, io::Error>(piece.map(|piece| (piece, exchange)))
+        });
+        Ok(git_response(service, "result", Body::from_stream(pieces)))
+    }
+
+    /// The next piece of git's answer; none when git is done.
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let mut piece = BytesMut::with_capacity(READ_BYTES);
+        loop {
+            tokio::select! {
+                () = self.ended.cancelled() => {
+                    return Err(io::Error::other("the attempt is over"));
+                }
+                () = &mut self.deadline => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the exchange took too long"));
+                }
+                () = &mut self.pump, if self.pumping => self.pumping = false,
+                read = self.stdout.read_buf(&mut piece) => {
+                    if read? > 0 {
+                        return Ok(Some(piece.freeze()));
+                    }
+                    self.group.child.wait().await?;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the request's body to git. A body that breaks off or is too long ends git's input, and git
+/// then reports an incomplete request.
+async fn pump(request: Request<Body>, mut stdin: ChildStdin, body_bytes_max: u64) {
+    let encoding = request.headers().get(header::CONTENT_ENCODING).cloned();
+    let body = request.into_body();
+    if encoding.is_some_and(|encoding| encoding == "gzip" || encoding == "x-gzip") {
+        let Ok(packed) = axum::body::to_bytes(body, gzip::COMPRESSED_BYTES_MAX).await else {
+            return;
+        };
+        if let Ok(unpacked) = gzip::unpack(&packed) {
+            let _ = stdin.write_all(&unpacked).await;
+        }
+        return;
+    }
+    let mut pieces = body.into_data_stream();
+    let mut left = body_bytes_max;
+    while let Some(Ok(piece)) = pieces.next().await {
+        let Some(rest) = left.checked_sub(piece.len() as u64) else { return };
+        left = rest;
+        if stdin.write_all(&piece).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Which operation a request asks for; none for anything that is not exactly one of them.
+fn route(request: &Request<Body>, repository: &str) -> Option<Operation> {
+    let path = request.uri().path().strip_prefix("/git/")?;
+    let (name, rest) = path.split_once(".git/")?;
+    if name != repository {
+        return None;
+    }
+    match (request.method(), rest, request.uri().query()) {
+        (&Method::GET, "info/refs", Some(query)) => {
+            Service::parse(query.strip_prefix("service=")?).map(Operation::Advertise)
+        }
+        (&Method::POST, service, None) => Service::parse(service).map(Operation::Exchange),
+        _ => None,
+    }
+}
+
+/// The protocol version that the client asks for, when it looks like one.
+fn git_protocol(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get("git-protocol")?.to_str().ok()?;
+    let plain = value.len() <= PROTOCOL_BYTES_MAX
+        && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"=:._-".contains(&b));
+    plain.then(|| value.to_owned())
+}
+
+fn git_response(service: Service, what: &str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let content_type = format!("application/x-git-{}-{what}", service.subcommand());
+    if let Ok(value) = content_type.parse() {
+        response.headers_mut().insert(header::CONTENT_TYPE, value);
+    }
+    let no_cache = header::HeaderValue::from_static("no-cache");
+    response.headers_mut().insert(header::CACHE_CONTROL, no_cache);
+    response
+}
+
+/// An error as git shows it to its user.
+fn failure(error: &GitError) -> Response<Body> {
+    tracing::warn!(kind = error.kind(), error = %error, "git request failed");
+    if error.retryable() {
+        return later(error.to_string());
+    }
+    let status = match error {
+        GitError::FindRepository { .. } | GitError::FindBranch { .. } => StatusCode::NOT_FOUND,
+        _ => StatusCode::FORBIDDEN,
+    };
+    plain(status, error.to_string())
+}
+
+fn later(message: String) -> Response<Body> {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, message);
+    let seconds = header::HeaderValue::from_static("2");
+    response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    response
+}
+
+fn plain(status: StatusCode, message: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(message + "\n"));
+    *response.status_mut() = status;
+    let text = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routed(method: &str, uri: &str) -> Option<Operation> {
+        let request = Request::builder().method(method).uri(uri).body(Body::empty()).unwrap();
+        route(&request, "main")
+    }
+
+    #[test]
+    fn the_three_urls_of_smart_http_are_known_and_nothing_else() {
+        use Operation::{Advertise, Exchange};
+        use Service::{ReceivePack, UploadPack};
+        let refs = "/git/main.git/info/refs";
+        assert_eq!(
+            routed("GET", &format!("{refs}?service=git-upload-pack")),
+            Some(Advertise(UploadPack))
+        );
+        assert_eq!(
+            routed("GET", &format!("{refs}?service=git-receive-pack")),
+            Some(Advertise(ReceivePack))
+        );
+        assert_eq!(routed("POST", "/git/main.git/git-upload-pack"), Some(Exchange(UploadPack)));
+        assert_eq!(routed("POST", "/git/main.git/git-receive-pack"), Some(Exchange(ReceivePack)));
+        for (method, uri) in [
+            ("GET", refs),
+            ("GET", "/git/main.git/info/refs?service=git-upload-archive"),
+            ("GET", "/git/main.git/info/refs?service=git-upload-pack&x=1"),
+            ("GET", "/git/main.git/HEAD"),
+            ("GET", "/git/main.git/objects/info/packs"),
+            ("POST", "/git/other.git/git-upload-pack"),
+            ("POST", "/git/../main.git/git-upload-pack"),
+            ("POST", "/git/main.git/git-upload-pack/"),
+            ("PUT", "/git/main.git/git-receive-pack"),
+        ] {
+            assert_eq!(routed(method, uri), None, "{method} {uri}");
+        }
+    }
+
+    #[test]
+    fn a_strange_protocol_header_is_not_passed_on() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("git-protocol", value.parse().unwrap());
+            git_protocol(&headers)
+        };
+        assert_eq!(read("version=2").as_deref(), Some("version=2"));
+        assert_eq!(read("version=2 --exec=id"), None);
+        assert_eq!(read(&"v".repeat(100)), None);
+    }
+}

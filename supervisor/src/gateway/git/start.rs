@@ -1,0 +1,197 @@
+//! Where an attempt starts and which branch it will move: decided once, from facts alone.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    error::GitError,
+    names::{Branch, CommitId},
+};
+
+/// A branch that exists upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Its tip.
+    pub(super) tip: CommitId,
+    /// Whether its tip carries this task's trailer.
+    pub(super) tip_ours: bool,
+    /// Whether its tip or a commit since the base carries this task's trailer.
+    pub(super) ours: bool,
+    /// Whether the recorded head is in its history.
+    pub(super) contains_head: bool,
+}
+
+/// Everything that the decision looks at.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    /// The work branch as the task knows it.
+    pub(super) work_branch: Branch,
+    /// The name with suffix.
+    pub(super) own_branch: Branch,
+    /// Whether the work branch is the base branch, which is never ours.
+    pub(super) is_base: bool,
+    /// Base commit, recorded or resolved now.
+    pub(super) base_commit: CommitId,
+    /// Tip of the work branch as the task recorded it.
+    pub(super) head_commit: Option<CommitId>,
+    /// The work branch upstream.
+    pub(super) work: Option<Found>,
+    /// The branch with suffix upstream.
+    pub(super) own: Option<Found>,
+    /// Whether this step may push.
+    pub(super) may_push: bool,
+}
+
+/// The decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Start {
+    /// Branch that the attempt works on.
+    pub(super) work_branch: String,
+    /// Commit that it starts from.
+    pub(super) start_commit: String,
+    /// What the branch must point at upstream when it is moved; none: it must not exist.
+    pub(super) expected: Option<String>,
+}
+
+/// Decides.
+pub(super) fn decide(facts: &Facts) -> Result<Start, GitError> {
+    match &facts.head_commit {
+        Some(head) => continue_from_record(facts, head),
+        None => first_attempt(facts),
+    }
+}
+
+/// The task has published before: its record leads. An attempt whose report was lost may be ahead
+/// of the record; it is ours, so a step that pushes goes on from there.
+fn continue_from_record(facts: &Facts, head: &CommitId) -> Result<Start, GitError> {
+    let at = |start: &CommitId| Start {
+        work_branch: facts.work_branch.to_string(),
+        start_commit: start.to_string(),
+        expected: Some(start.to_string()),
+    };
+    if !facts.may_push {
+        return Ok(at(head));
+    }
+    match &facts.work {
+        Some(found) if found.tip == *head => Ok(at(head)),
+        Some(found) if found.contains_head && found.tip_ours => Ok(at(&found.tip)),
+        // Found out now, before an agent works for an hour in vain.
+        _ => Err(GitError::SwapBranch { branch: facts.work_branch.to_string() }),
+    }
+}
+
+/// Nothing is recorded: the branch is new, or an earlier attempt's report was lost, or it belongs
+/// to somebody else and we take a name of our own.
+fn first_attempt(facts: &Facts) -> Result<Start, GitError> {
+    let asked = facts.work.as_ref().map(|found| (found, found.ours && !facts.is_base));
+    match asked {
+        None if !facts.is_base => Ok(new_branch(facts, &facts.work_branch)),
+        Some((found, true)) => Ok(existing_branch(&facts.work_branch, found)),
+        _ => match &facts.own {
+            None => Ok(new_branch(facts, &facts.own_branch)),
+            Some(found) if found.ours => Ok(existing_branch(&facts.own_branch, found)),
+            Some(_) => Err(GitError::ChooseBranch {
+                branch: facts.work_branch.to_string(),
+                own: facts.own_branch.to_string(),
+            }),
+        },
+    }
+}
+
+fn new_branch(facts: &Facts, branch: &Branch) -> Start {
+    Start {
+        work_branch: branch.to_string(),
+        start_commit: facts.base_commit.to_string(),
+        expected: None,
+    }
+}
+
+fn existing_branch(branch: &Branch, found: &Found) -> Start {
+    Start {
+        work_branch: branch.to_string(),
+        start_commit: found.tip.to_string(),
+        expected: Some(found.tip.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(digit: char) -> CommitId {
+        CommitId::parse(&digit.to_string().repeat(40)).unwrap()
+    }
+
+    fn facts() -> Facts {
+        Facts {
+            work_branch: Branch::parse("ai/x").unwrap(),
+            own_branch: Branch::parse("ai/x-abcde").unwrap(),
+            is_base: false,
+            base_commit: id('b'),
+            head_commit: None,
+            work: None,
+            own: None,
+            may_push: true,
+        }
+    }
+
+    fn found(tip: char, ours: bool) -> Option<Found> {
+        Some(Found { tip: id(tip), tip_ours: ours, ours, contains_head: false })
+    }
+
+    fn start(branch: &str, at: char, expected: Option<char>) -> Start {
+        Start {
+            work_branch: branch.to_owned(),
+            start_commit: id(at).to_string(),
+            expected: expected.map(|digit| id(digit).to_string()),
+        }
+    }
+
+    #[test]
+    fn a_first_attempt_starts_at_the_base_and_expects_no_branch() {
+        assert_eq!(decide(&facts()).unwrap(), start("ai/x", 'b', None));
+    }
+
+    #[test]
+    fn a_branch_with_our_trailer_is_continued() {
+        let facts = Facts { work: found('1', true), ..facts() };
+        assert_eq!(decide(&facts).unwrap(), start("ai/x", '1', Some('1')));
+    }
+
+    #[test]
+    fn a_foreign_branch_gives_a_suffix_and_a_foreign_suffix_an_error() {
+        let taken = Facts { work: found('1', false), ..facts() };
+        assert_eq!(decide(&taken).unwrap(), start("ai/x-abcde", 'b', None));
+        let ours = Facts { own: found('2', true), ..taken.clone() };
+        assert_eq!(decide(&ours).unwrap(), start("ai/x-abcde", '2', Some('2')));
+        let both = Facts { own: found('2', false), ..taken };
+        assert!(matches!(decide(&both), Err(GitError::ChooseBranch { .. })));
+    }
+
+    #[test]
+    fn the_base_branch_is_never_the_work_branch() {
+        let facts = Facts { is_base: true, work: found('1', true), ..facts() };
+        assert_eq!(decide(&facts).unwrap(), start("ai/x-abcde", 'b', None));
+    }
+
+    #[test]
+    fn a_recorded_head_leads_unless_the_branch_has_gone_elsewhere() {
+        let at_head = Facts { head_commit: Some(id('1')), work: found('1', true), ..facts() };
+        assert_eq!(decide(&at_head).unwrap(), start("ai/x", '1', Some('1')));
+        let moved = Facts { work: found('2', true), ..at_head.clone() };
+        assert!(matches!(decide(&moved), Err(GitError::SwapBranch { .. })));
+        let gone = Facts { work: None, ..at_head };
+        assert!(matches!(decide(&gone), Err(GitError::SwapBranch { .. })));
+        let reading = Facts { may_push: false, ..moved };
+        assert_eq!(decide(&reading).unwrap(), start("ai/x", '1', Some('1')));
+    }
+
+    #[test]
+    fn an_attempt_whose_report_was_lost_is_continued_but_not_a_stranger_on_top() {
+        let mut facts = Facts { head_commit: Some(id('1')), work: found('2', true), ..facts() };
+        facts.work.as_mut().unwrap().contains_head = true;
+        assert_eq!(decide(&facts).unwrap(), start("ai/x", '2', Some('2')));
+        facts.work.as_mut().unwrap().tip_ours = false;
+        assert!(matches!(decide(&facts), Err(GitError::SwapBranch { .. })));
+    }
+}
