@@ -82,8 +82,10 @@ install_into_context() {
   (umask 077 && kubectl --context "$context" config view --raw --minify --flatten >"$kubeconfig") 2>/dev/null ||
     die "your kubeconfig has no context $context" "kubectl config get-contexts lists them"
   kubectl --kubeconfig "$kubeconfig" get --raw /readyz >/dev/null || die "the cluster of $context does not answer" "kubectl --context $context get nodes"
-  "$AO_REPO/deploy/images/build" --profile "$profile" ${AO_BASE_IMAGE:+--base "$AO_BASE_IMAGE"} --push "$registry" \
-    --out "$(images_file)" >/dev/null
+  local options=(--profile "$profile" --push "${registry#http://}" --out "$(images_file)")
+  [[ $registry != http://* ]] || options+=(--insecure)
+  [[ -z ${AO_BASE_IMAGE:-} ]] || options+=(--base "$AO_BASE_IMAGE")
+  "$AO_REPO/deploy/images/build" "${options[@]}" >/dev/null
   # A cluster of one's own has the real forge and the real model: no upstream map, no scripted model.
   chart_install_existing "$kubeconfig"
   printf '%s' "$kubeconfig" | write_file "$AO_STATE/kubeconfig-in-use"

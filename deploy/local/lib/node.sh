@@ -263,8 +263,10 @@ start_kube-proxy() {
     --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0
 }
 
+# The Ready of a killed kubelet stays in the API for a while, so its own health counts too.
 node_ready() {
-  [[ $(kubectl_admin get node "node-$1" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}') == True ]]
+  in_netns "$1" curl -fsS --max-time 2 -o /dev/null http://127.0.0.1:10248/healthz &&
+    [[ $(kubectl_admin get node "node-$1" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}') == True ]]
 }
 
 node_up() {
