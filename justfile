@@ -20,7 +20,7 @@ test:
 
 # Against a kube-apiserver and etcd without nodes.
 api:
-    AO_APISERVER_KUBECONFIG="$(deploy/local/apiserver up)" AO_REQUIRE_CLUSTER=1 cargo test --test api_server
+    tests/run api
 
 # Everything that proves the project.
 all:
