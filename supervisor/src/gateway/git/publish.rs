@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use agent_operator::{attempt::Published, domain::Credential};
+use agent_operator::{
+    attempt::Published,
+    domain::{Credential, text},
+};
 
 use super::{
     GitLimits, GitService, GrantNames, Login, RepositoryGrant,
@@ -19,6 +22,9 @@ use crate::gateway::permit::Permit;
 /// A push of [`GitLimits::push_bytes_max`] over a slow line, and the upstream's own hooks.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
+/// How much of the upstream's words goes into an error.
+const SUMMARY_BYTES_MAX: usize = 300;
+
 /// How one compare-and-swap went.
 #[derive(Debug, PartialEq, Eq)]
 enum Swap {
@@ -26,6 +32,15 @@ enum Swap {
     Done,
     /// The branch was not where it was expected.
     Moved,
+}
+
+/// What the upstream answered to a push of one ref.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    /// The branch points at the commit.
+    Taken,
+    /// Refused, with its words.
+    Refused(String),
 }
 
 impl GitService {
@@ -183,34 +198,31 @@ impl Way<'_> {
         let run = Run::local(self.quarantine.path(), &args);
         self.permit.check()?;
         let pushed = self.git.run(run.upstream(self.login.as_deref(), PUSH_TIMEOUT)).await?;
-        interpret(&pushed, branch, self.mirror.url())
+        let detail = match interpret(&pushed, branch, self.mirror.url())? {
+            Answer::Taken => return Ok(Swap::Done),
+            Answer::Refused(detail) => detail,
+        };
+        // Servers word a lost race each in their own way; where the branch is now tells it apart
+        // from a rule that forbids the push.
+        let tips = self.mirror.tips(self.login.as_deref(), &[branch]).await?;
+        match tips.get(branch).map(CommitId::as_str) {
+            Some(tip) if tip == commit.as_str() => Ok(Swap::Done),
+            tip if tip != expected => Ok(Swap::Moved),
+            _ => Err(GitError::PushBranch { branch: branch.to_string(), detail }),
+        }
     }
 }
 
 /// Reads the porcelain output of a push of one ref.
-fn interpret(pushed: &Finished, branch: &Branch, url: &str) -> Result<Swap, GitError> {
+fn interpret(pushed: &Finished, branch: &Branch, url: &str) -> Result<Answer, GitError> {
     let stdout = String::from_utf8_lossy(&pushed.stdout);
     let line = stdout.lines().find(|line| line.contains(&format!(":{}\t", branch.full_ref())));
     match line {
         Some(line) if line.starts_with('!') => {
-            let summary = line.rsplit('\t').next().unwrap_or_default();
-            if [
-                "stale info",
-                "fetch first",
-                "non-fast-forward",
-                "cannot lock ref",
-                "incorrect old value",
-            ]
-            .iter()
-            .any(|word| summary.contains(word))
-            {
-                return Ok(Swap::Moved);
-            }
-            let detail = agent_operator::domain::text::printable(summary);
-            let detail = agent_operator::domain::text::truncate(&detail, 300).to_owned();
-            Err(GitError::PushBranch { branch: branch.to_string(), detail })
+            let summary = text::printable(line.rsplit('\t').next().unwrap_or_default());
+            Ok(Answer::Refused(text::truncate(&summary, SUMMARY_BYTES_MAX).to_owned()))
         }
-        Some(_) if pushed.code == Some(0) => Ok(Swap::Done),
+        Some(_) if pushed.code == Some(0) => Ok(Answer::Taken),
         _ => Err(mirror::upstream_error(pushed, url, "write to")),
     }
 }
@@ -228,25 +240,18 @@ mod tests {
         }
     }
 
-    fn read(code: i32, stdout: &str, stderr: &str) -> Result<Swap, GitError> {
+    fn read(code: i32, stdout: &str, stderr: &str) -> Result<Answer, GitError> {
         interpret(&finished(code, stdout, stderr), &Branch::parse("ai/x").unwrap(), "http://f/o/r")
     }
 
     #[test]
     fn the_porcelain_lines_of_git_are_understood() {
-        assert_eq!(
-            read(0, "To u\n*\tc:refs/heads/ai/x\t[new branch]\nDone\n", "").unwrap(),
-            Swap::Done
-        );
-        assert_eq!(
-            read(0, "To u\n=\tc:refs/heads/ai/x\t[up to date]\nDone\n", "").unwrap(),
-            Swap::Done
-        );
+        for line in ["*\tc:refs/heads/ai/x\t[new branch]", "=\tc:refs/heads/ai/x\t[up to date]"] {
+            assert_eq!(read(0, &format!("To u\n{line}\nDone\n"), "").unwrap(), Answer::Taken);
+        }
         let stale = "To u\n!\tc:refs/heads/ai/x\t[rejected] (stale info)\nDone\n";
-        assert_eq!(read(1, stale, "error: failed").unwrap(), Swap::Moved);
-        let hook =
-            "To u\n!\tc:refs/heads/ai/x\t[remote rejected] (pre-receive hook declined)\nDone\n";
-        assert!(matches!(read(1, hook, ""), Err(GitError::PushBranch { .. })));
+        let refused = Answer::Refused("[rejected] (stale info)".to_owned());
+        assert_eq!(read(1, stale, "error: failed").unwrap(), refused);
     }
 
     #[test]

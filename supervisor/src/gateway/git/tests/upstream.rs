@@ -1,0 +1,209 @@
+//! A real upstream for tests: `git http-backend` behind HTTP Basic authentication, and a sandbox's
+//! view of the gateway, both on loopback ports that the kernel chooses.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, AtomicUsize, Ordering},
+    },
+};
+
+use agent_operator::domain::Credential;
+use axum::{Router, body::Body, extract::State, response::Response};
+use base64::Engine as _;
+use http::{Request, StatusCode, header};
+use tokio::{io::AsyncWriteExt as _, task::JoinSet};
+
+use crate::gateway::git::{GitService, RepositoryGrant};
+
+/// The token that the upstream accepts; searched for where it must not be.
+pub(super) const TOKEN: &str = "canary-7f3a9e51";
+
+/// A served directory of bare repositories.
+pub(super) struct TestUpstream {
+    pub(super) root: PathBuf,
+    pub(super) address: SocketAddr,
+    pub(super) seen: Arc<Seen>,
+    _server: JoinSet<()>,
+}
+
+/// What the upstream was asked, and how it shall behave.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) requests: AtomicUsize,
+    /// Answer everything with this status; 0: as usual.
+    pub(super) fail_with: AtomicU16,
+    /// Places of `/proc` where the token was seen while git was talking to the upstream.
+    pub(super) leaks: Mutex<Vec<String>>,
+    /// Git processes that were looked at.
+    pub(super) inspected: AtomicUsize,
+    /// Run once when the next push is about to be taken, in the repository's directory.
+    pub(super) before_push: Mutex<Option<String>>,
+}
+
+#[derive(Clone)]
+struct Served {
+    root: PathBuf,
+    seen: Arc<Seen>,
+}
+
+impl TestUpstream {
+    /// Serves `root`.
+    pub(super) async fn start(root: PathBuf) -> Self {
+        let seen = Arc::new(Seen::default());
+        let served = Served { root: root.clone(), seen: Arc::clone(&seen) };
+        let router = Router::new().fallback(backend).with_state(served);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { root, address, seen, _server: server }
+    }
+}
+
+async fn backend(State(served): State<Served>, request: Request<Body>) -> Response {
+    served.seen.requests.fetch_add(1, Ordering::SeqCst);
+    let status = served.seen.fail_with.load(Ordering::SeqCst);
+    if status != 0 {
+        return answer(StatusCode::from_u16(status).unwrap(), "");
+    }
+    look_for_leaks(&served.seen);
+    let expected =
+        base64::engine::general_purpose::STANDARD.encode(format!("x-access-token:{TOKEN}"));
+    let given = request.headers().get(header::AUTHORIZATION).cloned();
+    if given.is_none_or(|given| given != format!("Basic {expected}")) {
+        return answer(StatusCode::UNAUTHORIZED, "Basic realm=\"test\"");
+    }
+    if request.uri().path().ends_with("/git-receive-pack") {
+        let hook = served.seen.before_push.lock().unwrap().take();
+        if let Some(script) = hook {
+            run(&served.root, "sh", &["-ec", &script]);
+        }
+    }
+    cgi(&served.root, request).await
+}
+
+fn answer(status: StatusCode, challenge: &'static str) -> Response {
+    Response::builder()
+        .status(status)
+        .header(header::WWW_AUTHENTICATE, challenge)
+        .body(Body::empty())
+        .unwrap()
+}
+
+async fn cgi(root: &Path, request: Request<Body>) -> Response {
+    let (parts, body) = request.into_parts();
+    let header =
+        |name: &str| parts.headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+    let mut child = tokio::process::Command::new("git")
+        .arg("http-backend")
+        .env("GIT_PROJECT_ROOT", root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("REMOTE_USER", "tester")
+        .env("REQUEST_METHOD", parts.method.as_str())
+        .env("PATH_INFO", parts.uri.path())
+        .env("QUERY_STRING", parts.uri.query().unwrap_or(""))
+        .env("CONTENT_TYPE", header("content-type"))
+        .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
+        .env("HTTP_GIT_PROTOCOL", header("git-protocol"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let body = axum::body::to_bytes(body, 64 * 1024 * 1024).await.unwrap();
+    let (_, output) = tokio::join!(
+        async move {
+            let _ = stdin.write_all(&body).await;
+        },
+        child.wait_with_output()
+    );
+    let output = output.unwrap().stdout;
+    let end = output.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+    let mut response = Response::builder();
+    for line in std::str::from_utf8(&output[..end]).unwrap().lines() {
+        let (name, value) = line.split_once(": ").unwrap();
+        response = match name {
+            "Status" => response.status(value[..3].parse::<u16>().unwrap()),
+            _ => response.header(name, value),
+        };
+    }
+    response.body(Body::from(output[end + 4..].to_vec())).unwrap()
+}
+
+/// Looks through the arguments and environments of all our descendants that are git.
+fn look_for_leaks(seen: &Seen) {
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let path = entry.path();
+        let command = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if !command.starts_with("git") && !command.starts_with("sh") {
+            continue;
+        }
+        seen.inspected.fetch_add(1, Ordering::SeqCst);
+        for file in ["cmdline", "environ"] {
+            let bytes = std::fs::read(path.join(file)).unwrap_or_default();
+            if String::from_utf8_lossy(&bytes).contains(TOKEN) {
+                seen.leaks.lock().unwrap().push(path.join(file).display().to_string());
+            }
+        }
+    }
+}
+
+/// Serves the attempt's git routes without authentication, as the gateway does after it.
+pub(super) async fn serve_gateway(
+    service: GitService,
+    grant: RepositoryGrant,
+    credential: Option<Credential>,
+) -> (SocketAddr, JoinSet<()>) {
+    let router = Router::new().fallback(move |request: Request<Body>| {
+        let (service, grant, credential) = (service.clone(), grant.clone(), credential.clone());
+        async move { service.serve(&grant, credential.as_ref(), request).await }
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut server = JoinSet::new();
+    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (address, server)
+}
+
+/// Runs a program to a good end and gives its output, trimmed. Blocking: for set-up only.
+pub(super) fn run(directory: &Path, program: &str, args: &[&str]) -> String {
+    let output = client(directory, program, args);
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Runs a program as a user of git would, with an identity and no configuration of the machine.
+pub(super) fn client(directory: &Path, program: &str, args: &[&str]) -> std::process::Output {
+    std::process::Command::new(program)
+        .args(args)
+        .current_dir(directory)
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env("LC_ALL", "C")
+        .envs([("GIT_AUTHOR_NAME", "a"), ("GIT_AUTHOR_EMAIL", "a@example.com")])
+        .envs([("GIT_COMMITTER_NAME", "a"), ("GIT_COMMITTER_EMAIL", "a@example.com")])
+        .output()
+        .unwrap()
+}
+
+/// The same without blocking the servers of this process.
+pub(super) async fn client_async(directory: &Path, args: &[&str]) -> std::process::Output {
+    let directory = directory.to_owned();
+    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    tokio::task::spawn_blocking(move || {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        client(&directory, "git", &args)
+    })
+    .await
+    .unwrap()
+}
