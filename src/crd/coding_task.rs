@@ -493,9 +493,14 @@ pub struct AgentRunSummary {
     /// Its attempt number.
     #[schemars(range(min = 0))]
     pub attempt: i32,
-    /// Its phase.
+    /// Its phase when the task's status was last written. A live run is not followed here, so that a
+    /// step costs one write of the task; the AgentRun itself has the present phase.
     #[schemars(length(max = 64))]
     pub phase: String,
+    /// Why it ended; kept here so that retry counts survive the loss of an AgentRun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub reason: Option<String>,
 }
 
 /// The plan.

@@ -1,0 +1,46 @@
+//! The clocks that the controller looks at: the task's timeout, and overdue steps. The node enforces
+//! a step's own deadline; here it is only noticed, with slack, when it did not.
+
+use std::time::Duration;
+
+use agent_operator::{crd::conditions, domain::RunPhase};
+use jiff::Timestamp;
+
+use super::{Observed, RunView, status::condition};
+use crate::settings::OVERRUN_SLACK;
+
+/// `at` plus `duration`, at most the end of time.
+pub fn after(at: Timestamp, duration: Duration) -> Timestamp {
+    at.checked_add(duration).unwrap_or(Timestamp::MAX)
+}
+
+/// Time from `now` until `at`; zero when it has passed.
+pub fn until(now: Timestamp, at: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or_default()
+}
+
+/// When the task ends whatever it is doing. It counts from the creation, so that a task which never
+/// gets its Secret ends as well; a task that waited for a person starts its clock anew when it goes
+/// on.
+pub fn task_deadline(observed: &Observed, now: Timestamp) -> Timestamp {
+    let created = observed.task.created;
+    let start = match condition(&observed.task.status, conditions::SUSPENDED) {
+        Some(suspended) if suspended.status == "True" => now,
+        Some(suspended) => suspended.last_transition_time.max(created),
+        None => created,
+    };
+    after(start, observed.task_timeout())
+}
+
+/// When a live run should have been reported as ended by its node.
+pub fn overdue_at(observed: &Observed, run: &RunView) -> Timestamp {
+    let settings = &observed.settings;
+    let timeout = run.spec.timeout.parse().map_or(settings.step_timeout, |timeout| timeout).get();
+    let slack = settings.grace.get() + OVERRUN_SLACK;
+    match (run.phase, run.status.start_time) {
+        (RunPhase::Pending, _) | (_, None) => {
+            after(run.created, settings.start_deadline.get() + slack)
+        }
+        (_, Some(started)) => after(started, timeout + slack),
+    }
+}

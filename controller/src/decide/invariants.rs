@@ -1,0 +1,122 @@
+//! What every plan must keep, checked by all tests of decisions.
+
+use agent_operator::domain::StepName;
+
+use super::{Observed, status::is_finished};
+use crate::plan::{Order, Plan};
+
+/// A broken invariant; numbers as in docs/reliability.md.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// I1: more than one live attempt.
+    #[error("I1: {0}")]
+    OneLiveAttempt(String),
+    /// I2: a recorded outcome is touched.
+    #[error("I2: {0}")]
+    OutcomeStays(String),
+    /// I7: a second pull request.
+    #[error("I7: {0}")]
+    OnePullRequest(String),
+    /// I8: a budget is exceeded or a count falls.
+    #[error("I8: {0}")]
+    RetryBudget(String),
+}
+
+/// All invariants that `plan` breaks for `observed`; empty when it keeps them.
+pub fn violations(observed: &Observed, plan: &Plan) -> Vec<Violation> {
+    let mut found = Vec::new();
+    one_live_attempt(observed, plan, &mut found);
+    outcome_stays(observed, plan, &mut found);
+    one_pull_request(observed, plan, &mut found);
+    retry_budget(observed, plan, &mut found);
+    found
+}
+
+fn one_live_attempt(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
+    let live = observed.runs.iter().filter(|run| run.is_live()).count();
+    if live + plan.run_creates.len() > 1 && !plan.run_creates.is_empty() {
+        found.push(Violation::OneLiveAttempt(format!(
+            "creates {} runs beside {live} live ones",
+            plan.run_creates.len()
+        )));
+    }
+    for create in &plan.run_creates {
+        let newest = observed
+            .runs
+            .iter()
+            .filter(|run| run.step.as_str() == create.spec.step)
+            .map(|run| i64::from(run.attempt.0))
+            .max()
+            .unwrap_or(0);
+        if i64::from(create.spec.attempt) <= newest {
+            found.push(Violation::OneLiveAttempt(format!(
+                "attempt {} of {} was used before",
+                create.spec.attempt, create.spec.step
+            )));
+        }
+    }
+}
+
+fn outcome_stays(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
+    let run = |uid: &_| observed.runs.iter().find(|run| run.uid() == uid);
+    for update in &plan.run_updates {
+        if run(&update.run.uid).is_none_or(|run| !run.is_live()) {
+            found.push(Violation::OutcomeStays(format!("updates ended run {}", update.run.name)));
+        }
+        if update.phase.is_terminal() != update.reason.is_some() {
+            found.push(Violation::OutcomeStays(format!("{} ends without reason", update.run.name)));
+        }
+    }
+    for command in &plan.commands {
+        let live = run(&command.run.uid).is_some_and(super::RunView::is_live);
+        if live == (command.order == Order::Forget) {
+            found.push(Violation::OutcomeStays(format!(
+                "{:?} for run {} (live: {live})",
+                command.order, command.run.name
+            )));
+        }
+    }
+    if is_finished(&observed.task.status) && plan.writes() && plan.status.is_some() {
+        found.push(Violation::OutcomeStays("writes the status of a finished task".to_owned()));
+    }
+    if is_finished(&observed.task.status) && !plan.run_creates.is_empty() {
+        found.push(Violation::OutcomeStays("starts a run of a finished task".to_owned()));
+    }
+}
+
+fn one_pull_request(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
+    let before = &observed.task.status.pull_request;
+    if let (Some(before), Some(status)) = (before, &plan.status)
+        && status.pull_request.as_ref() != Some(before)
+    {
+        found.push(Violation::OnePullRequest(format!("{} is replaced", before.url)));
+    }
+    let step = StepName::PullRequest.as_str();
+    if before.is_some() && plan.run_creates.iter().any(|create| create.spec.step == step) {
+        found.push(Violation::OnePullRequest("opens another one".to_owned()));
+    }
+}
+
+fn retry_budget(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
+    let Some(after) = plan.status.as_ref().and_then(|status| status.retries) else { return };
+    let before = observed.task.status.retries.unwrap_or_default();
+    let max = observed
+        .task
+        .spec
+        .max_retries
+        .unwrap_or(i32::try_from(observed.settings.max_retries).unwrap_or(i32::MAX));
+    // A retry that was granted under a higher limit stays counted.
+    if after.application > max.max(before.application) {
+        found.push(Violation::RetryBudget(format!("{} of {max} retries", after.application)));
+    }
+    let max = i32::try_from(observed.settings.infrastructure_retries).unwrap_or(i32::MAX);
+    if after.infrastructure > max.max(before.infrastructure) {
+        found.push(Violation::RetryBudget(format!("{} of {max} retries", after.infrastructure)));
+    }
+    if after.application < before.application
+        || after.infrastructure < before.infrastructure
+        || after.provider < before.provider
+    {
+        found.push(Violation::RetryBudget(format!("counts fall: {before:?} to {after:?}")));
+    }
+}

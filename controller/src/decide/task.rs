@@ -1,0 +1,314 @@
+//! The decision for one task: status, next run, orders to nodes, and when to look again.
+
+use std::time::Duration;
+
+use agent_operator::{
+    crd::conditions::{self, accepted, scheduled},
+    domain::{Attempt, NodeName, Reason, RunPhase, StepName, names},
+};
+use jiff::Timestamp;
+
+use super::{
+    CredentialState, Delivery, Observed, RunView, deadline, message, observed::invalid_duration,
+    placement,
+    progress::{Ending, Progress, Stand, Start, replay},
+    resolve,
+    run::{self, Contact, requeue},
+    status::{Draft, TaskPhase, condition, is_finished},
+};
+use crate::plan::{EventNote, NodeCommand, Order, Plan, RunCreate};
+
+/// Wait for room on a node when no event announces any: a node may free memory without telling us.
+const PLACEMENT_RETRY: Duration = Duration::from_secs(30);
+/// First wait for a Secret to appear; half of the time waited so far later on.
+const REFUSAL_RETRY: Duration = Duration::from_secs(5);
+/// Longest such wait.
+const REFUSAL_RETRY_MAX: Duration = Duration::from_secs(300);
+/// Reason of `Finished` while the task goes on.
+const IN_PROGRESS: &str = "InProgress";
+
+/// Decides what is to be done for a task at `now`.
+pub fn decide(observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    if is_finished(&observed.task.status) {
+        wind_down(observed, now, &mut plan);
+        return plan;
+    }
+    if observed.task.deleting {
+        for run in observed.runs.iter().filter(|run| run.is_live()) {
+            let why = (Reason::Deleted, "the task was deleted");
+            run::end(observed, run, why, now, &mut plan);
+        }
+        return plan;
+    }
+    let progress = replay(observed);
+    let mut draft = Draft::new(observed, &progress, now);
+    let overdue = now >= deadline::task_deadline(observed, now);
+    match &progress.stand {
+        Stand::Done(ending) => finish(&mut draft, &progress, ending, now),
+        Stand::Start(_) if overdue && !suspends(observed) => time_out(&mut draft, &progress, now),
+        Stand::Live(run) if overdue => {
+            overdue_run(observed, run, &progress, now, &mut draft, &mut plan);
+        }
+        Stand::Start(start) => begin(observed, start, &progress, now, &mut draft, &mut plan),
+        Stand::Live(run) => tend(observed, run, &progress, now, &mut draft, &mut plan),
+        Stand::BudgetPaused(why) => {
+            accept(&mut draft);
+            draft.summary(TaskPhase::of(progress.step), progress.step, why);
+            draft.condition(conditions::SUSPENDED, true, "BudgetExceeded", why);
+            unfinished(&mut draft, "BudgetExceeded", why);
+        }
+    }
+    note_phase(observed, &draft, &mut plan);
+    plan.status = draft.changed();
+    if plan.status.as_deref().is_some_and(is_finished) {
+        requeue(&mut plan, observed.settings.task_end_pod_ttl.get());
+    }
+    plan
+}
+
+fn suspends(observed: &Observed) -> bool {
+    observed.task.spec.suspend == Some(true)
+}
+
+/// A finished task: live runs are ended, and after a while the nodes may forget all of them.
+fn wind_down(observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    for run in observed.runs.iter().filter(|run| run.is_live()) {
+        let why = (Reason::Cancelled, "the task has ended");
+        run::end(observed, run, why, now, plan);
+    }
+    let Some(ended) = observed.task.status.completion_time else { return };
+    let forget_at = deadline::after(ended, observed.settings.task_end_pod_ttl.get());
+    let held = |run: &&RunView| !run.is_live() && run.delivery != Delivery::Unsent;
+    if now < forget_at {
+        if observed.runs.iter().any(|run| held(&run)) {
+            requeue(plan, deadline::until(now, forget_at));
+        }
+        return;
+    }
+    for run in observed.runs.iter().filter(held) {
+        plan.commands.push(NodeCommand {
+            node: run.node(),
+            run: run.run.clone(),
+            attempt: run.attempt,
+            order: Order::Forget,
+        });
+    }
+}
+
+/// Why nothing may be started for the task: reason and sentence.
+fn refusal(observed: &Observed) -> Option<(&'static str, String)> {
+    if !observed.settings.enables(&observed.task.namespace) {
+        return Some((
+            accepted::NAMESPACE_NOT_ENABLED,
+            format!(
+                "namespace {} is not among the chart's taskNamespaces ({})",
+                observed.task.namespace,
+                observed.settings.task_namespaces.join(", ")
+            ),
+        ));
+    }
+    if let Some(problem) = invalid_duration(&observed.task.spec) {
+        return Some((accepted::INVALID, problem));
+    }
+    match &observed.credentials {
+        CredentialState::Refused { reason, message } => Some((reason, message.clone())),
+        CredentialState::Unread | CredentialState::Ready => None,
+    }
+}
+
+fn accept(draft: &mut Draft<'_>) {
+    draft.condition(conditions::ACCEPTED, true, accepted::ACCEPTED, "");
+}
+
+/// Starts the next attempt, or says what it waits for.
+fn begin(
+    observed: &Observed,
+    start: &Start,
+    progress: &Progress<'_>,
+    now: Timestamp,
+    draft: &mut Draft<'_>,
+    plan: &mut Plan,
+) {
+    let first = progress.history.is_empty();
+    let phase = if first { TaskPhase::Pending } else { TaskPhase::of(start.step) };
+    if let Some((reason, why)) = refusal(observed) {
+        draft.summary(phase, start.step, &why);
+        draft.condition(conditions::ACCEPTED, false, reason, &why);
+        unfinished(draft, reason, &why);
+        wait_for_refusal(observed, now, plan);
+        return wait_until_deadline(observed, now, plan);
+    }
+    accept(draft);
+    if suspends(observed) {
+        let why = "spec.suspend is true; set it to false to go on";
+        draft.summary(phase, start.step, why);
+        draft.condition(conditions::SUSPENDED, true, "Suspended", why);
+        return unfinished(draft, "Suspended", why);
+    }
+    resume(draft);
+    wait_until_deadline(observed, now, plan);
+    if let Some(at) = start.not_before.filter(|at| *at > now) {
+        requeue(plan, deadline::until(now, at));
+        let why = start.after_failure.clone().unwrap_or_default();
+        draft.summary(phase, start.step, &format!("tried again soon: {why}"));
+        return unfinished(draft, "WaitingForRetry", &why);
+    }
+    let previous = progress.history.last().and_then(|last| last.run).map(RunView::node);
+    match placement::place(observed, start, previous.as_ref()) {
+        Ok(node) => create(observed, start, &node, draft, plan),
+        Err(unplaced) => {
+            draft.summary(phase, start.step, &unplaced.message);
+            draft.condition(conditions::SCHEDULED, false, unplaced.reason, &unplaced.message);
+            unfinished(draft, unplaced.reason, &unplaced.message);
+            plan.waits_for_node = true;
+            requeue(plan, PLACEMENT_RETRY);
+        }
+    }
+}
+
+fn create(
+    observed: &Observed,
+    start: &Start,
+    node: &NodeName,
+    draft: &mut Draft<'_>,
+    plan: &mut Plan,
+) {
+    let task = &observed.task;
+    let name = names::run_name(&task.name, &task.uid, start.step, start.attempt);
+    let spec = resolve::run_spec(observed, start, node);
+    draft.created(&name, start.step, spec.attempt, node.as_str());
+    with_node(draft, start.step, start.attempt, node);
+    plan.run_creates.push(RunCreate { name, spec });
+}
+
+/// A step that is with a node: the same words whether it was just created or goes on.
+fn with_node(draft: &mut Draft<'_>, step: StepName, attempt: Attempt, node: &NodeName) {
+    let text = message::handed_out(step, attempt, node);
+    draft.summary(TaskPhase::of(step), step, &text);
+    draft.condition(conditions::SCHEDULED, true, scheduled::ASSIGNED, &text);
+    unfinished(draft, IN_PROGRESS, "");
+}
+
+/// Looks after the live run.
+fn tend(
+    observed: &Observed,
+    run: &RunView,
+    progress: &Progress<'_>,
+    now: Timestamp,
+    draft: &mut Draft<'_>,
+    plan: &mut Plan,
+) {
+    run::tend(observed, run, now, plan);
+    wait_until_deadline(observed, now, plan);
+    let handed_out = plan.commands.iter().any(|command| command.order == Order::Assign);
+    if let (true, Some((reason, why))) = (handed_out, refusal(observed)) {
+        plan.commands.retain(|command| command.order != Order::Assign);
+        // A run that waits for its node to learn of it is held up; one that the node knows goes on
+        // with the credentials that its gateway has.
+        if run.delivery == Delivery::Unsent {
+            draft.summary(TaskPhase::of(run.step), run.step, &why);
+            draft.condition(conditions::ACCEPTED, false, reason, &why);
+            unfinished(draft, reason, &why);
+        }
+        return wait_for_refusal(observed, now, plan);
+    }
+    accept(draft);
+    resume(draft);
+    let silent = plan.run_updates.iter().any(|update| update.phase == RunPhase::Unknown)
+        || (run.phase == RunPhase::Unknown
+            && run::contact(observed, run, now) != Contact::Connected);
+    if silent {
+        let why = run::silent(run);
+        draft.summary(TaskPhase::of(progress.step), progress.step, &why);
+        draft.condition(conditions::SCHEDULED, false, scheduled::NODE_UNKNOWN, &why);
+        unfinished(draft, scheduled::NODE_UNKNOWN, &why);
+    } else {
+        with_node(draft, run.step, run.attempt, &run.node());
+    }
+}
+
+/// A task that is over its time with a live run: the run is ended first, so that the task's last
+/// status shows how; a node that does not answer cannot hold the task up.
+fn overdue_run(
+    observed: &Observed,
+    run: &RunView,
+    progress: &Progress<'_>,
+    now: Timestamp,
+    draft: &mut Draft<'_>,
+    plan: &mut Plan,
+) {
+    let patience = observed.settings.grace.get() + crate::settings::OVERRUN_SLACK;
+    let last = deadline::after(deadline::task_deadline(observed, now), patience);
+    let connected = run::contact(observed, run, now) == Contact::Connected;
+    if connected && now < last {
+        run::end(observed, run, (Reason::Cancelled, "the task's time is up"), now, plan);
+        requeue(plan, deadline::until(now, last));
+        return;
+    }
+    time_out(draft, progress, now);
+    run::end(observed, run, (Reason::Cancelled, "the task's time is up"), now, plan);
+}
+
+fn time_out(draft: &mut Draft<'_>, progress: &Progress<'_>, now: Timestamp) {
+    let waiting = draft.status.message.clone().unwrap_or_default();
+    let message = format!("taskTimeout has passed during step {}: {waiting}", progress.step);
+    let ending = Ending::Failed { reason: "TaskTimedOut".to_owned(), message };
+    finish(draft, progress, &ending, now);
+}
+
+fn finish(draft: &mut Draft<'_>, progress: &Progress<'_>, ending: &Ending, now: Timestamp) {
+    let (phase, reason, text) = match ending {
+        Ending::Complete => {
+            let url = draft.status.pull_request.as_ref().map(|pull| pull.url.clone());
+            let text = format!("pull request {} is open", url.unwrap_or_default());
+            (TaskPhase::Complete, "Completed".to_owned(), text)
+        }
+        Ending::Failed { reason, message } => (TaskPhase::Failed, reason.clone(), message.clone()),
+    };
+    let well = phase == TaskPhase::Complete;
+    draft.summary(phase, progress.step, &text);
+    resume(draft);
+    draft.condition(conditions::FINISHED, true, &reason, &text);
+    draft.condition(conditions::SUCCEEDED, well, &reason, &text);
+    draft.status.completion_time.get_or_insert(now);
+}
+
+fn unfinished(draft: &mut Draft<'_>, reason: &str, text: &str) {
+    draft.condition(conditions::FINISHED, false, reason, text);
+    draft.condition(conditions::SUCCEEDED, false, reason, text);
+}
+
+/// Takes back a suspension; a task that was never suspended gets no such condition.
+fn resume(draft: &mut Draft<'_>) {
+    if condition(&draft.status, conditions::SUSPENDED).is_some() {
+        draft.condition(conditions::SUSPENDED, false, "Running", "");
+    }
+}
+
+fn wait_until_deadline(observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    requeue(plan, deadline::until(now, deadline::task_deadline(observed, now)));
+}
+
+/// Looks again after half the time waited so far: soon at first, seldom later.
+fn wait_for_refusal(observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    let since = condition(&observed.task.status, conditions::ACCEPTED)
+        .filter(|accepted| accepted.status == "False")
+        .map_or(now, |accepted| accepted.last_transition_time);
+    let wait = deadline::until(since, now) / 2;
+    requeue(plan, wait.clamp(REFUSAL_RETRY, REFUSAL_RETRY_MAX));
+}
+
+/// An event for a changed phase.
+fn note_phase(observed: &Observed, draft: &Draft<'_>, plan: &mut Plan) {
+    let (old, new) = (&observed.task.status.phase, &draft.status.phase);
+    if let Some(phase) = new.as_ref().filter(|_| old != new) {
+        plan.events.push(EventNote {
+            run: None,
+            warning: phase == TaskPhase::Failed.as_str(),
+            reason: phase.clone(),
+            action: "AdvanceTask".to_owned(),
+            note: draft.status.message.clone().unwrap_or_default(),
+        });
+    }
+}

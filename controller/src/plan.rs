@@ -1,0 +1,123 @@
+//! What a decision says: effects as data. Carried out in `apply` alone.
+
+use std::time::Duration;
+
+use agent_operator::{
+    crd::{AgentRunSpec, CodingTaskStatus},
+    domain::{Attempt, NodeName, Reason, RunPhase, RunRef},
+};
+use serde::Serialize;
+
+/// Everything that is to be done for one task now. Empty when there is nothing to do (I6).
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// Runs to create, before anything else; at most one live run a task, so at most one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub run_creates: Vec<RunCreate>,
+    /// Runs whose end or silence the controller itself has to record.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub run_updates: Vec<RunUpdate>,
+    /// The task's whole status; none when it is right as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<Box<CodingTaskStatus>>,
+    /// What nodes are told, after the writes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub commands: Vec<NodeCommand>,
+    /// Kubernetes events, best effort.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<EventNote>,
+    /// When to look again even if nothing happens; none: only when something happens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requeue_after: Option<Duration>,
+    /// Whether the task waits for room on a node: it is looked at again when a run ends anywhere.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub waits_for_node: bool,
+}
+
+impl Plan {
+    /// Whether carrying out the plan hands a step to a node, for which credentials are needed.
+    pub fn needs_credentials(&self) -> bool {
+        !self.run_creates.is_empty()
+            || self.commands.iter().any(|command| matches!(command.order, Order::Assign))
+    }
+
+    /// Whether the plan writes to the API server.
+    pub fn writes(&self) -> bool {
+        self.status.is_some() || !self.run_creates.is_empty() || !self.run_updates.is_empty()
+    }
+}
+
+/// A run to create. Its name is a function of (task uid, step, attempt), so a repeated create is
+/// harmless. It is assigned to its node as soon as it exists.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunCreate {
+    /// Name.
+    pub name: String,
+    /// Spec; the epoch in it is the one of the term that creates it, set by `apply`.
+    pub spec: AgentRunSpec,
+}
+
+/// A run whose state the controller records by itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunUpdate {
+    /// The run.
+    pub run: RunRef,
+    /// The new phase.
+    pub phase: RunPhase,
+    /// Why it ended, for a terminal phase.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// One sentence.
+    pub message: String,
+}
+
+/// Something that a node is told about a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeCommand {
+    /// The node.
+    pub node: NodeName,
+    /// The run.
+    pub run: RunRef,
+    /// Its attempt number.
+    pub attempt: Attempt,
+    /// What about it.
+    pub order: Order,
+}
+
+/// The orders that decisions give.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum Order {
+    /// Run it; `apply` builds the whole assignment from the run, the task and its credentials.
+    Assign,
+    /// End it.
+    Cancel {
+        /// Reason that it ends with.
+        reason: Reason,
+        /// One sentence.
+        message: String,
+    },
+    /// Everything about it is recorded: its pod may go.
+    Forget,
+}
+
+/// A Kubernetes event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventNote {
+    /// What it is about; none: the task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunRef>,
+    /// Whether it tells of trouble.
+    pub warning: bool,
+    /// CamelCase word.
+    pub reason: String,
+    /// What was being done, in CamelCase.
+    pub action: String,
+    /// A sentence.
+    pub note: String,
+}
