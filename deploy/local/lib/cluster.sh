@@ -32,7 +32,7 @@ mark_state() {
   chmod 755 "$AO_STATE"
   if [[ -f $AO_STATE/layout && $(cat "$AO_STATE/layout") != "$STATE_LAYOUT" ]]; then
     log "the state folder is of another version: taking it down first"
-    cluster_down
+    cluster_down || true
     mkdir -p "$AO_STATE" "$AO_RUN" "$AO_LOGS"
   fi
   echo "$STATE_LAYOUT" | write_file "$AO_STATE/layout"
@@ -71,6 +71,7 @@ cluster_up() {
   done
 }
 
+# Each step is tried even if one before it failed; cluster_leftovers judges the result.
 cluster_down() {
   local node part
   for part in model coredns; do stop_daemon "$part" 3; done
@@ -81,6 +82,24 @@ cluster_down() {
   net_kill
   node_mounts_down
   net_down
-  # Logs stay for a later look; everything else was the cluster's.
-  [[ ! -d $AO_STATE ]] || find "$AO_STATE" -mindepth 1 -maxdepth 1 ! -name logs -exec rm -rf --one-file-system {} +
+  # Logs stay for a later look; everything else was the cluster's. Not with a mount left in it: that could lead
+  # out of the folder.
+  if [[ -d $AO_STATE && -z $(state_mounts) ]]; then
+    find "$AO_STATE" -mindepth 1 -maxdepth 1 ! -name logs -exec rm -rf --one-file-system {} +
+  fi
+}
+
+# Prints what `down` should have taken away and has not.
+cluster_leftovers() {
+  local node
+  stray_pids | sed 's/^/process /'
+  state_mounts | sed 's/^/mount /'
+  ip -br link show 2>/dev/null | awk -v bridge="$AO_BRIDGE" '$1 == bridge || $1 ~ /^ao-veth-/ {print "interface " $1}'
+  ip netns list 2>/dev/null | awk '$1 == "ao-a" || $1 == "ao-b" {print "network namespace " $1}'
+  ip route show 2>/dev/null | awk -v bridge="$AO_BRIDGE" 'index($0, bridge) {print "route " $1}'
+  for node in "${AO_NODE_IDS[@]}"; do
+    cgroup_roots | while read -r root; do
+      [[ ! -d $root/$(node_cgroup "$node") ]] || echo "cgroup $root/$(node_cgroup "$node")"
+    done
+  done
 }

@@ -57,6 +57,9 @@ node_mounts_up() {
     done' sh "$(node_dir "$node")/host" "$(node_dir "$node")" "${NODE_OWN_DIRS[@]}"
 }
 
+# Mounts of ours in the root mount namespace, deepest first.
+state_mounts() { awk -v state="$AO_STATE/" 'index($5, state) == 1 {print $5}' /proc/self/mountinfo | sort -r; }
+
 node_mounts_down() {
   local file dir
   for file in "$AO_STATE"/mntns/*; do
@@ -64,8 +67,8 @@ node_mounts_down() {
     while mountpoint -q "$file"; do umount -l "$file"; done
   done
   while mountpoint -q "$AO_STATE/mntns"; do umount -l "$AO_STATE/mntns"; done
-  # Whatever a failure in the middle left in the root mount namespace, deepest first.
-  awk -v state="$AO_STATE/" 'index($5, state) == 1 {print $5}' /proc/self/mountinfo | sort -r | while read -r dir; do
+  # Whatever a failure in the middle left.
+  state_mounts | while read -r dir; do
     umount -l "$dir" 2>/dev/null || true
   done
   if [[ -f $AO_STATE/made-dirs ]]; then
