@@ -1,0 +1,251 @@
+//! Arguments and configuration of the gateway; everything is checked here, once, at the start.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use agent_operator::attempt::GitIdentity;
+use serde::Deserialize;
+
+use super::{egress::policy::HostPort, llm::prices::Price, upstream::Upstream};
+
+/// Arguments of `supervisor gateway`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Address that sandboxes reach.
+    #[arg(long, env = "GATEWAY_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// Unix socket that the supervisor connects to.
+    #[arg(long, env = "GATEWAY_SOCKET")]
+    pub socket: PathBuf,
+    /// Uid that may connect to the socket besides 0 and the gateway's own.
+    #[arg(long, env = "GATEWAY_ALLOWED_PEER_UID", value_delimiter = ',')]
+    pub allowed_peer_uid: Vec<u32>,
+    /// Directory for mirrors and quarantine.
+    #[arg(long, env = "GATEWAY_GIT_DIR")]
+    pub git_dir: PathBuf,
+    /// Configuration file (YAML or JSON), see [`Config`].
+    #[arg(long, env = "GATEWAY_CONFIG")]
+    pub config: PathBuf,
+    /// PEM file with certificate authorities to trust besides the system's.
+    #[arg(long, env = "GATEWAY_CA_BUNDLE")]
+    pub ca_bundle: Option<PathBuf>,
+    /// Lets CONNECT reach private, loopback and cluster addresses. For test rigs without a network.
+    #[arg(long, env = "GATEWAY_EGRESS_ALLOW_PRIVATE")]
+    pub egress_allow_private: bool,
+}
+
+/// The configuration file, written by the chart.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// The model API.
+    pub llm: Llm,
+    /// Which real server stands behind a host that users write.
+    #[serde(default)]
+    pub upstreams: Vec<Upstream>,
+    /// The CONNECT proxy.
+    #[serde(default)]
+    pub egress: Egress,
+    /// Prices by model name; a name also covers its dated versions (`name-20250101`).
+    #[serde(default)]
+    pub prices: BTreeMap<String, Price>,
+    /// Author and committer of the runner's commits.
+    #[serde(default = "default_identity")]
+    pub git_identity: GitIdentity,
+    /// Limits of one attempt and of the whole gateway.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// The model API behind `/llm`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Llm {
+    /// Base URL, http or https; a path prefix is kept.
+    #[serde(rename = "baseURL", default = "default_llm_base_url")]
+    pub base_url: String,
+    /// Host that a model credential must be meant for.
+    #[serde(default = "default_llm_host")]
+    pub host: String,
+    /// Tools that run at the provider and may be used all the same, by prefix of their type. They
+    /// reach the internet past the gateway, so none is allowed by default.
+    #[serde(default)]
+    pub server_tools: Vec<String>,
+}
+
+/// Settings of the CONNECT proxy.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Egress {
+    /// Hosts (`name` or `name:port`, default port 443) that every attempt may reach.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// Limits; each default has its reason in `limits`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections of the whole gateway.
+    pub connections: usize,
+    /// Connections from one address.
+    pub connections_per_pod: usize,
+    /// Requests a second of one attempt, averaged.
+    pub requests_per_second: u32,
+    /// Concurrent model calls of one attempt.
+    pub model_calls: usize,
+    /// Largest body of a model call in bytes.
+    pub model_body_bytes: usize,
+    /// Concurrent tunnels of one attempt.
+    pub tunnels: usize,
+    /// Bytes that one attempt may send out through tunnels.
+    pub tunnel_upload_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        use super::limits;
+        Self {
+            connections: limits::CONNECTIONS_MAX,
+            connections_per_pod: limits::CONNECTIONS_PER_POD_MAX,
+            requests_per_second: limits::REQUESTS_PER_SECOND,
+            model_calls: limits::MODEL_CALLS_MAX,
+            model_body_bytes: limits::MODEL_BODY_BYTES_MAX,
+            tunnels: limits::TUNNELS_MAX,
+            tunnel_upload_bytes: limits::TUNNEL_UPLOAD_BYTES_MAX,
+        }
+    }
+}
+
+fn default_llm_base_url() -> String {
+    "https://api.anthropic.com".to_owned()
+}
+
+fn default_llm_host() -> String {
+    "api.anthropic.com".to_owned()
+}
+
+fn default_identity() -> GitIdentity {
+    GitIdentity {
+        name: "agent-operator".to_owned(),
+        email: "agent-operator@users.noreply.github.com".to_owned(),
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not valid.
+    #[error("cannot parse the configuration: {0}")]
+    Parse(String),
+    /// `llm.baseURL` or an upstream's `baseURL` is not an http(s) URL with a host.
+    #[error("{field} {value:?} is not an http or https URL with a host")]
+    BaseUrl {
+        /// Which field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// An allowed host is malformed.
+    #[error("egress.allowedHosts: {0}")]
+    AllowedHost(String),
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn read(path: &std::path::Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text)
+    }
+
+    /// Parses and checks a YAML or JSON text.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut config: Self =
+            serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse(error.to_string()))?;
+        trim_slash(&mut config.llm.base_url);
+        check_base_url("llm.baseURL", &config.llm.base_url)?;
+        for upstream in &mut config.upstreams {
+            trim_slash(&mut upstream.base_url);
+            check_base_url("upstreams[].baseURL", &upstream.base_url)?;
+        }
+        for host in &config.egress.allowed_hosts {
+            HostPort::parse_allowed(host)
+                .map_err(|error| ConfigError::AllowedHost(error.to_string()))?;
+        }
+        Ok(config)
+    }
+
+    /// Hosts where credentials go, as users write them and as they are mapped. A tunnel to one of
+    /// them could carry the agent's own key unseen.
+    pub fn credential_hosts(&self) -> Vec<String> {
+        let mut hosts = vec![self.llm.host.to_ascii_lowercase()];
+        hosts.extend(host_of(&self.llm.base_url));
+        for upstream in &self.upstreams {
+            hosts.push(upstream.host.to_ascii_lowercase());
+            hosts.extend(host_of(&upstream.base_url));
+        }
+        hosts
+    }
+}
+
+/// The lower-case host of a URL.
+pub(super) fn host_of(url: &str) -> Option<String> {
+    let uri: http::Uri = url.parse().ok()?;
+    uri.host().map(str::to_ascii_lowercase)
+}
+
+fn trim_slash(url: &mut String) {
+    while url.ends_with('/') {
+        url.pop();
+    }
+}
+
+fn check_base_url(field: &'static str, value: &str) -> Result<(), ConfigError> {
+    let good = value.parse::<http::Uri>().ok().is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.query().is_none()
+    });
+    good.then_some(()).ok_or_else(|| ConfigError::BaseUrl { field, value: value.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chart_configuration_is_read_as_yaml_and_as_json() {
+        let yaml = "llm: {baseURL: 'http://10.0.0.1:9000/', host: api.anthropic.com}\n\
+                    upstreams: [{host: github.com, baseURL: 'http://10.0.0.2:3000', forge: gitea}]\n\
+                    egress: {allowedHosts: [registry.npmjs.org]}\n\
+                    prices: {claude-x: {inputMicroUSDPerMTok: 3000000}}\n";
+        let config = Config::parse(yaml).unwrap();
+        assert_eq!(config.llm.base_url, "http://10.0.0.1:9000");
+        let hosts = config.credential_hosts();
+        for host in ["api.anthropic.com", "10.0.0.1", "github.com", "10.0.0.2"] {
+            assert!(hosts.iter().any(|known| known == host), "{host}");
+        }
+        assert!(Config::parse(r#"{"llm": {}}"#).is_ok());
+    }
+
+    #[test]
+    fn unknown_fields_and_bad_urls_are_refused() {
+        assert!(matches!(Config::parse("llm: {baseUrl: x}"), Err(ConfigError::Parse(_))));
+        assert!(matches!(
+            Config::parse("llm: {baseURL: 'ftp://x'}"),
+            Err(ConfigError::BaseUrl { field: "llm.baseURL", .. })
+        ));
+        assert!(matches!(
+            Config::parse("llm: {}\negress: {allowedHosts: ['1.2.3.4']}"),
+            Err(ConfigError::AllowedHost(_))
+        ));
+    }
+}

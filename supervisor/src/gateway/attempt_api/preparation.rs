@@ -1,0 +1,84 @@
+//! The git preparation of one attempt: started as soon as the credentials are there, so that the
+//! runner does not wait for the fetch; asked for again by `GET /v1/step` when it failed.
+
+use agent_operator::{attempt::StepRepository, domain::Reason};
+use tokio::sync::watch;
+
+/// Why the repository is not ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Reason that the step should end with.
+    pub reason: Option<Reason>,
+    /// One sentence with the remedy.
+    pub message: String,
+    /// Whether another try may succeed.
+    pub retryable: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Progress {
+    Idle,
+    Running,
+    Ready(Box<StepRepository>),
+    Failed(Failure),
+}
+
+/// Progress of the preparation, shared by who runs it and who waits for it.
+#[derive(Debug)]
+pub struct Preparation(watch::Sender<Progress>);
+
+impl Default for Preparation {
+    fn default() -> Self {
+        Self(watch::Sender::new(Progress::Idle))
+    }
+}
+
+impl Preparation {
+    /// True when the caller has to run the preparation now and [`Preparation::finish`] it.
+    pub fn begin(&self) -> bool {
+        self.0.send_if_modified(|progress| {
+            let due = match progress {
+                Progress::Idle => true,
+                Progress::Failed(failure) => failure.retryable,
+                Progress::Running | Progress::Ready(_) => false,
+            };
+            if due {
+                *progress = Progress::Running;
+            }
+            due
+        })
+    }
+
+    /// Ends what [`Preparation::begin`] started.
+    pub fn finish(&self, result: Result<StepRepository, Failure>) {
+        self.0.send_replace(match result {
+            Ok(repository) => Progress::Ready(Box::new(repository)),
+            Err(failure) => Progress::Failed(failure),
+        });
+    }
+
+    /// The repository, if it is ready.
+    pub fn ready(&self) -> Option<StepRepository> {
+        match &*self.0.borrow() {
+            Progress::Ready(repository) => Some((**repository).clone()),
+            _ => None,
+        }
+    }
+
+    /// Waits for the end of a running preparation.
+    pub async fn wait(&self) -> Result<StepRepository, Failure> {
+        let mut progress = self.0.subscribe();
+        let over =
+            |progress: &Progress| matches!(progress, Progress::Ready(_) | Progress::Failed(_));
+        // The sender lives as long as `self`, so the wait cannot fail.
+        match progress.wait_for(over).await.as_deref() {
+            Ok(Progress::Ready(repository)) => Ok((**repository).clone()),
+            Ok(Progress::Failed(failure)) => Err(failure.clone()),
+            _ => Err(Failure {
+                reason: None,
+                message: "the preparation was given up".to_owned(),
+                retryable: true,
+            }),
+        }
+    }
+}

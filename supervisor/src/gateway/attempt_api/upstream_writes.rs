@@ -1,0 +1,159 @@
+//! The two writes upstream that a runner may ask for: the work branch and the pull request.
+//!
+//! Both need the step to be running (an order to stop ends them too, so a deleted task writes
+//! nothing afterwards) and the controller's permission. Both go on when the runner's connection
+//! breaks, so that what was done upstream is always reported.
+
+use std::{future::Future, sync::Arc};
+
+use agent_operator::{
+    attempt::{PublishRequest, PullRequestRequest},
+    domain::{Credential, Reason, StepName, secret::purpose},
+};
+use axum::body::Body;
+use http::{Request, StatusCode};
+use tokio::time::Instant;
+
+use super::{collect::read_json, record};
+use crate::{
+    gateway::{
+        core::{Shared, repository_grant},
+        forge::PullRequestOrder,
+        git::GitError,
+        grants::{Attempt, RefusalKind},
+        identity::Caller,
+        respond::{self, Answer},
+    },
+    link::contract::DurableEvent,
+};
+
+/// `POST /v1/publish`
+pub(in crate::gateway) async fn publish(
+    gateway: &Shared,
+    caller: &Caller,
+    request: Request<Body>,
+) -> Answer {
+    let request: PublishRequest = match read_json(request).await {
+        Ok(request) => request,
+        Err(answer) => return answer,
+    };
+    let attempt = &caller.attempt;
+    let assignment = attempt.assignment();
+    let allowed = assignment.step.may_push() && request.repository == assignment.repository.name;
+    let credential = match admit(attempt, allowed, "publish") {
+        Ok(credential) => credential,
+        Err(answer) => return answer,
+    };
+    let (shared, attempt) = (Arc::clone(gateway), Arc::clone(attempt));
+    to_the_end(gateway, async move {
+        let grant = repository_grant(&attempt);
+        let published =
+            match shared.git.publish(&grant, &credential, &request.commit, &shared.permit).await {
+                Ok(published) => published,
+                Err(error) => return git_failure(&attempt, &error),
+            };
+        let event = DurableEvent::Published {
+            work_branch: published.work_branch.clone(),
+            head_commit: published.head_commit.clone(),
+        };
+        match record(&shared, attempt.key(), event).await {
+            Ok(()) => respond::json(StatusCode::OK, &published),
+            Err(answer) => answer,
+        }
+    })
+    .await
+}
+
+/// `POST /v1/pull-request`
+pub(in crate::gateway) async fn pull_request(
+    gateway: &Shared,
+    caller: &Caller,
+    request: Request<Body>,
+) -> Answer {
+    let request: PullRequestRequest = match read_json(request).await {
+        Ok(request) => request,
+        Err(answer) => return answer,
+    };
+    let attempt = &caller.attempt;
+    let allowed = attempt.assignment().step == StepName::PullRequest;
+    let credential = match admit(attempt, allowed, "pull-request") {
+        Ok(credential) => credential,
+        Err(answer) => return answer,
+    };
+    let (shared, attempt) = (Arc::clone(gateway), Arc::clone(attempt));
+    to_the_end(gateway, async move {
+        let order = PullRequestOrder {
+            head_branch: head_branch(&attempt),
+            grant: repository_grant(&attempt),
+            title: request.title,
+            body: request.body,
+        };
+        let opened =
+            match shared.forges.ensure_pull_request(&order, &credential, &shared.permit).await {
+                Ok(opened) => opened,
+                Err(error) => {
+                    tracing::warn!(run = %attempt.key(), %error, "pull request failed");
+                    return failure(error.reason(), error.to_string(), error.retryable());
+                }
+            };
+        let event = DurableEvent::PullRequestOpened(opened.clone());
+        match record(&shared, attempt.key(), event).await {
+            Ok(()) => respond::json(StatusCode::OK, &opened),
+            Err(answer) => answer,
+        }
+    })
+    .await
+}
+
+/// The work branch as the preparation resolved it; after a restart, as the task knows it.
+fn head_branch(attempt: &Attempt) -> String {
+    let resolved = attempt.preparation.ready().map(|repository| repository.work_branch);
+    resolved.unwrap_or_else(|| attempt.assignment().repository.work_branch.clone())
+}
+
+/// Whether the attempt may write upstream now, and with what.
+fn admit(attempt: &Attempt, allowed: bool, operation: &str) -> Result<Credential, Answer> {
+    if !allowed {
+        attempt.refuse(RefusalKind::Git, operation);
+        let message = "this step may not do that";
+        return Err(respond::refused(StatusCode::FORBIDDEN, message));
+    }
+    if let Err(not_now) = attempt.agent_may_act(Instant::now()) {
+        attempt.refuse(RefusalKind::Git, operation);
+        return Err(respond::refused(StatusCode::FORBIDDEN, not_now.to_string()));
+    }
+    let Some(credential) = attempt.credential(purpose::GIT) else {
+        attempt.ask_credentials_again();
+        return Err(respond::later("the gateway waits for the attempt's credentials"));
+    };
+    credential.ok_or_else(|| {
+        let message = "the task has no git credential; name a Secret in gitCredentialsRef";
+        let reason = Some(Reason::InvalidTask);
+        respond::error(StatusCode::UNPROCESSABLE_ENTITY, reason, message, false)
+    })
+}
+
+/// Runs `work` in a task of its own, which outlives the client's connection.
+async fn to_the_end(
+    gateway: &Shared,
+    work: impl Future<Output = Answer> + Send + 'static,
+) -> Answer {
+    gateway.tasks.spawn(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a write upstream ended unexpectedly");
+        respond::later("the operation ended unexpectedly; try again")
+    })
+}
+
+fn git_failure(attempt: &Attempt, error: &GitError) -> Answer {
+    tracing::warn!(run = %attempt.key(), %error, "publish failed");
+    failure(error.reason(), error.to_string(), error.retryable())
+}
+
+fn failure(reason: Option<Reason>, message: String, retryable: bool) -> Answer {
+    let status = match (retryable, reason) {
+        (true, _) => StatusCode::SERVICE_UNAVAILABLE,
+        (false, Some(Reason::InvalidTask)) => StatusCode::UNPROCESSABLE_ENTITY,
+        (false, _) => StatusCode::CONFLICT,
+    };
+    respond::error(status, reason, message, retryable)
+}

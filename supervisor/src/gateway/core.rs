@@ -1,0 +1,134 @@
+//! What the routes and the link share.
+
+use std::sync::Arc;
+
+use agent_operator::domain::{RunKey, secret::purpose};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    args::{Args, Config},
+    attempt_api::preparation::Failure,
+    egress::Egress,
+    events_relay::Outbox,
+    forge::Forges,
+    git::{GitService, RepositoryGrant},
+    grants::{Attempt, Grants},
+    llm::ModelProxy,
+    permit::Permit,
+};
+
+/// The gateway's shared parts.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The configuration.
+    pub config: Config,
+    /// Live attempts.
+    pub grants: Grants,
+    /// Messages for the supervisor.
+    pub outbox: Outbox,
+    /// Permission to write upstream.
+    pub permit: Permit,
+    /// Mirrors and quarantines.
+    pub git: GitService,
+    /// Pull requests.
+    pub forges: Forges,
+    /// The model API.
+    pub model: ModelProxy,
+    /// The CONNECT proxy.
+    pub egress: Egress,
+    /// Everything that is spawned for an attempt: answers, tunnels, preparations, writes upstream.
+    pub tasks: TaskTracker,
+    /// Ends all of it.
+    pub shutdown: CancellationToken,
+}
+
+/// Shared handle.
+pub type Shared = Arc<Gateway>;
+
+/// What an attempt may do with its repository.
+pub(super) fn repository_grant(attempt: &Attempt) -> RepositoryGrant {
+    let assignment = attempt.assignment();
+    RepositoryGrant {
+        run: attempt.key().clone(),
+        namespace: assignment.run.namespace.clone(),
+        task: assignment.task.clone(),
+        repository: assignment.repository.clone(),
+        may_push: assignment.step.may_push(),
+    }
+}
+
+/// Starts the git preparation unless it runs or is done.
+pub(super) fn prepare(gateway: &Shared, attempt: &Arc<Attempt>) {
+    if !attempt.has_credentials() || !attempt.preparation.begin() {
+        return;
+    }
+    let (gateway, attempt) = (Arc::clone(gateway), Arc::clone(attempt));
+    let tasks = gateway.tasks.clone();
+    tasks.spawn(async move {
+        let credential = attempt.credential(purpose::GIT).flatten();
+        let grant = repository_grant(&attempt);
+        let prepared = tokio::select! {
+            () = attempt.ended().cancelled() => Err(Failure {
+                reason: None,
+                message: "the attempt is over".to_owned(),
+                retryable: false,
+            }),
+            prepared = gateway.git.prepare(&grant, credential.as_ref()) => {
+                prepared.map_err(|error| Failure {
+                    reason: error.reason(),
+                    message: error.to_string(),
+                    retryable: error.retryable(),
+                })
+            }
+        };
+        if let Err(failure) = &prepared {
+            tracing::warn!(run = %attempt.key(), message = failure.message, "preparation failed");
+        }
+        attempt.preparation.finish(prepared);
+    });
+}
+
+/// Removes what an attempt that is over leaves behind.
+pub(super) fn clean_up(gateway: &Shared, key: &RunKey) {
+    gateway.outbox.forget(key);
+    let (shared, key) = (Arc::clone(gateway), key.clone());
+    gateway.tasks.spawn(async move { shared.git.discard(&key).await });
+}
+
+/// Removes the quarantines of all attempts but the live ones.
+pub(super) fn retain(gateway: &Shared, live: Vec<RunKey>) {
+    let shared = Arc::clone(gateway);
+    gateway.tasks.spawn(async move {
+        if let Err(error) = shared.git.retain(&live).await {
+            tracing::warn!(%error, "quarantines of ended attempts stay on disk");
+        }
+    });
+}
+
+/// Builds the shared parts from arguments and configuration.
+pub(super) fn build(args: &Args, shutdown: CancellationToken) -> anyhow::Result<Shared> {
+    use anyhow::Context as _;
+
+    let config = Config::read(&args.config)?;
+    let client = super::http_client::build(args.ca_bundle.as_deref())?;
+    let tasks = TaskTracker::new();
+    let git = GitService::new(super::git::GitSettings {
+        git_dir: args.git_dir.clone(),
+        upstreams: config.upstreams.clone(),
+        ca_file: args.ca_bundle.clone(),
+        limits: super::git::GitLimits::default(),
+    })
+    .context("cannot set up the git directory")?;
+    Ok(Arc::new(Gateway {
+        grants: Grants::new(config.limits.clone()),
+        outbox: Outbox::default(),
+        permit: Permit::none(),
+        git,
+        forges: Forges::new(config.upstreams.clone(), args.ca_bundle.clone())?,
+        model: ModelProxy::new(&config, client, tasks.clone()),
+        egress: Egress::new(&config, args.egress_allow_private, tasks.clone()),
+        config,
+        tasks,
+        shutdown,
+    }))
+}

@@ -1,0 +1,340 @@
+//! The model API: adds the real key, counts tokens, stops at the budget.
+//!
+//! Two operations are passed on, `POST /v1/messages` and `POST /v1/messages/count_tokens`; the
+//! request is written anew with listed headers only, and of the answer listed headers only go back.
+
+mod answer;
+pub mod meter;
+pub mod prices;
+pub mod request;
+
+use std::{sync::Arc, time::Duration};
+
+use agent_operator::{
+    attempt::StopOrder,
+    domain::{Credential, Reason, secret::purpose},
+};
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Limited};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout},
+};
+use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
+
+use self::prices::Prices;
+use super::{
+    args::Config,
+    grants::{Attempt, RefusalKind},
+    http_client::HttpClient,
+    identity::Caller,
+    limits::BODY_READ_TIMEOUT,
+    respond::{self, Answer},
+};
+
+/// Time until the provider's answer begins: answers that are not streamed take minutes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// Longest query string; the CLI sends `beta=true`.
+const QUERY_BYTES_MAX: usize = 128;
+/// Headers of the agent that reach the provider; all else is dropped, its credentials first.
+const REQUEST_HEADERS: [&str; 7] = [
+    "accept",
+    "content-type",
+    "user-agent",
+    "anthropic-version",
+    "anthropic-beta",
+    "anthropic-dangerous-direct-browser-access",
+    "x-app",
+];
+/// Prefix of further headers that do: the client library's own description.
+const REQUEST_HEADER_PREFIX: &str = "x-stainless-";
+
+/// Kind of an error in the provider's own shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind(&'static str);
+
+impl Kind {
+    pub(super) const INVALID: Self = Self("invalid_request_error");
+    pub(super) const AUTHENTICATION: Self = Self("authentication_error");
+    pub(super) const PERMISSION: Self = Self("permission_error");
+    pub(super) const NOT_FOUND: Self = Self("not_found_error");
+    pub(super) const TOO_LARGE: Self = Self("request_too_large");
+    pub(super) const RATE_LIMIT: Self = Self("rate_limit_error");
+    pub(super) const API: Self = Self("api_error");
+}
+
+/// An error as the provider would write it, so that its clients understand it.
+pub(super) fn error(status: StatusCode, kind: Kind, message: &str, retryable: bool) -> Answer {
+    let body = serde_json::json!({
+        "type": "error",
+        "error": { "type": kind.0, "message": format!("agent-operator gateway: {message}") },
+    });
+    let mut answer = respond::json(status, &body);
+    let again = HeaderValue::from_static(if retryable { "true" } else { "false" });
+    answer.headers_mut().insert("x-should-retry", again);
+    if retryable {
+        respond::retry_after(&mut answer);
+    }
+    answer
+}
+
+/// An operation of the model API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Messages,
+    CountTokens,
+}
+
+impl Operation {
+    fn of(method: &Method, path: &str) -> Option<Self> {
+        match (method, path) {
+            (&Method::POST, "/v1/messages") => Some(Self::Messages),
+            (&Method::POST, "/v1/messages/count_tokens") => Some(Self::CountTokens),
+            _ => None,
+        }
+    }
+}
+
+/// The proxy. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ModelProxy {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    client: HttpClient,
+    base_url: String,
+    host: String,
+    server_tools: Vec<String>,
+    prices: Prices,
+    body_bytes_max: usize,
+    answers: TaskTracker,
+}
+
+/// A call that has passed every check that needs no body.
+struct Admitted {
+    operation: Operation,
+    credential: Credential,
+    slot: OwnedSemaphorePermit,
+}
+
+impl ModelProxy {
+    /// A proxy with the chart's settings; answers are passed on by tasks in `answers`.
+    pub fn new(config: &Config, client: HttpClient, answers: TaskTracker) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                client,
+                base_url: config.llm.base_url.clone(),
+                host: config.llm.host.clone(),
+                server_tools: config.llm.server_tools.clone(),
+                prices: Prices::new(config.prices.clone()),
+                body_bytes_max: config.limits.model_body_bytes,
+                answers,
+            }),
+        }
+    }
+
+    /// Answers a request below `/llm`; `path` is what follows.
+    pub async fn handle(&self, caller: &Caller, path: &str, request: Request<Body>) -> Answer {
+        let attempt = &caller.attempt;
+        let admitted = match self.admit(attempt, path, &request) {
+            Ok(admitted) => admitted,
+            Err(answer) => return answer,
+        };
+        let (parts, body) = request.into_parts();
+        let body = match self.read_body(attempt, body).await {
+            Ok(body) => body,
+            Err(answer) => return answer,
+        };
+        let facts = match self.check_body(attempt, &body) {
+            Ok(facts) => facts,
+            Err(answer) => return answer,
+        };
+        let Some(upstream) = self.rewrite(&parts, path, &admitted.credential, body) else {
+            return error(StatusCode::BAD_REQUEST, Kind::INVALID, "the query is not plain", false);
+        };
+        let call = self.inner.client.request(upstream);
+        let answered = tokio::select! {
+            () = attempt.agent_ended().cancelled() => return stopped(),
+            answered = timeout(ANSWER_TIMEOUT, call) => answered,
+        };
+        let counted = admitted.operation == Operation::Messages;
+        match answered {
+            Ok(Ok(response)) => {
+                let flow = answer::Flow {
+                    attempt: Arc::clone(attempt),
+                    prices: self.inner.prices.clone(),
+                    model: facts.model,
+                    counted,
+                    slot: admitted.slot,
+                };
+                answer::pass_on(response, flow, &self.inner.answers)
+            }
+            failed => {
+                let what = if failed.is_ok() { "cannot be reached" } else { "does not answer" };
+                let message = format!("the model provider {what}");
+                tracing::warn!(run = %attempt.key(), message, cause = ?failed.err());
+                if counted {
+                    attempt.set_provider_failure(Some(message.clone()));
+                }
+                error(StatusCode::BAD_GATEWAY, Kind::API, &message, true)
+            }
+        }
+    }
+
+    /// Everything that can be said without the body.
+    fn admit(
+        &self,
+        attempt: &Arc<Attempt>,
+        path: &str,
+        request: &Request<Body>,
+    ) -> Result<Admitted, Answer> {
+        let refuse = |status, kind, message: &str| {
+            attempt.refuse(RefusalKind::Model, &format!("{} {path}", request.method()));
+            error(status, kind, message, false)
+        };
+        let operation = Operation::of(request.method(), path).ok_or_else(|| {
+            refuse(StatusCode::NOT_FOUND, Kind::NOT_FOUND, "this operation is not allowed")
+        })?;
+        if !attempt.assignment().step.may_call_model() {
+            let message = "this step runs without a model";
+            return Err(refuse(StatusCode::FORBIDDEN, Kind::PERMISSION, message));
+        }
+        if let Err(not_now) = attempt.agent_may_act(Instant::now()) {
+            return Err(refuse(StatusCode::FORBIDDEN, Kind::PERMISSION, &not_now.to_string()));
+        }
+        if operation == Operation::Messages {
+            attempt
+                .check_budget()
+                .map_err(|exhausted| over_budget(attempt, &exhausted.to_string()))?;
+        }
+        let slot = attempt.limits().take_model_call().ok_or_else(|| {
+            attempt.refuse(RefusalKind::Limit, "model calls");
+            let message = "too many model calls at once";
+            error(StatusCode::TOO_MANY_REQUESTS, Kind::RATE_LIMIT, message, true)
+        })?;
+        let credential = self.credential(attempt)?;
+        Ok(Admitted { operation, credential, slot })
+    }
+
+    fn credential(&self, attempt: &Attempt) -> Result<Credential, Answer> {
+        let Some(credential) = attempt.credential(purpose::MODEL) else {
+            attempt.ask_credentials_again();
+            let message = "the gateway waits for the attempt's credentials";
+            return Err(error(StatusCode::SERVICE_UNAVAILABLE, Kind::API, message, true));
+        };
+        credential.filter(|known| known.host.eq_ignore_ascii_case(&self.inner.host)).ok_or_else(
+            || {
+                let message = "the task has no credential for this model API";
+                error(StatusCode::FORBIDDEN, Kind::PERMISSION, message, false)
+            },
+        )
+    }
+
+    async fn read_body(&self, attempt: &Attempt, body: Body) -> Result<Bytes, Answer> {
+        let read = Limited::new(body, self.inner.body_bytes_max).collect();
+        match timeout(BODY_READ_TIMEOUT, read).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(cause)) if cause.is::<http_body_util::LengthLimitError>() => {
+                attempt.refuse(RefusalKind::Limit, "model request bytes");
+                let message = "the request is too large";
+                Err(error(StatusCode::PAYLOAD_TOO_LARGE, Kind::TOO_LARGE, message, false))
+            }
+            Ok(Err(_)) | Err(_) => {
+                let message = "the request did not arrive whole";
+                Err(error(StatusCode::REQUEST_TIMEOUT, Kind::INVALID, message, true))
+            }
+        }
+    }
+
+    fn check_body(&self, attempt: &Attempt, body: &[u8]) -> Result<request::Facts, Answer> {
+        let facts = request::check(body, &self.inner.server_tools).map_err(|refusal| {
+            let target = match &refusal {
+                request::RequestError::Malformed(_) => "malformed request",
+                request::RequestError::Forbidden(what) => what,
+            };
+            attempt.refuse(RefusalKind::Model, target);
+            error(StatusCode::BAD_REQUEST, Kind::INVALID, &refusal.to_string(), false)
+        })?;
+        let limited = attempt.budget().is_some_and(|budget| budget.cost_micro_usd.is_some());
+        if limited && self.inner.prices.of(&facts.model).is_none() {
+            attempt.refuse(RefusalKind::Model, "model without a price");
+            let message = format!(
+                "model {} is not in the price table, so the task's cost budget cannot be kept; \
+                 add it to the chart value prices",
+                agent_operator::domain::text::printable(&facts.model)
+            );
+            return Err(error(StatusCode::BAD_REQUEST, Kind::INVALID, &message, false));
+        }
+        Ok(facts)
+    }
+
+    /// The request as the provider gets it: our URL and key, listed headers. None when the query
+    /// does not fit into a URL.
+    fn rewrite(
+        &self,
+        parts: &http::request::Parts,
+        path: &str,
+        credential: &Credential,
+        body: Bytes,
+    ) -> Option<Request<Body>> {
+        let query = parts.uri.query();
+        if query.is_some_and(|query| query.len() > QUERY_BYTES_MAX) {
+            return None;
+        }
+        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+        let uri: Uri = format!("{}{path}{query}", self.inner.base_url).parse().ok()?;
+        let mut request = Request::new(Body::from(body));
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = uri;
+        copy_headers(&parts.headers, request.headers_mut());
+        let (name, value) = key_header(credential)?;
+        request.headers_mut().insert(name, value);
+        Some(request)
+    }
+}
+
+fn copy_headers(from: &HeaderMap, to: &mut HeaderMap) {
+    for (name, value) in from {
+        let known = REQUEST_HEADERS.contains(&name.as_str());
+        if known || name.as_str().starts_with(REQUEST_HEADER_PREFIX) {
+            to.append(name.clone(), value.clone());
+        }
+    }
+    // A compressed answer could not be counted.
+    to.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+}
+
+/// The credential as a header, marked as sensitive so that no log shows it.
+fn key_header(credential: &Credential) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = if credential.scheme == "bearer" {
+        let value = Zeroizing::new(format!("Bearer {}", credential.value.expose()));
+        (header::AUTHORIZATION, HeaderValue::from_str(&value).ok()?)
+    } else {
+        let value = HeaderValue::from_str(credential.value.expose().trim()).ok()?;
+        (HeaderName::from_static("x-api-key"), value)
+    };
+    let mut value = value;
+    value.set_sensitive(true);
+    Some((name, value))
+}
+
+fn stopped() -> Answer {
+    error(StatusCode::FORBIDDEN, Kind::PERMISSION, "the step has been told to stop", false)
+}
+
+/// Ends the step: the agent gets an error that its client does not repeat, the runner the order.
+fn over_budget(attempt: &Attempt, message: &str) -> Answer {
+    attempt.refuse(RefusalKind::Limit, "budget");
+    let grace = attempt.assignment().grace();
+    attempt.stop(StopOrder {
+        reason: Reason::BudgetExceeded,
+        message: message.to_owned(),
+        grace_millis: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+    });
+    error(StatusCode::TOO_MANY_REQUESTS, Kind::RATE_LIMIT, message, false)
+}
