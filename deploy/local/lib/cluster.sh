@@ -74,11 +74,12 @@ cluster_up() {
 # Each step is tried even if one before it failed; cluster_leftovers judges the result.
 cluster_down() {
   local node part
+  # First, for a kubelet that no pid file knows would start anew what is being killed.
+  kill_strays
   for part in model coredns; do stop_daemon "$part" 3; done
   for node in "${AO_NODE_IDS[@]}"; do node_down "$node"; done
   for part in kube-scheduler kube-controller-manager kube-apiserver etcd registry; do stop_daemon "$part" 5; done
   forge_down
-  kill_strays
   net_kill
   node_mounts_down
   net_down

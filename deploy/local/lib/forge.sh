@@ -15,10 +15,8 @@ forge_install() {
   local dir source
   dir=$(forge_dir)
   source=$(dirname "$(tool_file gitea)")
-  id "$FORGE_USER" >/dev/null 2>&1 || {
+  id "$FORGE_USER" >/dev/null 2>&1 ||
     useradd --system --no-create-home --home-dir "$dir/home" --shell /usr/sbin/nologin "$FORGE_USER"
-    : >"$AO_STATE/made-forge-user"
-  }
   mkdir -p "$dir/home" "$dir/data" "$dir/conf"
   if [[ $(cat "$dir/version" 2>/dev/null) != "$GITEA_VERSION" ]]; then
     rm -rf "${dir:?}/bin" "${dir:?}/share"
@@ -153,8 +151,8 @@ forge_up() {
 
 forge_down() {
   stop_daemon forge 10
-  if [[ -f $AO_STATE/made-forge-user ]]; then
-    userdel "$FORGE_USER" 2>/dev/null || true
-    rm -f "$AO_STATE/made-forge-user"
+  # Only the user that forge_install made has its home there.
+  if [[ $(getent passwd "$FORGE_USER" | cut -d: -f6) == "$(forge_dir)/home" ]]; then
+    userdel "$FORGE_USER" 2>/dev/null || warn "the user $FORGE_USER could not be removed"
   fi
 }
