@@ -1,0 +1,92 @@
+//! What the agent is told: the task, framed for each step.
+
+use agent_operator::{attempt::StepSpec, domain::StepName};
+
+/// The instructions for the agent in this step. The first line names the step; programs that only
+/// look at the prompt (such as a scripted model) rely on it.
+pub(crate) fn instructions(spec: &StepSpec, pull_request_file: &str) -> String {
+    let repository = &spec.repository;
+    let mut text = format!("Step: {}\n\n", spec.step);
+    text.push_str(&format!(
+        "You work without anyone to ask, in the git work tree of the current directory. It is on \
+         branch `{}`, which starts from `{}`.\n\n",
+        repository.work_branch, repository.base_branch
+    ));
+    text.push_str(match spec.step {
+        StepName::Plan => PLAN,
+        StepName::Implement if spec.feedback.is_some() => IMPLEMENT_AGAIN,
+        StepName::Implement => IMPLEMENT,
+        StepName::Test => "",
+        StepName::PullRequest => PULL_REQUEST,
+    });
+    if spec.step == StepName::PullRequest {
+        text.push_str(&format!("The file: `{pull_request_file}`\n"));
+        text.push_str(&format!("The changes: `git diff {}..HEAD`\n\n", repository.base_commit));
+    }
+    section(&mut text, "task", Some(&spec.prompt));
+    section(&mut text, "plan", spec.plan.as_deref());
+    section(&mut text, "failing-tests", spec.feedback.as_deref());
+    text
+}
+
+fn section(text: &mut String, name: &str, content: Option<&str>) {
+    if let Some(content) = content {
+        text.push_str(&format!("<{name}>\n{}\n</{name}>\n\n", content.trim()));
+    }
+}
+
+const PLAN: &str = "Read what you need and write a plan for the task below. Change nothing: no \
+file, no branch, no commit. Another session without your memory will implement the plan, so name \
+the files, functions and tests to touch, in order, and say how the result is verified. Your last \
+message is the plan: only the plan, in Markdown, at most 12,000 characters.\n\n";
+
+const IMPLEMENT: &str = "Implement the task below by the plan, and add tests for it the way this \
+repository tests. Run the tests. You need not commit and cannot push: all changes in the work \
+tree are committed and published when you are done. Leave no temporary files. Your last message \
+says in a few sentences what you changed.\n\n";
+
+const IMPLEMENT_AGAIN: &str = "An implementation of the task below is in the work tree already, \
+but the repository's tests fail; their output is in the section failing-tests. Find the cause \
+and repair the implementation. Do not weaken, skip or delete tests to make them pass. Run the \
+tests. You need not commit and cannot push: all changes in the work tree are committed and \
+published when you are done. Your last message says in a few sentences what you changed.\n\n";
+
+const PULL_REQUEST: &str = "The task below is implemented and its tests pass. Write title and \
+body of the pull request into a file, as one JSON object: {\"title\": \"...\", \"body\": \"...\"}. \
+The title is one line of at most 72 characters in the imperative mood. The body is Markdown: what \
+changes and why, then how it was tested. Change nothing in the work tree; the request is opened \
+for you.\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::spec;
+
+    #[test]
+    fn every_step_says_its_name_first_and_holds_the_task() {
+        for step in [StepName::Plan, StepName::Implement, StepName::PullRequest] {
+            let text = instructions(&spec(step), "/f.json");
+            assert!(text.starts_with(&format!("Step: {step}\n")), "{text}");
+            assert!(text.contains("<task>\nAdd a /healthz endpoint\n</task>"), "{text}");
+        }
+    }
+
+    #[test]
+    fn p11_a_retry_gets_task_plan_branch_and_the_tests_output() {
+        let mut spec = spec(StepName::Implement);
+        spec.plan = Some("1. server.js".to_owned());
+        spec.feedback = Some("not ok 5".to_owned());
+        let text = instructions(&spec, "/f.json");
+        for part in ["<task>", "<plan>\n1. server.js\n</plan>", "not ok 5", "`ai/add-healthcheck`"]
+        {
+            assert!(text.contains(part), "{part} is missing in {text}");
+        }
+    }
+
+    #[test]
+    fn the_pull_request_step_names_the_file_and_the_changes() {
+        let text = instructions(&spec(StepName::PullRequest), "/workspace/f.json");
+        assert!(text.contains("`/workspace/f.json`"));
+        assert!(text.contains("git diff"));
+    }
+}

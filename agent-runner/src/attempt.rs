@@ -1,0 +1,253 @@
+//! Client of the attempt API.
+
+use std::time::Duration;
+
+use agent_operator::{
+    attempt::{ApiError, BODY_BYTES_MAX},
+    domain::Reason,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    clock,
+    result::Failure,
+    stop::{Stop, Woken},
+};
+
+/// The gateway is on this node: a connection that takes longer will not come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// First pause between two tries; doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause between two tries, whatever `Retry-After` says: a restarted gateway is back in
+/// seconds, and deadlines are not moved for it.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// No answer: refused, cut off, timed out.
+    #[error("the gateway does not answer: {0}")]
+    Unreachable(String),
+    /// An answer, but no.
+    #[error("{} (HTTP {status})", error.message)]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// The gateway's words.
+        error: ApiError,
+        /// Pause that the gateway asks for.
+        retry_after: Option<Duration>,
+    },
+    /// An answer that does not parse.
+    #[error("the gateway's answer cannot be read: {0}")]
+    Malformed(String),
+}
+
+impl CallError {
+    /// Whether the same call may succeed later.
+    pub(crate) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Refused { status, error, .. } => {
+                error.retryable || matches!(status, 429 | 502 | 503 | 504)
+            }
+            Self::Malformed(_) => false,
+        }
+    }
+
+    /// The end of a step that cannot go on after this; `reason` where the gateway names none.
+    pub(crate) fn into_failure(self, reason: Reason) -> Failure {
+        let reason = match &self {
+            Self::Refused { error, .. } => error.reason.unwrap_or(reason),
+            Self::Unreachable(_) | Self::Malformed(_) => reason,
+        };
+        Failure::new(reason, self.to_string())
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            Self::Unreachable(_) | Self::Malformed(_) => None,
+        }
+    }
+}
+
+/// HTTP client with one token.
+#[derive(Clone)]
+pub(crate) struct Client {
+    agent: ureq::Agent,
+    base: String,
+    token: Option<String>,
+}
+
+impl Client {
+    /// A client of the gateway at `base`, without a token.
+    pub(crate) fn new(base: &str) -> Self {
+        let agent = ureq::Agent::config_builder()
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            // The environment's proxy settings are for the agent.
+            .proxy(None)
+            .user_agent(concat!("agent-runner/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Self { agent, base: base.trim_end_matches('/').to_owned(), token: None }
+    }
+
+    /// The same client with `token`.
+    pub(crate) fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// `GET path`; the answer is held at most for `limit`.
+    pub(crate) fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: Duration,
+    ) -> Result<T, CallError> {
+        let mut request = self.agent.get(format!("{}{path}", self.base));
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        parse(&read(request.config().timeout_global(Some(limit)).build().call())?)
+    }
+
+    /// `POST path` with a JSON body; the answer is held at most for `limit`.
+    pub(crate) fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<T, CallError> {
+        parse(&self.send(path, body, limit)?)
+    }
+
+    /// As [`Client::post`], for a route that answers without a body.
+    pub(crate) fn post_only(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<(), CallError> {
+        self.send(path, body, limit).map(drop)
+    }
+
+    fn send(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<Vec<u8>, CallError> {
+        let body = serde_json::to_vec(body).map_err(|e| CallError::Malformed(e.to_string()))?;
+        let mut request = self
+            .agent
+            .post(format!("{}{path}", self.base))
+            .header("content-type", "application/json");
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        read(request.config().timeout_global(Some(limit)).build().send(&body[..]))
+    }
+}
+
+fn read(
+    answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+) -> Result<Vec<u8>, CallError> {
+    let unreachable = |error: ureq::Error| CallError::Unreachable(error.to_string());
+    let mut response = answer.map_err(unreachable)?;
+    let status = response.status().as_u16();
+    let retry_after = response
+        .headers()
+        .get("retry-after")
+        .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+        .map(Duration::from_secs);
+    let limit = BODY_BYTES_MAX as u64;
+    let body = response.body_mut().with_config().limit(limit).read_to_vec().map_err(unreachable)?;
+    if (200..300).contains(&status) {
+        return Ok(body);
+    }
+    let error = serde_json::from_slice(&body).unwrap_or_else(|_| ApiError {
+        reason: None,
+        message: "the gateway refused without saying why".to_owned(),
+        retryable: false,
+    });
+    Err(CallError::Refused { status, error, retry_after })
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, CallError> {
+    serde_json::from_slice(body).map_err(|error| CallError::Malformed(error.to_string()))
+}
+
+/// Repeats `call` while it fails retryably, until the boot time `until`; a stop order ends it too
+/// unless `regardless`.
+pub(crate) fn patiently<T>(
+    stop: &Stop,
+    until: Duration,
+    regardless: bool,
+    mut call: impl FnMut() -> Result<T, CallError>,
+) -> Result<T, CallError> {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let error = match call() {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let now = clock::boot_now();
+        if !error.is_retryable() || now >= until {
+            return Err(error);
+        }
+        let asked = error.retry_after().unwrap_or_default();
+        let wake_at = (now + asked.max(pause).min(PAUSE_MAX)).min(until);
+        if regardless {
+            stop.wait_regardless(Some(wake_at), || false);
+        } else if stop.wait(Some(wake_at), || false) != Woken::TimedOut {
+            return Err(error);
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: u16, retryable: bool) -> CallError {
+        let error =
+            ApiError { reason: Some(Reason::BudgetExceeded), message: "x".into(), retryable };
+        CallError::Refused { status, error, retry_after: None }
+    }
+
+    #[test]
+    fn what_may_succeed_later_is_repeated_until_it_does() {
+        let stop = Stop::default();
+        let until = clock::boot_now() + Duration::from_secs(5);
+        let mut left =
+            vec![Ok(7), Err(refused(503, false)), Err(CallError::Unreachable("".into()))];
+        let answer = patiently(&stop, until, false, || left.pop().unwrap());
+        assert_eq!(answer.unwrap(), 7);
+        let mut calls = 0;
+        let answer = patiently(&stop, until, false, || {
+            calls += 1;
+            Err::<(), _>(refused(403, false))
+        });
+        assert!(answer.is_err());
+        assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn a_refusal_keeps_the_gateways_reason() {
+        let failure = refused(403, false).into_failure(Reason::PushRefused);
+        assert_eq!(failure.reason, Reason::BudgetExceeded);
+        let failure = CallError::Unreachable("x".into()).into_failure(Reason::PushRefused);
+        assert_eq!(failure.reason, Reason::PushRefused);
+    }
+
+    #[test]
+    fn a_closed_port_is_unreachable_at_once() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let client = Client::new(&format!("http://127.0.0.1:{port}"));
+        let answer: Result<(), _> = client.get("/v1/step", Duration::from_secs(5));
+        assert!(matches!(answer, Err(CallError::Unreachable(_))));
+    }
+}

@@ -1,0 +1,114 @@
+//! From the one-time token to the open start gate.
+
+use std::{fmt::Write as _, fs, path::Path, time::Duration};
+
+use agent_operator::{
+    attempt::{GateAnswer, GateRequest, POLL_SECONDS_MAX, RedeemRequest, Redeemed, StepSpec},
+    domain::{Reason, limits::GATEWAY_RETRY, report::SandboxStatus},
+};
+
+use crate::{
+    attempt::{CallError, Client, patiently},
+    clock,
+    result::Failure,
+    stop::Stop,
+};
+
+/// Longest wait for an ordinary answer.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait for a long poll: what the gateway holds it, and some slack.
+pub(crate) const POLL_LIMIT: Duration = Duration::from_secs(POLL_SECONDS_MAX + 10);
+/// The step's specification may wait for the upstream's answer about the base commit.
+const STEP_LIMIT: Duration = Duration::from_secs(60);
+/// Random bytes of the nonce: 128 bits cannot be guessed.
+const NONCE_BYTES: usize = 16;
+
+/// Trades the one-time token for the attempt's two.
+pub(crate) fn redeem(client: &Client, stop: &Stop) -> Result<Redeemed, Failure> {
+    let mut bytes = [0; NONCE_BYTES];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Failure::new(Reason::Unstarted, format!("no random bytes: {error}")))?;
+    let nonce = bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    });
+    let request = RedeemRequest { nonce };
+    patiently(stop, clock::boot_now() + GATEWAY_RETRY, false, || {
+        client.post("/v1/redeem", &request, ANSWER_LIMIT)
+    })
+    .map_err(|error| error.into_failure(Reason::Unstarted))
+}
+
+/// Fetches what to do.
+pub(crate) fn fetch_step(client: &Client, stop: &Stop) -> Result<StepSpec, Failure> {
+    patiently(stop, clock::boot_now() + GATEWAY_RETRY, false, || client.get("/v1/step", STEP_LIMIT))
+        .map_err(|error| error.into_failure(Reason::Unstarted))
+}
+
+/// Stands at the gate until it opens; returns the time left for the step.
+pub(crate) fn pass(client: &Client, stop: &Stop) -> Result<Duration, Failure> {
+    let request = GateRequest { sandbox: sandbox_status(Path::new("/")), iflink: iflink() };
+    loop {
+        let asked = |error: CallError| error.into_failure(Reason::Unstarted);
+        let answer = patiently(stop, clock::boot_now() + GATEWAY_RETRY, false, || {
+            client.post("/v1/gate", &request, POLL_LIMIT)
+        })
+        .map_err(asked)?;
+        match answer {
+            // The poll was held by the gateway, so this does not spin.
+            GateAnswer::Closed => {}
+            GateAnswer::Open { remaining_millis } => {
+                return Ok(Duration::from_millis(remaining_millis));
+            }
+            GateAnswer::Stop(order) => return Err(Failure::new(order.reason, order.message)),
+        }
+        if let Some(stopping) = stop.order() {
+            return Err(stopping.into());
+        }
+    }
+}
+
+/// Isolation as seen from inside; what only the node can know stays empty.
+fn sandbox_status(root: &Path) -> SandboxStatus {
+    let read = |path: &str| fs::read_to_string(root.join(path)).ok();
+    let pids = read("sys/fs/cgroup/pids.max").or_else(|| read("sys/fs/cgroup/pids/pids.max"));
+    SandboxStatus {
+        // `max` is no number, and no limit.
+        pids_limit: pids.and_then(|text| text.trim().parse().ok()),
+        user_namespace: read("proc/self/uid_map").map(|map| !maps_every_uid(&map)),
+        ..SandboxStatus::default()
+    }
+}
+
+/// Whether a uid map is the initial namespace's: everything onto itself.
+fn maps_every_uid(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn iflink() -> Option<u32> {
+    fs::read_to_string("/sys/class/net/eth0/iflink").ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sandbox_is_described_from_proc_and_sys() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        assert_eq!(sandbox_status(root.path()), SandboxStatus::default());
+        write("sys/fs/cgroup/pids.max", "max\n");
+        write("proc/self/uid_map", "         0          0 4294967295\n");
+        let status = sandbox_status(root.path());
+        assert_eq!((status.pids_limit, status.user_namespace), (None, Some(false)));
+        write("sys/fs/cgroup/pids.max", "1024\n");
+        write("proc/self/uid_map", "0 100000 65536\n");
+        let status = sandbox_status(root.path());
+        assert_eq!((status.pids_limit, status.user_namespace), (Some(1024), Some(true)));
+    }
+}

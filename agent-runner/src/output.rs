@@ -1,0 +1,310 @@
+//! What people read: lines on PID 1's standard output, and the bounded capture of a command's
+//! output. Nothing here blocks the agent for long, and nothing grows without a limit.
+
+use std::{
+    collections::VecDeque,
+    io::Write,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use agent_operator::domain::text::printable;
+
+use crate::process::Sink;
+
+/// Lines waiting for a slow log reader: enough for a burst of a test run, small beside any limit
+/// of a pod.
+const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a writer waits for room before its line is dropped and counted.
+const FULL_WAIT: Duration = Duration::from_millis(500);
+/// A line is shown in pieces of this size; the container runtime cuts at 16 KiB as well.
+const PIECE_BYTES_MAX: usize = 16 * 1024;
+
+/// Prints lines in order, from a thread of its own.
+#[derive(Clone)]
+pub(crate) struct Printer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    lines: VecDeque<String>,
+    bytes: usize,
+    dropped: u64,
+    writing: bool,
+    closed: bool,
+}
+
+impl Printer {
+    /// A printer to `target`, and its thread, which ends after [`Printer::close`].
+    pub(crate) fn start(target: impl Write + Send + 'static) -> (Self, JoinHandle<()>) {
+        let shared = Arc::<Shared>::default();
+        let thread_shared = Arc::clone(&shared);
+        (Self { shared }, thread::spawn(move || write_lines(&thread_shared, target)))
+    }
+
+    /// Prints `text`, which may be several lines, without control characters.
+    pub(crate) fn print(&self, text: &str) {
+        for line in text.lines() {
+            self.push(printable(line));
+        }
+    }
+
+    /// Waits until everything is written, at most for `limit`.
+    pub(crate) fn flush(&self, limit: Duration) {
+        let pending = |queue: &mut Queue| !queue.lines.is_empty() || queue.writing;
+        drop(self.shared.changed.wait_timeout_while(self.lock(), limit, pending));
+    }
+
+    /// Ends the thread once everything is written.
+    #[cfg(test)]
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.shared.changed.notify_all();
+    }
+
+    fn push(&self, line: String) {
+        let full = |queue: &mut Queue| queue.bytes + line.len() > QUEUE_BYTES_MAX && !queue.closed;
+        let (mut queue, waited) = self
+            .shared
+            .changed
+            .wait_timeout_while(self.lock(), FULL_WAIT, full)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            queue.dropped += 1;
+            return;
+        }
+        if queue.dropped > 0 {
+            let mark = format!("[... {} lines left out: the log is not read ...]", queue.dropped);
+            queue.dropped = 0;
+            queue.add(mark);
+        }
+        queue.add(line);
+        drop(queue);
+        self.shared.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // Each change leaves the queue whole.
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn add(&mut self, line: String) {
+        self.bytes += line.len();
+        self.lines.push_back(line);
+    }
+}
+
+fn write_lines(shared: &Shared, mut target: impl Write) {
+    loop {
+        let idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.closed;
+        let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue =
+            shared.changed.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
+        let Some(mut line) = queue.lines.pop_front() else { return };
+        queue.bytes -= line.len();
+        queue.writing = true;
+        drop(queue);
+        line.push('\n');
+        // A log that nobody can write to is no reason to fail the step.
+        let _ = target.write_all(line.as_bytes()).and_then(|()| target.flush());
+        shared.queue.lock().unwrap_or_else(PoisonError::into_inner).writing = false;
+        shared.changed.notify_all();
+    }
+}
+
+/// Cuts bytes into lines for display: `\r` ends a line as `\n` does, escape sequences vanish, and a
+/// line without an end comes in pieces.
+#[derive(Default)]
+pub(crate) struct Lines {
+    partial: Vec<u8>,
+    escape: Escape,
+    returned: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Escape {
+    #[default]
+    None,
+    Started,
+    Control,
+    Text,
+}
+
+impl Lines {
+    /// Hands each complete line of `bytes` to `line`.
+    pub(crate) fn feed(&mut self, bytes: &[u8], mut line: impl FnMut(&str)) {
+        for &byte in bytes {
+            if !self.visible(byte) {
+                continue;
+            }
+            let returned = std::mem::take(&mut self.returned);
+            match byte {
+                b'\n' if returned && self.partial.is_empty() => {}
+                b'\n' => self.emit(&mut line),
+                // Alone it only redraws, so an empty line is none.
+                b'\r' if self.partial.is_empty() => {}
+                b'\r' => {
+                    self.returned = true;
+                    self.emit(&mut line);
+                }
+                byte => self.partial.push(byte),
+            }
+            if self.partial.len() >= PIECE_BYTES_MAX && is_boundary(&self.partial) {
+                self.emit(&mut line);
+            }
+        }
+    }
+
+    /// Hands over what has no line end.
+    pub(crate) fn finish(&mut self, mut line: impl FnMut(&str)) {
+        if !self.partial.is_empty() {
+            self.emit(&mut line);
+        }
+    }
+
+    fn emit(&mut self, line: &mut impl FnMut(&str)) {
+        line(&String::from_utf8_lossy(&self.partial));
+        self.partial.clear();
+    }
+
+    /// Whether `byte` is no part of a terminal's escape sequence (ECMA-48: CSI and OSC).
+    fn visible(&mut self, byte: u8) -> bool {
+        let (next, visible) = match (self.escape, byte) {
+            // A line end always ends a sequence, so that a forged one cannot hide what follows.
+            (_, b'\n') => (Escape::None, true),
+            (_, 0x1b) => (Escape::Started, false),
+            (Escape::None, _) => (Escape::None, true),
+            (Escape::Started, b'[') => (Escape::Control, false),
+            (Escape::Started, b']') => (Escape::Text, false),
+            (Escape::Control, 0x20..=0x3f) => (Escape::Control, false),
+            (Escape::Text, byte) if byte != 0x07 => (Escape::Text, false),
+            (Escape::Started | Escape::Control | Escape::Text, _) => (Escape::None, false),
+        };
+        self.escape = next;
+        visible
+    }
+}
+
+/// Whether the bytes end with a whole UTF-8 character (or with something that is none).
+fn is_boundary(bytes: &[u8]) -> bool {
+    !matches!(std::str::from_utf8(bytes), Err(error) if error.error_len().is_none())
+}
+
+/// Keeps head and tail of an output of any length in bounded memory, by the rule of
+/// `text::head_and_tail`: the first quarter and the last three quarters.
+pub(crate) struct Capture {
+    head: Vec<u8>,
+    tail: VecDeque<u8>,
+    max: usize,
+    total: usize,
+}
+
+impl Capture {
+    /// Keeps at most `max` bytes.
+    pub(crate) fn new(max: usize) -> Self {
+        Self { head: Vec::new(), tail: VecDeque::new(), max, total: 0 }
+    }
+
+    /// The next bytes.
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
+        self.total += bytes.len();
+        let to_head = bytes.len().min(self.max - self.head.len());
+        let (first, rest) = bytes.split_at(to_head);
+        self.head.extend_from_slice(first);
+        let rest = &rest[rest.len().saturating_sub(self.max)..];
+        let over = (self.tail.len() + rest.len()).saturating_sub(self.max);
+        self.tail.drain(..over);
+        self.tail.extend(rest);
+    }
+
+    /// The text, at most `max` bytes, with a mark where bytes are missing.
+    pub(crate) fn finish(mut self) -> String {
+        // Room for the mark: "\n[... 18446744073709551615 bytes left out ...]\n".
+        const MARK_BYTES: usize = 48;
+        if self.total <= self.max {
+            return clean(&self.head, self.max);
+        }
+        let room = self.max.saturating_sub(MARK_BYTES);
+        let (head_bytes, tail_bytes) = (room / 4, room - room / 4);
+        // Where the tail began within the head's bytes, those complete it.
+        let kept: Vec<u8> = self.head.iter().copied().chain(self.tail.drain(..)).collect();
+        let head = clean(&kept[..head_bytes], head_bytes);
+        let tail = clean(&kept[kept.len() - tail_bytes..], tail_bytes);
+        let left_out = self.total - head_bytes - tail_bytes;
+        format!("{head}\n[... {left_out} bytes left out ...]\n{tail}")
+    }
+}
+
+/// Text without escape sequences and control characters, at most `max` bytes (a replaced byte
+/// takes three).
+fn clean(bytes: &[u8], max: usize) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    let mut lines = Lines::default();
+    let mut add = |line: &str| {
+        text.push_str(line);
+        text.push('\n');
+    };
+    lines.feed(bytes, &mut add);
+    let partial = lines.partial.len();
+    lines.finish(&mut add);
+    if partial > 0 {
+        text.pop();
+    }
+    agent_operator::domain::text::head_and_tail(&printable(&text), max)
+}
+
+/// Shows a child's output and keeps head and tail of it.
+pub(crate) struct Shown<'a> {
+    printer: &'a Printer,
+    lines: Lines,
+    capture: Capture,
+}
+
+impl<'a> Shown<'a> {
+    /// Keeps at most `max` bytes.
+    pub(crate) fn new(printer: &'a Printer, max: usize) -> Self {
+        Self { printer, lines: Lines::default(), capture: Capture::new(max) }
+    }
+
+    /// What was kept.
+    pub(crate) fn finish(self) -> String {
+        self.capture.finish()
+    }
+}
+
+impl Sink for Shown<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        self.capture.take(bytes);
+        self.lines.feed(bytes, |line| self.printer.print_line(line));
+    }
+
+    fn end(&mut self) {
+        self.lines.finish(|line| self.printer.print_line(line));
+    }
+}
+
+impl Printer {
+    /// Prints one line as it is, empty ones too.
+    pub(crate) fn print_line(&self, line: &str) {
+        self.push(printable(line));
+    }
+}
+
+impl Sink for Capture {
+    fn take(&mut self, bytes: &[u8]) {
+        Capture::take(self, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests;
