@@ -19,15 +19,16 @@ const MAP_VALUE_CHARS_MAX: i64 = 63;
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
     let mut crds = vec![CodingTask::crd(), AgentRun::crd()];
     for crd in &mut crds {
-        let names = crd.spec.names.kind.clone();
+        let rule = match crd.spec.names.kind.as_str() {
+            "CodingTask" => work_branch_rule(),
+            _ => status_stays_rule(),
+        };
         for version in &mut crd.spec.versions {
             if let Some(root) =
                 version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut())
             {
                 finish(root);
-                if names == "CodingTask" {
-                    root.x_kubernetes_validations = Some(vec![work_branch_rule()]);
-                }
+                root.x_kubernetes_validations = Some(vec![rule.clone()]);
             }
         }
     }
@@ -40,6 +41,17 @@ fn work_branch_rule() -> ValidationRule {
         rule: "!self.metadata.name.endsWith('.lock') || has(self.spec.repository.workBranch)".into(),
         message: Some(
             "metadata.name ends in .lock, which git allows in no branch name; set spec.repository.workBranch or choose another name".into(),
+        ),
+        ..ValidationRule::default()
+    }
+}
+
+/// The rules inside the status cannot see that the whole of it goes.
+fn status_stays_rule() -> ValidationRule {
+    ValidationRule {
+        rule: "!has(oldSelf.status) || has(self.status)".into(),
+        message: Some(
+            "status of an AgentRun cannot be removed; delete the AgentRun instead".into(),
         ),
         ..ValidationRule::default()
     }

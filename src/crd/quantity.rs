@@ -48,8 +48,8 @@ impl JsonSchema for QuantityText {
             "maxLength": 32,
             "x-kubernetes-validations": [
                 {
-                    "rule": "isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))",
-                    "message": "must be a Kubernetes quantity greater than zero, for example 500m, 4 or 8Gi"
+                    "rule": "isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0')) && quantity(string(self)).isLessThan(quantity('1P'))",
+                    "message": "must be a Kubernetes quantity greater than zero and below 1P, for example 500m, 4 or 8Gi"
                 }
             ]
         })

@@ -1,0 +1,15 @@
+//! Against a real kube-apiserver and etcd without nodes: schemas, rules, policies and rights as the
+//! API server understands them. `tests/run api` starts one; alone they are reported as ignored.
+
+#[path = "api_server/chart.rs"]
+mod chart;
+#[path = "api_server/policies.rs"]
+mod policies;
+#[path = "api_server/refusals.rs"]
+mod refusals;
+#[path = "api_server/runs.rs"]
+mod runs;
+#[path = "api_server/server.rs"]
+mod server;
+#[path = "api_server/tasks.rs"]
+mod tasks;

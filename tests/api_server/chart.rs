@@ -1,0 +1,146 @@
+//! The chart as the API server sees it.
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use kube::{
+    Api, Client, Discovery,
+    api::{DynamicObject, Patch, PatchParams, TypeMeta, ValidationDirective},
+    core::GroupVersionKind,
+    discovery::Scope,
+};
+use serde_json::{Value, json};
+
+use super::server::{client, from_json, namespace, render, try_render};
+
+/// The arguments that put every object into `namespace`.
+pub(crate) fn in_namespace(namespace: &str) -> Vec<String> {
+    vec![
+        format!("taskNamespaces={}", json!([namespace])),
+        "createTaskNamespaces=false".to_owned(),
+        "crds.install=false".to_owned(),
+    ]
+}
+
+/// Applies documents of a chart as Helm does, strictly: an unknown field is an error.
+pub(crate) async fn apply(client: &Client, documents: &[Value], dry_run: bool) {
+    let discovery = Discovery::new(client.clone()).run().await.unwrap();
+    let mut params = PatchParams::apply("api-tests").force();
+    params.dry_run = dry_run;
+    params.field_validation = Some(ValidationDirective::Strict);
+    for document in documents {
+        let object: DynamicObject = from_json(document.clone());
+        let types: TypeMeta = object.types.clone().unwrap();
+        let kind = GroupVersionKind::try_from(&types).unwrap();
+        let (resource, capabilities) = discovery.resolve_gvk(&kind).unwrap();
+        let api: Api<DynamicObject> = if capabilities.scope == Scope::Namespaced {
+            let namespace = object.metadata.namespace.as_deref();
+            let namespace = namespace.unwrap_or_else(|| panic!("{kind:?} without a namespace"));
+            Api::namespaced_with(client.clone(), namespace, &resource)
+        } else {
+            Api::all_with(client.clone(), &resource)
+        };
+        let name = object.metadata.name.clone().unwrap();
+        api.patch(&name, &params, &Patch::Apply(&object))
+            .await
+            .unwrap_or_else(|error| panic!("{} {name}: {error}", types.kind));
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn chart_is_valid_with_its_defaults_and_with_every_option() {
+    let Some(client) = client().await else { return };
+    let namespace = namespace(&client).await;
+    let mut set = in_namespace(&namespace);
+    apply(&client, &render("plain", &namespace, &set), true).await;
+    let values = [
+        json!({"controller.replicas": 2, "controller.persistence.enabled": true}),
+        json!({"controller.service": {"type": "NodePort", "nodePort": 30443, "annotations": {"a": "b"}}}),
+        json!({"controller.tls.extraSANs": ["10.0.0.1", "ao.example.com"], "imagePullSecrets": [{"name": "x"}]}),
+        json!({"supervisor.tolerations": [{"operator": "Exists"}], "supervisor.priorityClassName": "system-node-critical"}),
+        json!({"gateway.caBundle": {"configMap": "ca", "key": "ca.crt"}, "gateway.limits": {"tunnels": 3}}),
+        json!({"upstreams": [{"host": "github.com", "baseURL": "http://10.0.0.2:3000", "forge": "gitea"}]}),
+        json!({"agent.sandbox": {"runtimeClassName": "gvisor", "egressPolicy": "Required", "requirePidsLimit": true}}),
+        json!({"networkPolicies.metricsFrom": [{"namespaceSelector": {}}], "policies.agentRunWriters": ["dev@example.com"]}),
+    ];
+    for value in values.iter().flat_map(|values| values.as_object().unwrap()) {
+        set.push(format!("{}={}", value.0, value.1));
+    }
+    apply(&client, &render("full", &namespace, &set), true).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn wrong_values_are_refused_by_the_chart_itself() {
+    let Some(_) = client().await else { return };
+    for (value, words) in [
+        ("foo=1", "'foo' not allowed"),
+        ("controller.replica=2", "'replica' not allowed"),
+        ("agent.limits.cpu=\"lots\"", "/agent/limits/cpu"),
+        ("taskNamespaces=[]", "/taskNamespaces"),
+        ("upstreams=[{\"host\": \"x\"}]", "/upstreams/0"),
+        ("defaults.stepTimeout=\"1y\"", "/defaults/stepTimeout"),
+        ("supervisor.hostPath=\"/a b; rm\"", "/supervisor/hostPath"),
+    ] {
+        let message = try_render("wrong", "x", &[value.to_owned()]).unwrap_err();
+        assert!(message.contains(words), "{value}: {message}");
+    }
+}
+
+/// Every right that the chart grants, one line each.
+fn rights(documents: &[Value]) -> String {
+    let mut lines = BTreeSet::new();
+    for document in documents {
+        let kind = document["kind"].as_str().unwrap();
+        if !matches!(kind, "Role" | "ClusterRole") {
+            continue;
+        }
+        let name = document["metadata"]["name"].as_str().unwrap();
+        let place = document["metadata"]["namespace"].as_str().unwrap_or("(cluster)");
+        for rule in document["rules"].as_array().unwrap() {
+            let words = |field: &str| {
+                let list = rule[field].as_array().cloned().unwrap_or_default();
+                list.iter().map(|item| item.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+            };
+            for group in words("apiGroups") {
+                for resource in words("resources") {
+                    let verbs = words("verbs").join(",");
+                    let named = words("resourceNames");
+                    let mut line = format!("{place} {name}: {resource}");
+                    if !group.is_empty() {
+                        let _ = write!(line, ".{group}");
+                    }
+                    if !named.is_empty() {
+                        let _ = write!(line, " [{}]", named.join(","));
+                    }
+                    lines.insert(format!("{line} {verbs}"));
+                }
+            }
+        }
+    }
+    lines.into_iter().map(|line| line + "\n").collect()
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn rights_of_each_account_are_those_that_were_agreed() {
+    let Some(_) = client().await else { return };
+    let rendered = render("agent-operator", "agent-operator-system", &[]);
+    let found = rights(&rendered);
+    for line in found.lines() {
+        let (what, verbs) = line.rsplit_once(' ').unwrap();
+        assert!(!line.contains('*'), "{line}: a wildcard grants what nobody has thought of");
+        assert!(!what.contains("nodes/proxy"), "{line}: it is exec in every container of the node");
+        assert!(!verbs.contains("deletecollection") || what.contains("-edit:"), "{line}");
+        let secrets = what.contains(": secrets");
+        assert!(!secrets || !(verbs.contains("list") || verbs.contains("watch")), "{line}");
+        let makes_pods = what.contains(": pods") && verbs.contains("create");
+        assert!(!makes_pods || what.contains("-supervisor:"), "{line}");
+    }
+    let path = format!("{}/tests/api_server/rights.txt", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("AO_WRITE").is_some() {
+        std::fs::write(&path, &found).unwrap();
+    }
+    let agreed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(found, agreed, "the chart's rights differ from {path}; is that meant?");
+}
