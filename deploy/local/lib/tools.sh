@@ -11,8 +11,8 @@ GRPCURL_VERSION=1.9.4
 COREDNS_VERSION=1.15.0
 GITEA_VERSION=1.26.4
 
-# In the order in which a cluster needs them. The API tests need only the first three.
-APISERVER_TOOLS=(kube-apiserver etcd kubectl)
+# In the order in which a cluster needs them. API tests need few of them, and helm.
+APISERVER_TOOLS=(kube-apiserver etcd kubectl helm)
 CLUSTER_TOOLS=(kube-apiserver etcd kubectl kube-controller-manager kube-scheduler kube-proxy kubelet
   containerd containerd-shim-runc-v2 ctr crane coredns gitea)
 CLIENT_TOOLS=(helm grpcurl)
