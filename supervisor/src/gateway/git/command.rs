@@ -68,7 +68,7 @@ const CREDENTIAL_HELPER: &str = "credential.helper=!f() { cat <&3; }; f";
 
 /// How a credential is presented to git and to a forge's API.
 pub(in super::super) struct Login {
-    user: String,
+    user: Option<String>,
     password: Secret,
 }
 
@@ -80,16 +80,15 @@ impl Login {
             return Err(GitError::ReadCredential);
         }
         let (user, password) = match value.split_once(':') {
-            Some((user, password)) if credential.scheme == "basic" => (user, password),
-            // GitHub wants this user name beside its tokens; Gitea takes any.
-            _ => ("x-access-token", value),
+            Some((user, password)) if credential.scheme == "basic" => (Some(user), password),
+            _ => (None, value),
         };
-        Ok(Self { user: user.to_owned(), password: Secret::new(password) })
+        Ok(Self { user: user.map(str::to_owned), password: Secret::new(password) })
     }
 
-    /// The user name.
-    pub(in super::super) fn user(&self) -> &str {
-        &self.user
+    /// The user name; none for a bare token.
+    pub(in super::super) fn user(&self) -> Option<&str> {
+        self.user.as_deref()
     }
 
     /// The password or token.
@@ -98,7 +97,9 @@ impl Login {
     }
 
     fn helper_answer(&self) -> Zeroizing<String> {
-        Zeroizing::new(format!("username={}\npassword={}\n", self.user, self.password.expose()))
+        // GitHub wants this user name beside its tokens; Gitea takes any.
+        let user = self.user().unwrap_or("x-access-token");
+        Zeroizing::new(format!("username={user}\npassword={}\n", self.password.expose()))
     }
 }
 
@@ -126,7 +127,7 @@ impl<'a> Run<'a> {
             config: Vec::new(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             login: None,
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
             output_bytes_max: 1024 * 1024,
         }
     }
@@ -192,7 +193,8 @@ pub(super) struct Git {
 }
 
 impl Git {
-    /// `home` is an empty directory; `ca_file` replaces the system's certificate authorities.
+    /// `home` is an empty directory; `ca_file` holds all certificate authorities, if not the
+    /// system's own.
     pub(super) fn new(home: PathBuf, ca_file: Option<PathBuf>) -> Self {
         let path =
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());

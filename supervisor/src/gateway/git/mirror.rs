@@ -17,13 +17,14 @@ use tokio_util::task::TaskTracker;
 use super::{
     command::{Finished, Git, Login, Run},
     error::GitError,
+    leftovers,
     names::{Branch, CommitId},
 };
 
 /// An upstream that does not list three refs in this time is not available.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+const LIST_TIMEOUT: Duration = Duration::from_mins(1);
 /// A first fetch of a large repository takes minutes; stalls are cut by the low speed limit.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+const FETCH_TIMEOUT: Duration = Duration::from_mins(30);
 /// Room for about 100,000 refs; a repository with more is served with its two branches alone.
 const REFS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How far back a branch is searched for this task's trailer: far more commits than a task makes.
@@ -91,7 +92,7 @@ impl Mirror {
         args.extend(refs.iter().map(String::as_str));
         let run = Run { git_dir: None, ..Run::local(&self.path, &args) };
         let listed = self.git.run(run.upstream(login, LIST_TIMEOUT)).await?;
-        let text = self.accepted(listed, "read")?;
+        let text = self.accepted(&listed, "read")?;
         let mut tips = Tips::new();
         for line in text.lines() {
             // Patterns match the end of a name, so the exact one is picked here.
@@ -223,6 +224,8 @@ impl Mirror {
         options: Vec<String>,
         refspec: String,
     ) -> Result<(), GitError> {
+        // The lock is held: whatever is left here belongs to a fetch that was killed.
+        leftovers::clear(&self.path).await?;
         let mirror = self.clone();
         let fetch = self.fetches.spawn(async move {
             let mut args =
@@ -232,7 +235,7 @@ impl Mirror {
             let run = Run::local(&mirror.path, &args).upstream(login.as_deref(), FETCH_TIMEOUT);
             let fetched = mirror.git.run(run).await;
             drop(guard);
-            mirror.accepted(fetched?, "read").map(drop)
+            mirror.accepted(&fetched?, "read").map(drop)
         });
         fetch.await.unwrap_or_else(|ended| {
             Err(GitError::RunGit { operation: "fetch".to_owned(), detail: ended.to_string() })
@@ -240,11 +243,11 @@ impl Mirror {
     }
 
     /// The output of an operation on the upstream, or what its failure means.
-    fn accepted(&self, finished: Finished, operation: &'static str) -> Result<String, GitError> {
+    fn accepted(&self, finished: &Finished, operation: &'static str) -> Result<String, GitError> {
         if finished.code == Some(0) {
             return Ok(String::from_utf8_lossy(&finished.stdout).into_owned());
         }
-        Err(upstream_error(&finished, &self.url, operation))
+        Err(upstream_error(finished, &self.url, operation))
     }
 }
 

@@ -14,6 +14,7 @@
 mod command;
 mod error;
 mod gzip;
+mod leftovers;
 mod mirror;
 mod names;
 mod publish;
@@ -22,9 +23,13 @@ mod serve;
 mod slots;
 mod start;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use agent_operator::{
     attempt::{Published, StepRepository},
@@ -45,6 +50,9 @@ use super::{
     permit::Permit,
     upstream::{Remote, Upstream, UpstreamMap},
 };
+
+/// Where the images that the gateway runs in keep certificate authorities.
+const SYSTEM_CA_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Limits of what one attempt may push and publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +77,7 @@ pub struct GitSettings {
     pub git_dir: PathBuf,
     /// The upstream map.
     pub upstreams: Vec<Upstream>,
-    /// Certificate authorities (PEM) in place of the system's, for an Enterprise install.
+    /// Certificate authorities (PEM) beside the system's, for an Enterprise install.
     pub ca_file: Option<PathBuf>,
     /// Limits.
     pub limits: GitLimits,
@@ -118,7 +126,9 @@ impl GitService {
                 source,
             })?;
         }
-        let git = Arc::new(Git::new(home, settings.ca_file));
+        let ca_file =
+            settings.ca_file.map(|own| authorities(&settings.git_dir, &own)).transpose()?;
+        let git = Arc::new(Git::new(home, ca_file));
         let inner = Inner {
             mirrors: Mirrors::new(mirrors, Arc::clone(&git)),
             git,
@@ -139,11 +149,11 @@ impl GitService {
         credential: Option<&Credential>,
     ) -> Result<StepRepository, GitError> {
         let slot = self.inner.slots.get(&grant.run);
-        slot.unless_ended(async {
+        let preparing = Box::pin(async {
             let _turn = slot.turn().await;
-            self.prepare_in_turn(grant, credential).await
-        })
-        .await
+            self.prepare_in_turn(&slot, grant, credential).await
+        });
+        slot.unless_ended(preparing).await
     }
 
     /// Moves `commit` from the quarantine to the work branch upstream. Repeating it after a lost
@@ -156,11 +166,11 @@ impl GitService {
         permit: &Permit,
     ) -> Result<Published, GitError> {
         let slot = self.inner.slots.get(&grant.run);
-        slot.unless_ended(async {
+        let publishing = Box::pin(async {
             let _turn = slot.turn().await;
             self.publish_in_turn(grant, credential, commit, permit).await
-        })
-        .await
+        });
+        slot.unless_ended(publishing).await
     }
 
     /// Ends everything that runs for the attempt and removes its quarantine.
@@ -193,6 +203,7 @@ impl GitService {
 
     async fn prepare_in_turn(
         &self,
+        slot: &Slot,
         grant: &RepositoryGrant,
         credential: Option<&Credential>,
     ) -> Result<StepRepository, GitError> {
@@ -203,6 +214,9 @@ impl GitService {
         let tips = mirror.tips(login.as_deref(), &names.all()).await?;
         let quarantine = Quarantine::of(&self.inner.quarantines, grant);
         if let Some(state) = quarantine.load().await? {
+            if slot.is_idle() {
+                leftovers::clear(quarantine.path()).await?;
+            }
             return Ok(step_repository(grant, &state));
         }
         mirror.refresh(login.clone(), &tips).await?;
@@ -217,7 +231,7 @@ impl GitService {
             run = %grant.run,
             upstream = mirror.url(),
             branch = state.start.work_branch,
-            start = state.start.start_commit,
+            start = state.start.commit,
             "repository prepared"
         );
         Ok(step_repository(grant, &state))
@@ -226,6 +240,18 @@ impl GitService {
     fn slot(&self, run: &RunKey) -> Arc<Slot> {
         self.inner.slots.get(run)
     }
+}
+
+/// Writes the system's certificate authorities and those in `own` into one file, for git takes one.
+fn authorities(git_dir: &Path, own: &Path) -> Result<PathBuf, GitError> {
+    let failed = |source| GitError::UseDisk { operation: "join certificate authorities", source };
+    // A system without the file has none that git would trust either.
+    let mut all = std::fs::read(SYSTEM_CA_FILE).unwrap_or_default();
+    all.push(b'\n');
+    all.extend(std::fs::read(own).map_err(failed)?);
+    let joined = git_dir.join("authorities.pem");
+    std::fs::write(&joined, all).map_err(failed)?;
+    Ok(joined)
 }
 
 /// The branch names of a grant, checked.
@@ -323,7 +349,7 @@ fn step_repository(grant: &RepositoryGrant, state: &State) -> StepRepository {
         base_branch: grant.repository.base_branch.clone(),
         base_commit: state.base_commit.clone(),
         work_branch: state.start.work_branch.clone(),
-        start_commit: state.start.start_commit.clone(),
+        start_commit: state.start.commit.clone(),
         may_push: grant.may_push,
     }
 }

@@ -35,11 +35,6 @@ impl Branch {
         }
     }
 
-    /// The name.
-    pub(super) fn as_str(&self) -> &str {
-        &self.0
-    }
-
     /// The full ref name.
     pub(super) fn full_ref(&self) -> String {
         format!("refs/heads/{}", self.0)

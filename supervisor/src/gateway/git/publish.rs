@@ -20,7 +20,7 @@ use super::{
 use crate::gateway::permit::Permit;
 
 /// A push of [`GitLimits::push_bytes_max`] over a slow line, and the upstream's own hooks.
-const PUSH_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+const PUSH_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// How much of the upstream's words goes into an error.
 const SUMMARY_BYTES_MAX: usize = 300;
@@ -91,7 +91,7 @@ async fn check(
     if !mirror::contains(git, path, commit).await? {
         return Err(GitError::FindPushed { commit: shown() });
     }
-    let start = CommitId::parse(&state.start.start_commit)?;
+    let start = CommitId::parse(&state.start.commit)?;
     if !mirror::descends(git, path, commit, &start).await? {
         return Err(GitError::CheckDescent { commit: shown(), start: start.to_string() });
     }

@@ -115,9 +115,13 @@ fn snapshot(branches: Option<String>, base: &Branch, state: &State) -> String {
         .map(|(id, name)| (name.to_owned(), id.to_owned()))
         .collect();
     lines.push((base, state.base_commit.clone()));
-    lines.push((work, state.start.start_commit.clone()));
+    lines.push((work, state.start.commit.clone()));
     lines.sort();
-    lines.iter().map(|(name, id)| format!("{id} {name}\n")).collect()
+    let mut packed = String::new();
+    for (name, id) in lines {
+        packed.extend([id.as_str(), " ", name.as_str(), "\n"]);
+    }
+    packed
 }
 
 /// Whether git could not hold both refs, one being a directory of the other.
@@ -153,8 +157,7 @@ mod tests {
         let listed = format!(
             "{c} refs/heads/ai\n{c} refs/heads/ai/x\n{c} refs/heads/main\n{c} refs/heads/other\n"
         );
-        let start =
-            Start { work_branch: "ai/x".to_owned(), start_commit: b.clone(), expected: None };
+        let start = Start { work_branch: "ai/x".to_owned(), commit: b.clone(), expected: None };
         let state = State { base_commit: a.clone(), start, published: None };
         let refs = snapshot(Some(listed), &Branch::parse("main").unwrap(), &state);
         assert_eq!(

@@ -31,7 +31,7 @@ use super::{
 };
 
 /// One exchange: a clone of a large repository over the pod network, with room.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(30);
 /// The list of refs: as large as the mirror's own limit.
 const ADVERTISEMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Largest fetch request that is not compressed.
@@ -101,7 +101,7 @@ impl GitService {
         let Some(permit) = slot.stream() else {
             return later("too many git requests at once; try again".to_owned());
         };
-        let served = slot.unless_ended(async {
+        let serving = Box::pin(async {
             let quarantine = Quarantine::of(&self.inner.quarantines, grant);
             let state = self.prepared(&quarantine, grant, credential).await?;
             let protocol = git_protocol(request.headers());
@@ -120,7 +120,7 @@ impl GitService {
                 }
             }
         });
-        served.await.unwrap_or_else(|error| failure(&error))
+        slot.unless_ended(serving).await.unwrap_or_else(|error| failure(&error))
     }
 
     async fn prepared(
@@ -132,7 +132,7 @@ impl GitService {
         if let Some(state) = quarantine.load().await? {
             return Ok(state);
         }
-        self.prepare(grant, credential).await?;
+        Box::pin(self.prepare(grant, credential)).await?;
         quarantine.load().await?.ok_or(GitError::AttemptEnded)
     }
 

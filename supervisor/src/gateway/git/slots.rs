@@ -90,6 +90,11 @@ impl Slot {
         }
     }
 
+    /// Whether no stream of the attempt is open.
+    pub(super) fn is_idle(&self) -> bool {
+        self.streams.available_permits() == STREAMS_PER_ATTEMPT_MAX
+    }
+
     /// A stream, if this attempt and this node have one left.
     pub(super) fn stream(&self) -> Option<StreamPermit> {
         let attempt = Arc::clone(&self.streams).try_acquire_owned().ok()?;

@@ -48,7 +48,7 @@ pub(super) struct Start {
     /// Branch that the attempt works on.
     pub(super) work_branch: String,
     /// Commit that it starts from.
-    pub(super) start_commit: String,
+    pub(super) commit: String,
     /// What the branch must point at upstream when it is moved; none: it must not exist.
     pub(super) expected: Option<String>,
 }
@@ -66,7 +66,7 @@ pub(super) fn decide(facts: &Facts) -> Result<Start, GitError> {
 fn continue_from_record(facts: &Facts, head: &CommitId) -> Result<Start, GitError> {
     let at = |start: &CommitId| Start {
         work_branch: facts.work_branch.to_string(),
-        start_commit: start.to_string(),
+        commit: start.to_string(),
         expected: Some(start.to_string()),
     };
     if !facts.may_push {
@@ -99,17 +99,13 @@ fn first_attempt(facts: &Facts) -> Result<Start, GitError> {
 }
 
 fn new_branch(facts: &Facts, branch: &Branch) -> Start {
-    Start {
-        work_branch: branch.to_string(),
-        start_commit: facts.base_commit.to_string(),
-        expected: None,
-    }
+    Start { work_branch: branch.to_string(), commit: facts.base_commit.to_string(), expected: None }
 }
 
 fn existing_branch(branch: &Branch, found: &Found) -> Start {
     Start {
         work_branch: branch.to_string(),
-        start_commit: found.tip.to_string(),
+        commit: found.tip.to_string(),
         expected: Some(found.tip.to_string()),
     }
 }
@@ -142,7 +138,7 @@ mod tests {
     fn start(branch: &str, at: char, expected: Option<char>) -> Start {
         Start {
             work_branch: branch.to_owned(),
-            start_commit: id(at).to_string(),
+            commit: id(at).to_string(),
             expected: expected.map(|digit| id(digit).to_string()),
         }
     }

@@ -1,6 +1,6 @@
 //! The whole way on loopback: a real git client in the sandbox's place, a real git upstream.
 
-mod upstream;
+pub(in crate::gateway) mod upstream;
 
 use std::{path::PathBuf, process::Output, sync::atomic::Ordering, time::Duration};
 
@@ -582,4 +582,27 @@ async fn a_large_negotiation_arrives_compressed_and_is_understood() {
             client_async(&sandbox.tree, &["-c", version, "fetch", "-q", &url, "main"]).await;
         assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
     }
+    assert!(upstream::COMPRESSED_REQUESTS.load(Ordering::SeqCst) > 0);
+}
+
+#[tokio::test]
+async fn locks_of_a_killed_git_block_neither_mirror_nor_quarantine() {
+    let world = World::new().await;
+    let first = grant("a");
+    let sandbox = world.sandbox(&first).await;
+    let mirror = std::fs::read_dir(world.directory.path().join("git/mirrors")).unwrap();
+    let mirror = mirror.map(|entry| entry.unwrap().path()).next().unwrap();
+    let quarantine = walk(&world.directory.path().join("git/quarantine"));
+    std::fs::create_dir_all(quarantine.join("refs/heads/ai")).unwrap();
+    for lock in [
+        mirror.join("packed-refs.lock"),
+        mirror.join("refs/heads/main.lock"),
+        quarantine.join("refs/heads/ai/x.lock"),
+    ] {
+        std::fs::write(lock, "").unwrap();
+    }
+    world.commit_upstream("main", "news");
+    world.git.prepare(&grant("b"), Some(&credential(TOKEN))).await.unwrap();
+    world.git.prepare(&first, Some(&credential(TOKEN))).await.unwrap();
+    sandbox.change("feature").await;
 }

@@ -20,28 +20,31 @@ use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 use crate::gateway::git::{GitService, RepositoryGrant};
 
 /// The token that the upstream accepts; searched for where it must not be.
-pub(super) const TOKEN: &str = "canary-7f3a9e51";
+pub(in crate::gateway) const TOKEN: &str = "canary-7f3a9e51";
+
+/// Requests of sandboxes, of all tests, that arrived compressed.
+pub(in crate::gateway) static COMPRESSED_REQUESTS: AtomicUsize = AtomicUsize::new(0);
 
 /// A served directory of bare repositories.
-pub(super) struct TestUpstream {
-    pub(super) root: PathBuf,
-    pub(super) address: SocketAddr,
-    pub(super) seen: Arc<Seen>,
+pub(in crate::gateway) struct TestUpstream {
+    pub(in crate::gateway) root: PathBuf,
+    pub(in crate::gateway) address: SocketAddr,
+    pub(in crate::gateway) seen: Arc<Seen>,
     _server: JoinSet<()>,
 }
 
 /// What the upstream was asked, and how it shall behave.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
-    pub(super) requests: AtomicUsize,
+pub(in crate::gateway) struct Seen {
+    pub(in crate::gateway) requests: AtomicUsize,
     /// Answer everything with this status; 0: as usual.
-    pub(super) fail_with: AtomicU16,
+    pub(in crate::gateway) fail_with: AtomicU16,
     /// Places of `/proc` where the token was seen while git was talking to the upstream.
-    pub(super) leaks: Mutex<Vec<String>>,
+    pub(in crate::gateway) leaks: Mutex<Vec<String>>,
     /// Git processes that were looked at.
-    pub(super) inspected: AtomicUsize,
+    pub(in crate::gateway) inspected: AtomicUsize,
     /// Run once when the next push is about to be taken, in the repository's directory.
-    pub(super) before_push: Mutex<Option<String>>,
+    pub(in crate::gateway) before_push: Mutex<Option<String>>,
 }
 
 #[derive(Clone)]
@@ -52,10 +55,10 @@ struct Served {
 
 impl TestUpstream {
     /// Serves `root`.
-    pub(super) async fn start(root: PathBuf) -> Self {
+    pub(in crate::gateway) async fn start(root: PathBuf) -> Self {
         let seen = Arc::new(Seen::default());
-        let served = Served { root: root.clone(), seen: Arc::clone(&seen) };
-        let router = Router::new().fallback(backend).with_state(served);
+        let shared = Served { root: root.clone(), seen: Arc::clone(&seen) };
+        let router = Router::new().fallback(backend).with_state(shared);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut server = JoinSet::new();
@@ -154,12 +157,14 @@ fn look_for_leaks(seen: &Seen) {
 }
 
 /// Serves the attempt's git routes without authentication, as the gateway does after it.
-pub(super) async fn serve_gateway(
+pub(in crate::gateway) async fn serve_gateway(
     service: GitService,
     grant: RepositoryGrant,
     credential: Option<Credential>,
 ) -> (SocketAddr, JoinSet<()>) {
     let router = Router::new().fallback(move |request: Request<Body>| {
+        let packed = request.headers().contains_key(header::CONTENT_ENCODING);
+        COMPRESSED_REQUESTS.fetch_add(usize::from(packed), Ordering::SeqCst);
         let (service, grant, credential) = (service.clone(), grant.clone(), credential.clone());
         async move { service.serve(&grant, credential.as_ref(), request).await }
     });
@@ -171,7 +176,7 @@ pub(super) async fn serve_gateway(
 }
 
 /// Runs a program to a good end and gives its output, trimmed. Blocking: for set-up only.
-pub(super) fn run(directory: &Path, program: &str, args: &[&str]) -> String {
+pub(in crate::gateway) fn run(directory: &Path, program: &str, args: &[&str]) -> String {
     let output = client(directory, program, args);
     assert!(
         output.status.success(),
@@ -182,7 +187,11 @@ pub(super) fn run(directory: &Path, program: &str, args: &[&str]) -> String {
 }
 
 /// Runs a program as a user of git would, with an identity and no configuration of the machine.
-pub(super) fn client(directory: &Path, program: &str, args: &[&str]) -> std::process::Output {
+pub(in crate::gateway) fn client(
+    directory: &Path,
+    program: &str,
+    args: &[&str],
+) -> std::process::Output {
     std::process::Command::new(program)
         .args(args)
         .current_dir(directory)
@@ -197,7 +206,10 @@ pub(super) fn client(directory: &Path, program: &str, args: &[&str]) -> std::pro
 }
 
 /// The same without blocking the servers of this process.
-pub(super) async fn client_async(directory: &Path, args: &[&str]) -> std::process::Output {
+pub(in crate::gateway) async fn client_async(
+    directory: &Path,
+    args: &[&str],
+) -> std::process::Output {
     let directory = directory.to_owned();
     let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     tokio::task::spawn_blocking(move || {

@@ -1,0 +1,197 @@
+//! Pull requests at the forge: opened by code, found before they are opened, never by a model.
+
+mod client;
+mod error;
+mod gitea;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, PoisonError, Weak},
+};
+
+use agent_operator::domain::{Credential, TaskUid, report::PullRequest, text};
+use async_trait::async_trait;
+
+pub use self::error::ForgeError;
+use self::{client::Http, gitea::Gitea};
+use super::{
+    git::{GitError, Login, RepositoryGrant},
+    permit::Permit,
+    upstream::{ForgeKind, Remote, Upstream, UpstreamMap},
+};
+
+/// Longest title: GitHub's and Gitea's limit of 255 characters, with bytes to be safe.
+pub const TITLE_BYTES_MAX: usize = 255;
+/// Longest body, marker included; GitHub's limit is 65,536 characters.
+pub const BODY_BYTES_MAX: usize = 60_000;
+/// Begins the hidden mark that ties a pull request to its task.
+const MARKER: &str = "<!-- agent-operator-task-uid:";
+
+/// A pull request as a forge lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundPullRequest {
+    /// Address and number.
+    pub pull_request: PullRequest,
+    /// Its body, for the marker.
+    pub body: String,
+}
+
+/// What to look for or to open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullRequestDraft {
+    /// Branch with the changes; exists in the repository itself, never in a fork.
+    pub head: String,
+    /// Branch that they go to.
+    pub base: String,
+    /// Title.
+    pub title: String,
+    /// Body, marker included.
+    pub body: String,
+}
+
+/// One repository at one forge, with the right to speak for one attempt.
+#[async_trait]
+pub trait Forge: Send + Sync {
+    /// The newest pull request from the branch `head` of this repository whose body contains
+    /// `marker`, whatever its state.
+    async fn find_pull_request(
+        &self,
+        head: &str,
+        marker: &str,
+    ) -> Result<Option<FoundPullRequest>, ForgeError>;
+
+    /// Opens a pull request; none when the forge has one from this branch already.
+    async fn open_pull_request(
+        &self,
+        draft: &PullRequestDraft,
+    ) -> Result<Option<PullRequest>, ForgeError>;
+}
+
+/// The order to have a pull request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullRequestOrder {
+    /// The attempt's right to the repository.
+    pub grant: RepositoryGrant,
+    /// Title from the sandbox; cut and made one line here.
+    pub title: String,
+    /// Body from the sandbox; cut here.
+    pub body: String,
+    /// The published work branch.
+    pub head_branch: String,
+}
+
+/// All forges of the upstream map. A clone is a handle to the same.
+#[derive(Clone, Debug)]
+pub struct Forges {
+    http: Http,
+    upstreams: UpstreamMap,
+    /// One request at a time for one task, so that two questions never become two pull requests.
+    turns: Arc<std::sync::Mutex<HashMap<TaskUid, Weak<tokio::sync::Mutex<()>>>>>,
+}
+
+impl Forges {
+    /// Forges behind `upstreams`; the certificate authorities in `ca_file` (PEM) are trusted
+    /// beside the system's.
+    pub fn new(upstreams: Vec<Upstream>, ca_file: Option<&Path>) -> Result<Self, ForgeError> {
+        Ok(Self {
+            http: Http::new(ca_file)?,
+            upstreams: UpstreamMap::new(upstreams),
+            turns: Arc::default(),
+        })
+    }
+
+    /// The task's pull request: found by head branch and marker, opened when there is none. Repeating
+    /// it gives the same one. `permit` is asked right before it is opened.
+    pub async fn ensure_pull_request(
+        &self,
+        order: &PullRequestOrder,
+        credential: &Credential,
+        permit: &Permit,
+    ) -> Result<PullRequest, ForgeError> {
+        let turn = self.turn(&order.grant.task.uid);
+        let _turn = turn.lock().await;
+        let forge = self.forge(&order.grant.repository.url, credential)?;
+        let marker = marker(&order.grant.task.uid);
+        let draft = PullRequestDraft {
+            head: order.head_branch.clone(),
+            base: order.grant.repository.base_branch.clone(),
+            title: title(&order.title),
+            body: body(&order.body, &marker),
+        };
+        if let Some(found) = forge.find_pull_request(&draft.head, &marker).await? {
+            return Ok(found.pull_request);
+        }
+        permit.check()?;
+        if let Some(opened) = forge.open_pull_request(&draft).await? {
+            tracing::info!(run = %order.grant.run, url = opened.url, "pull request opened");
+            return Ok(opened);
+        }
+        // Somebody was faster: this task on another node, or a person.
+        let found = forge.find_pull_request(&draft.head, &marker).await?;
+        found.map(|found| found.pull_request).ok_or_else(|| ForgeError::OpenPullRequest {
+            host: credential.host.clone(),
+            branch: draft.head,
+        })
+    }
+
+    /// The API of the repository that the user calls `url`.
+    fn forge(&self, url: &str, credential: &Credential) -> Result<Box<dyn Forge>, ForgeError> {
+        let remote = self.upstreams.resolve(url)?;
+        let login = login(&remote, credential)?;
+        let host = || remote.host.clone();
+        match remote.forge {
+            Some(ForgeKind::Gitea) => Ok(Box::new(Gitea::new(self.http.clone(), &remote, login)?)),
+            Some(ForgeKind::Github) => {
+                Err(ForgeError::ForgeUnsupported { host: host(), kind: "GitHub" })
+            }
+            None => Err(ForgeError::ForgeUnknown { host: host() }),
+        }
+    }
+
+    fn turn(&self, task: &TaskUid) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = turns.get(task).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        turns.insert(task.clone(), Arc::downgrade(&turn));
+        turn
+    }
+}
+
+fn login(remote: &Remote, credential: &Credential) -> Result<Login, ForgeError> {
+    if !remote.accepts_credential_of(&credential.host) {
+        let host = remote.host.clone();
+        return Err(ForgeError::UseCredential(GitError::MatchCredential { host }));
+    }
+    Login::of(credential).map_err(ForgeError::UseCredential)
+}
+
+/// The hidden mark of a task.
+fn marker(task: &TaskUid) -> String {
+    format!("{MARKER} {task} -->")
+}
+
+/// One printable line within the limit.
+fn title(from_sandbox: &str) -> String {
+    let line = text::printable(from_sandbox).split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = if line.is_empty() { "Changes by agent-operator".to_owned() } else { line };
+    text::truncate(&line, TITLE_BYTES_MAX).to_owned()
+}
+
+/// The sandbox's body with the task's mark at its end.
+fn body(from_sandbox: &str, marker: &str) -> String {
+    let neutral = neutralise(from_sandbox);
+    let room = BODY_BYTES_MAX - marker.len() - 2;
+    format!("{}\n\n{marker}", text::truncate(&neutral, room).trim_end())
+}
+
+/// Makes text from a sandbox safe to show at a forge. For now only what could imitate our own mark
+/// or steer a terminal is taken out; mentions, images and links are the place to go on from here.
+fn neutralise(markdown: &str) -> String {
+    text::printable(markdown).replace(MARKER, "")
+}

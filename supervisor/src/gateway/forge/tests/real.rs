@@ -1,0 +1,169 @@
+//! The whole way at a real forge: `AO_FORGE_URL` and `AO_FORGE_TOKEN_FILE`, as `deploy/local/env`
+//! sets them. Without them the test says that it was skipped; `AO_REQUIRE_CLUSTER=1` makes that a
+//! failure.
+
+use super::{
+    super::super::git::{
+        GitError, GitLimits, GitService, GitSettings,
+        tests::upstream::{client_async, run, serve_gateway},
+    },
+    *,
+};
+
+/// A private repository of its own at the forge, removed at the end.
+struct Repository {
+    url: String,
+    token: String,
+    name: String,
+    owner: String,
+}
+
+impl Repository {
+    fn new(url: String, token: String) -> Self {
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).unwrap();
+        let name = format!("spike-{:08x}", u32::from_be_bytes(random));
+        let body = json!({
+            "name": name, "private": true, "auto_init": true, "default_branch": "main",
+        });
+        let mut new = Self { url, token, name, owner: String::new() };
+        let made = new.api("POST", "/user/repos", &body);
+        made["owner"]["login"].as_str().unwrap().clone_into(&mut new.owner);
+        new
+    }
+
+    /// Calls the API with curl: a second opinion, not the client under test.
+    fn api(&self, method: &str, path: &str, body: &Value) -> Value {
+        let url = format!("{}/api/v1{path}", self.url);
+        let (header, body) = (format!("Authorization: token {}", self.token), body.to_string());
+        let args = [
+            "-sS",
+            "-m",
+            "20",
+            "-X",
+            method,
+            "-H",
+            &header,
+            "-H",
+            "Content-Type: application/json",
+            "-d",
+            &body,
+            &url,
+        ];
+        let text = run(Path::new("/"), "curl", &args);
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    }
+
+    fn tip(&self, branch: &str) -> String {
+        let path = format!("/repos/{}/{}/branches/{branch}", self.owner, self.name);
+        let answer = self.api("GET", &path, &Value::Null);
+        answer["commit"]["id"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Repository {
+    fn drop(&mut self) {
+        self.api("DELETE", &format!("/repos/{}/{}", self.owner, self.name), &Value::Null);
+    }
+}
+
+fn environment() -> Option<(String, String)> {
+    let found = std::env::var("AO_FORGE_URL").ok().zip(
+        std::env::var("AO_FORGE_TOKEN_FILE")
+            .ok()
+            .and_then(|file| std::fs::read_to_string(file).ok()),
+    );
+    if found.is_none() {
+        let required = std::env::var("AO_REQUIRE_CLUSTER").is_ok_and(|value| value == "1");
+        assert!(!required, "AO_REQUIRE_CLUSTER is set, but there is no forge to test with");
+        println!(
+            "skipped: AO_FORGE_URL and AO_FORGE_TOKEN_FILE are not set (see deploy/local/env)"
+        );
+    }
+    found.map(|(url, token)| (url, token.trim().to_owned()))
+}
+
+#[tokio::test]
+async fn a_change_becomes_one_pull_request_at_a_real_forge() {
+    let Some((url, token)) = environment() else { return };
+    let repository = Repository::new(url.clone(), token.clone());
+    let map =
+        vec![Upstream { host: "github.com".to_owned(), base_url: url, forge: ForgeKind::Gitea }];
+    let directory = tempfile::tempdir().unwrap();
+    let git = GitService::new(GitSettings {
+        git_dir: directory.path().join("git"),
+        upstreams: map.clone(),
+        ca_file: None,
+        limits: GitLimits::default(),
+    })
+    .unwrap();
+    let credential = credential(&token);
+    let permit = Permit::granted(Epoch(1), Duration::from_secs(30));
+
+    let mut order = order();
+    let clone_url = format!("https://github.com/{}/{}.git", repository.owner, repository.name);
+    order.grant.repository.url = clone_url;
+    order.grant.may_push = true;
+    let grant = order.grant.clone();
+    let wrong = git.prepare(&grant, Some(&super::credential("wrong"))).await.unwrap_err();
+    assert!(matches!(wrong, GitError::Authenticate { .. }), "{wrong}");
+
+    let commit = change(&git, &grant, &credential, directory.path(), "one").await;
+    let published = git.publish(&grant, &credential, &commit, &permit).await.unwrap();
+    assert_eq!(
+        (published.work_branch.as_str(), repository.tip("ai%2Fx")),
+        ("ai/x", commit.clone())
+    );
+    assert_eq!(git.publish(&grant, &credential, &commit, &permit).await.unwrap(), published);
+
+    // A task of the same name loses the compare-and-swap and gets a branch of its own.
+    let mut other = grant.clone();
+    other.run.uid = "other".into();
+    other.task.uid = "fffff000".into();
+    let theirs = change(&git, &other, &credential, directory.path(), "two").await;
+    let published = git.publish(&other, &credential, &theirs, &permit).await.unwrap();
+    assert_eq!(published.work_branch, "ai/x-fffff");
+    assert_eq!(repository.tip("ai%2Fx"), commit);
+
+    let forges = Forges::new(map, None).unwrap();
+    let opened = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
+    let again = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
+    assert_eq!(opened, again);
+    let path = format!("/repos/{}/{}/pulls?state=all", repository.owner, repository.name);
+    let listed = repository.api("GET", &path, &Value::Null);
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(listed[0]["html_url"].as_str().unwrap(), opened.url);
+    assert_eq!(listed[0]["head"]["sha"].as_str().unwrap(), commit);
+
+    let mut missing = order.clone();
+    missing.head_branch = "ai/none".to_owned();
+    let error = forges.ensure_pull_request(&missing, &credential, &permit).await.unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::InvalidTask), "{error}");
+}
+
+/// Clones through the gateway, commits one file and pushes into quarantine.
+async fn change(
+    git: &GitService,
+    grant: &RepositoryGrant,
+    credential: &Credential,
+    directory: &Path,
+    file: &str,
+) -> String {
+    let step = git.prepare(grant, Some(credential)).await.unwrap();
+    let (address, _server) =
+        serve_gateway(git.clone(), grant.clone(), Some(credential.clone())).await;
+    let url = format!("http://{address}/git/main.git");
+    let tree = directory.join(file);
+    let path = tree.to_string_lossy().into_owned();
+    let branch = step.work_branch.as_str();
+    let cloned = client_async(directory, &["clone", "-q", "--branch", branch, &url, &path]).await;
+    assert!(cloned.status.success(), "{}", String::from_utf8_lossy(&cloned.stderr));
+    std::fs::write(tree.join(file), file).unwrap();
+    run(&tree, "git", &["add", "."]);
+    let message = format!("change\n\nAgent-Operator-Task-Uid: {}\n", grant.task.uid);
+    run(&tree, "git", &["commit", "-qm", &message]);
+    let refspec = format!("HEAD:refs/heads/{branch}");
+    let pushed = client_async(&tree, &["push", "-q", "origin", &refspec]).await;
+    assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    run(&tree, "git", &["rev-parse", "HEAD"])
+}
