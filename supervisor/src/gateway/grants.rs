@@ -268,6 +268,3 @@ impl Table {
         Some(attempt)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -30,6 +30,8 @@ pub mod llm;
 pub mod permit;
 mod respond;
 pub mod server;
+#[cfg(test)]
+mod tests;
 pub mod upstream;
 
 use std::time::Duration;

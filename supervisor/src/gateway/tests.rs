@@ -1,0 +1,8 @@
+//! The whole gateway on loopback, driven as a sandbox and as a supervisor would.
+
+mod connect;
+mod model;
+mod raw;
+mod reports;
+mod rig;
+mod tokens;
