@@ -223,7 +223,7 @@ mod tests {
         let stop = Stop::default();
         let until = clock::boot_now() + Duration::from_secs(5);
         let mut left =
-            vec![Ok(7), Err(refused(503, false)), Err(CallError::Unreachable("".into()))];
+            vec![Ok(7), Err(refused(503, false)), Err(CallError::Unreachable(String::new()))];
         let answer = patiently(&stop, until, false, || left.pop().unwrap());
         assert_eq!(answer.unwrap(), 7);
         let mut calls = 0;

@@ -47,12 +47,12 @@ mod tests {
         let stop = Arc::new(Stop::default());
         let at = clock::boot_now() + Duration::from_millis(10);
         // A grace far beyond the test: the last resort must not end the test's process.
-        start(Arc::clone(&stop), at, Duration::from_secs(3600));
+        start(Arc::clone(&stop), at, Duration::from_hours(1));
         let Woken::Stopping(stopping) = stop.wait(Some(at + Duration::from_secs(5)), || false)
         else {
             panic!("no stop order came");
         };
         assert_eq!(stopping.reason, Reason::TimedOut);
-        assert_eq!(stopping.kill_at, at + Duration::from_secs(3600));
+        assert_eq!(stopping.kill_at, at + Duration::from_hours(1));
     }
 }

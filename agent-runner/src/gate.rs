@@ -19,7 +19,7 @@ pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Longest wait for a long poll: what the gateway holds it, and some slack.
 pub(crate) const POLL_LIMIT: Duration = Duration::from_secs(POLL_SECONDS_MAX + 10);
 /// The step's specification may wait for the upstream's answer about the base commit.
-const STEP_LIMIT: Duration = Duration::from_secs(60);
+const STEP_LIMIT: Duration = Duration::from_mins(1);
 /// Random bytes of the nonce: 128 bits cannot be guessed.
 const NONCE_BYTES: usize = 16;
 

@@ -42,7 +42,7 @@ use clap::{Parser, Subcommand};
 
 use crate::context::Layout;
 
-/// Exit code of a runner that could not begin (EX_USAGE of sysexits.h).
+/// Exit code of a runner that could not begin (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: i32 = 64;
 
 #[derive(Parser)]

@@ -183,11 +183,11 @@ impl Lines {
             // A line end always ends a sequence, so that a forged one cannot hide what follows.
             (_, b'\n') => (Escape::None, true),
             (_, 0x1b) => (Escape::Started, false),
-            (Escape::None, _) => (Escape::None, true),
+            (state @ Escape::None, _) => (state, true),
             (Escape::Started, b'[') => (Escape::Control, false),
             (Escape::Started, b']') => (Escape::Text, false),
-            (Escape::Control, 0x20..=0x3f) => (Escape::Control, false),
-            (Escape::Text, byte) if byte != 0x07 => (Escape::Text, false),
+            (state @ Escape::Control, 0x20..=0x3f) => (state, false),
+            (state @ Escape::Text, byte) if byte != 0x07 => (state, false),
             (Escape::Started | Escape::Control | Escape::Text, _) => (Escape::None, false),
         };
         self.escape = next;

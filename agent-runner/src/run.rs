@@ -26,7 +26,7 @@ use crate::{
 /// How long the last events and lines may take. Readers miss them otherwise; the result waits.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 /// How long the result is sent again when the step failed before its deadline was known.
-const EARLY_RESULT_LIMIT: Duration = Duration::from_secs(60);
+const EARLY_RESULT_LIMIT: Duration = Duration::from_mins(1);
 
 /// The parts that live as long as the process.
 struct Runner {

@@ -1,5 +1,7 @@
 //! The four steps.
 
+use std::time::Duration;
+
 use agent_operator::{
     attempt::{PullRequestAnswer, PullRequestRequest},
     domain::{
@@ -17,7 +19,7 @@ use crate::{
     context::Context,
     result::{Failure, StepEnd},
     verify::verify,
-    workspace::{Committed, Workspace, subject},
+    workspace::{Committed, Workspace, publish, subject},
 };
 
 /// What the contract takes of a title.
@@ -25,7 +27,7 @@ const TITLE_BYTES_MAX: usize = 256;
 /// What the contract takes of a body.
 const BODY_BYTES_MAX: usize = 60_000;
 /// Opening a pull request waits for the forge.
-const PULL_REQUEST_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
+const PULL_REQUEST_LIMIT: Duration = Duration::from_mins(2);
 
 /// Runs the step to its end.
 pub(crate) fn run(context: &Context<'_>) -> StepEnd {
@@ -93,7 +95,7 @@ fn implement(
         return Err(Failure::new(Reason::NoChanges, "the agent ended well but changed nothing"));
     };
     workspace.push(context)?;
-    let published = workspace.publish(context, &commit)?;
+    let published = publish(context, &commit)?;
     let short = &published.head_commit[..published.head_commit.len().min(12)];
     let message = format!("{} is at {short}", published.work_branch);
     context.status(&message);
@@ -124,7 +126,7 @@ fn pull_request(
         }
     };
     context.status(&format!("opening the pull request: {}", request.title));
-    let until = std::time::Duration::MAX;
+    let until = Duration::MAX;
     let opened: PullRequestAnswer = patiently(context.stop, until, false, || {
         context.client.post("/v1/pull-request", &request, PULL_REQUEST_LIMIT)
     })

@@ -2,7 +2,9 @@
 //! as a child like the agent itself, for what it reads there (hooks, filters, configuration) is the
 //! agent's.
 
-use std::{collections::BTreeMap, ffi::OsString, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap, ffi::OsString, fmt::Write as _, fs, path::PathBuf, time::Duration,
+};
 
 use agent_operator::{
     attempt::Published,
@@ -32,9 +34,9 @@ const GIT_ERROR_BYTES_MAX: usize = 1024;
 /// Longest subject line, as git's own tools expect it.
 const SUBJECT_CHARS_MAX: usize = 72;
 /// Publishing waits for the forge and for a fresh permission to write.
-const PUBLISH_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
+const PUBLISH_LIMIT: Duration = Duration::from_mins(2);
 /// Pause between two tries of a fetch or push.
-const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Settings of our own git calls. They come by the environment, which beats the repository's own
 /// configuration. No hook, no watcher, no other transport, no signature, no prompt.
@@ -172,7 +174,7 @@ impl Workspace {
             (1, 1) => {
                 let message = commit_message(context);
                 let arguments = ["commit", "--quiet", "--no-verify", "--file=-"];
-                self.accepted(self.git(context, &arguments, message.as_bytes())?, "commit")?;
+                accepted(&self.git(context, &arguments, message.as_bytes())?, "commit")?;
             }
             (0, 1) => self.sign_tip(context)?,
             _ => return Err(Failure::new(refused, "git cannot compare the work tree")),
@@ -194,7 +196,7 @@ impl Workspace {
             .collect();
         let mut arguments = vec!["commit", "--quiet", "--amend", "--no-verify", "--no-edit"];
         arguments.extend(trailers.iter().map(String::as_str));
-        self.accepted(self.git(context, &arguments, b"")?, "commit")
+        accepted(&self.git(context, &arguments, b"")?, "commit")
     }
 
     /// Pushes the tip into the attempt's quarantine.
@@ -204,24 +206,7 @@ impl Workspace {
         let refspec = format!("+HEAD:refs/heads/{branch}");
         let arguments = ["push", "--quiet", "--no-verify", "--", &self.url, &refspec];
         let output = self.repeat(context, &arguments)?;
-        self.accepted(output, "push")
-    }
-
-    /// Asks the gateway to move the work branch upstream; repeated until the step's deadline.
-    pub(crate) fn publish(
-        &self,
-        context: &Context<'_>,
-        commit: &str,
-    ) -> Result<Published, Failure> {
-        let request = agent_operator::attempt::PublishRequest {
-            repository: context.spec.repository.name.clone(),
-            commit: commit.to_owned(),
-        };
-        let forever = std::time::Duration::MAX;
-        let answer = patiently(context.stop, forever, false, || {
-            context.client.post("/v1/publish", &request, PUBLISH_LIMIT)
-        });
-        answer.map_err(|error| error.into_failure(Reason::PushRefused))
+        accepted(&output, "push")
     }
 
     /// Runs git again while the gateway is away, for as long as its clients may.
@@ -254,14 +239,6 @@ impl Workspace {
         Err(Failure::new(reason, format!("git {what} failed: {}", output.last_words())))
     }
 
-    fn accepted(&self, output: GitOutput, what: &str) -> Result<(), Failure> {
-        if output.exit_code == 0 {
-            return Ok(());
-        }
-        let words = output.last_words();
-        Err(Failure::new(Reason::PushRefused, format!("the {what} was refused: {words}")))
-    }
-
     fn git(
         &self,
         context: &Context<'_>,
@@ -289,6 +266,27 @@ impl Workspace {
         let (stdout, stderr) = (stdout.finish(), stderr.finish());
         Ok(GitOutput { exit_code: ended.exit_code, stdout, stderr })
     }
+}
+
+/// Asks the gateway to move the work branch upstream; repeated until the step's deadline.
+pub(crate) fn publish(context: &Context<'_>, commit: &str) -> Result<Published, Failure> {
+    let request = agent_operator::attempt::PublishRequest {
+        repository: context.spec.repository.name.clone(),
+        commit: commit.to_owned(),
+    };
+    let forever = Duration::MAX;
+    let answer = patiently(context.stop, forever, false, || {
+        context.client.post("/v1/publish", &request, PUBLISH_LIMIT)
+    });
+    answer.map_err(|error| error.into_failure(Reason::PushRefused))
+}
+
+fn accepted(output: &GitOutput, what: &str) -> Result<(), Failure> {
+    if output.exit_code == 0 {
+        return Ok(());
+    }
+    let words = output.last_words();
+    Err(Failure::new(Reason::PushRefused, format!("the {what} was refused: {words}")))
 }
 
 /// Environment of our own git calls.
@@ -343,7 +341,7 @@ fn commit_message(context: &Context<'_>) -> String {
         message.push_str("Made in answer to failing tests.\n\n");
     }
     for (key, value) in trailers(context) {
-        message.push_str(&format!("{key}: {value}\n"));
+        let _ = writeln!(message, "{key}: {value}");
     }
     head_and_tail(&message, GIT_OUTPUT_BYTES_MAX)
 }

@@ -1,5 +1,7 @@
 //! Whole steps of the real binary against a gateway of a few lines, with real git.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+
 mod stub;
 
 use std::{fs, io::Read as _, process::Command};

@@ -163,14 +163,14 @@ mod tests {
         fixture.spec.feedback = Some("it failed".to_owned());
         let context = fixture.context();
         let files = StepFiles::write(&context).unwrap();
-        let environment = environment(&context, &files);
-        let content = |name: &str| fs::read_to_string(&environment[name]).unwrap();
-        assert_eq!(content("AGENT_PROMPT_FILE"), "Add a /healthz endpoint");
-        assert_eq!(content("AGENT_FEEDBACK_FILE"), "it failed");
-        assert!(content("AGENT_INSTRUCTIONS_FILE").starts_with("Step: implement"));
-        assert!(!environment.contains_key("AGENT_PLAN_FILE"));
-        assert_eq!(environment["ANTHROPIC_BASE_URL"], "http://127.0.0.1:1/llm");
-        assert_eq!(environment["AGENT_STEP"], "implement");
+        let variables = environment(&context, &files);
+        let text_of = |name: &str| fs::read_to_string(&variables[name]).unwrap();
+        assert_eq!(text_of("AGENT_PROMPT_FILE"), "Add a /healthz endpoint");
+        assert_eq!(text_of("AGENT_FEEDBACK_FILE"), "it failed");
+        assert!(text_of("AGENT_INSTRUCTIONS_FILE").starts_with("Step: implement"));
+        assert!(!variables.contains_key("AGENT_PLAN_FILE"));
+        assert_eq!(variables["ANTHROPIC_BASE_URL"], "http://127.0.0.1:1/llm");
+        assert_eq!(variables["AGENT_STEP"], "implement");
     }
 
     #[test]

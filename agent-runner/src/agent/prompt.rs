@@ -1,5 +1,7 @@
 //! What the agent is told: the task, framed for each step.
 
+use std::fmt::Write as _;
+
 use agent_operator::{attempt::StepSpec, domain::StepName};
 
 /// The instructions for the agent in this step. The first line names the step; programs that only
@@ -7,11 +9,12 @@ use agent_operator::{attempt::StepSpec, domain::StepName};
 pub(crate) fn instructions(spec: &StepSpec, pull_request_file: &str) -> String {
     let repository = &spec.repository;
     let mut text = format!("Step: {}\n\n", spec.step);
-    text.push_str(&format!(
+    let _ = write!(
+        text,
         "You work without anyone to ask, in the git work tree of the current directory. It is on \
          branch `{}`, which starts from `{}`.\n\n",
         repository.work_branch, repository.base_branch
-    ));
+    );
     text.push_str(match spec.step {
         StepName::Plan => PLAN,
         StepName::Implement if spec.feedback.is_some() => IMPLEMENT_AGAIN,
@@ -20,8 +23,8 @@ pub(crate) fn instructions(spec: &StepSpec, pull_request_file: &str) -> String {
         StepName::PullRequest => PULL_REQUEST,
     });
     if spec.step == StepName::PullRequest {
-        text.push_str(&format!("The file: `{pull_request_file}`\n"));
-        text.push_str(&format!("The changes: `git diff {}..HEAD`\n\n", repository.base_commit));
+        let _ = writeln!(text, "The file: `{pull_request_file}`");
+        let _ = write!(text, "The changes: `git diff {}..HEAD`\n\n", repository.base_commit);
     }
     section(&mut text, "task", Some(&spec.prompt));
     section(&mut text, "plan", spec.plan.as_deref());
@@ -31,7 +34,7 @@ pub(crate) fn instructions(spec: &StepSpec, pull_request_file: &str) -> String {
 
 fn section(text: &mut String, name: &str, content: Option<&str>) {
     if let Some(content) = content {
-        text.push_str(&format!("<{name}>\n{}\n</{name}>\n\n", content.trim()));
+        let _ = write!(text, "<{name}>\n{}\n</{name}>\n\n", content.trim());
     }
 }
 

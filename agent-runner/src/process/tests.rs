@@ -65,6 +65,16 @@ fn what_a_child_leaves_behind_does_not_hold_its_end() {
     assert_eq!((ended.exit_code, output.as_str()), (0, "done\n"));
 }
 
+/// Gives the order at the script's first output, so that it never overtakes its trap.
+struct Ready(Arc<Stop>, Option<Stopping>);
+impl Sink for Ready {
+    fn take(&mut self, _: &[u8]) {
+        if let Some(order) = self.1.take() {
+            self.0.request(order);
+        }
+    }
+}
+
 fn stopped(script: &str, grace: Duration) -> (Ended, Duration) {
     let (stop, processes) = processes();
     let start = clock::boot_now();
@@ -73,23 +83,14 @@ fn stopped(script: &str, grace: Duration) -> (Ended, Duration) {
         message: "late".to_owned(),
         kill_at: start + Duration::from_millis(200) + grace,
     };
-    // The script says when it is ready, so the order never overtakes its trap.
-    struct Ready(Arc<Stop>, Option<Stopping>);
-    impl Sink for Ready {
-        fn take(&mut self, _: &[u8]) {
-            if let Some(order) = self.1.take() {
-                self.0.request(order);
-            }
-        }
-    }
     let mut output = Ready(stop, Some(order));
     let ended = processes.run(&sh(script), b"", &mut output, Errors::Merged).unwrap();
-    (ended, clock::boot_now() - start)
+    (ended, clock::boot_now().saturating_sub(start))
 }
 
 #[test]
 fn a_stop_order_ends_a_child_by_sigterm() {
-    let (ended, took) = stopped("echo; sleep 600", Duration::from_secs(60));
+    let (ended, took) = stopped("echo; sleep 600", Duration::from_mins(1));
     assert_eq!(ended.stopped.unwrap().reason, Reason::TimedOut);
     assert_eq!(ended.exit_code, 143);
     assert!(took < Duration::from_secs(10), "{took:?}");

@@ -25,7 +25,7 @@ use serde::Serialize;
 use serde_json::json;
 
 /// Far above what any test needs; a hang then fails instead of blocking the run.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// What the gateway was told, and what it answers.
 #[derive(Default)]
@@ -182,8 +182,8 @@ impl Gateway {
             ("GET", "/v1/step") => ok(&*self.spec.lock().unwrap()),
             ("POST", "/v1/gate") => {
                 let first = self.read(|state| state.gate.is_none());
-                let gate = serde_json::from_slice(body).unwrap();
-                self.update(|state| state.gate = Some(gate));
+                let asked = serde_json::from_slice(body).unwrap();
+                self.update(|state| state.gate = Some(asked));
                 if first {
                     return ok(&GateAnswer::Closed);
                 }
@@ -192,9 +192,9 @@ impl Gateway {
             }
             ("GET", "/v1/orders") => {
                 let state = self.state.lock().unwrap();
-                let hold = Duration::from_secs(5);
+                let patience = Duration::from_secs(5);
                 let held =
-                    self.changed.wait_timeout_while(state, hold, |state| state.stop.is_none());
+                    self.changed.wait_timeout_while(state, patience, |state| state.stop.is_none());
                 ok(&Orders { stop: held.unwrap().0.stop.clone() })
             }
             ("POST", "/v1/events") => {
