@@ -124,7 +124,7 @@ pub(super) fn build(args: &Args, shutdown: CancellationToken) -> anyhow::Result<
         outbox: Outbox::default(),
         permit: Permit::none(),
         git,
-        forges: Forges::new(config.upstreams.clone(), args.ca_bundle.clone())?,
+        forges: Forges::new(config.upstreams.clone(), args.ca_bundle.as_deref())?,
         model: ModelProxy::new(&config, client, tasks.clone()),
         egress: Egress::new(&config, args.egress_allow_private, tasks.clone()),
         config,

@@ -185,8 +185,8 @@ impl GitService {
         }
     }
 
-    /// Removes the quarantines of all attempts but the `live` ones: called once after a start, when
-    /// every live attempt is known.
+    /// Removes the quarantines of all attempts but the `live` ones and those that have come since:
+    /// called once after a start, when every live attempt is known.
     pub async fn retain(&self, live: &[RunKey]) -> Result<(), GitError> {
         let failed = |source| GitError::UseDisk { operation: "list quarantines", source };
         let root = &self.inner.quarantines;
@@ -194,7 +194,10 @@ impl GitService {
             live.iter().map(|run| quarantine::directory(root, run)).collect();
         let mut entries = tokio::fs::read_dir(root).await.map_err(failed)?;
         while let Some(entry) = entries.next_entry().await.map_err(failed)? {
-            if !keep.contains(&entry.path()) {
+            // An attempt that has come since the list was made has a slot by now.
+            let used = self.inner.slots.runs();
+            let used = used.iter().any(|run| quarantine::directory(root, run) == entry.path());
+            if !used && !keep.contains(&entry.path()) {
                 quarantine::remove(&entry.path()).await?;
             }
         }

@@ -44,6 +44,12 @@ impl Slots {
         }))
     }
 
+    /// The attempts that have a slot.
+    pub(super) fn runs(&self) -> Vec<RunKey> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.keys().cloned().collect()
+    }
+
     /// Ends the attempt's operations and forgets its slot.
     pub(super) fn end(&self, run: &RunKey) -> Option<Arc<Slot>> {
         let slot = self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(run)?;

@@ -42,18 +42,13 @@ impl World {
         run(&work, "git", &["commit", "-qm", "first"]);
         run(&work, "git", &["push", "-q", "../o/r.git", "main"]);
         let upstream = TestUpstream::start(root).await;
-        let git = GitService::new(GitSettings {
-            git_dir: directory.path().join("git"),
-            upstreams: vec![Upstream {
-                host: "github.com".to_owned(),
-                base_url: format!("http://{}", upstream.address),
-                forge: ForgeKind::Gitea,
-            }],
-            ca_file: None,
-            limits,
-        })
-        .unwrap();
+        let git = service(directory.path(), &upstream, limits);
         Self { directory, upstream, git }
+    }
+
+    /// The service after a restart of the gateway.
+    fn new_service(&self) -> GitService {
+        service(self.directory.path(), &self.upstream, GitLimits::default())
     }
 
     fn bare(&self) -> PathBuf {
@@ -101,6 +96,16 @@ impl World {
         assert_eq!(run(&sandbox.tree, "git", &["rev-parse", "HEAD"]), step.start_commit);
         sandbox
     }
+}
+
+fn service(directory: &std::path::Path, upstream: &TestUpstream, limits: GitLimits) -> GitService {
+    let map = Upstream {
+        host: "github.com".to_owned(),
+        base_url: format!("http://{}", upstream.address),
+        forge: ForgeKind::Gitea,
+    };
+    let git_dir = directory.join("git");
+    GitService::new(GitSettings { git_dir, upstreams: vec![map], ca_file: None, limits }).unwrap()
 }
 
 /// A clone as the agent pod has it.
@@ -199,17 +204,7 @@ async fn a_restarted_gateway_publishes_what_was_in_quarantine() {
     let mut world = World::new().await;
     let grant = grant("a");
     let commit = world.sandbox(&grant).await.change("feature").await;
-    world.git = GitService::new(GitSettings {
-        git_dir: world.directory.path().join("git"),
-        upstreams: vec![Upstream {
-            host: "github.com".to_owned(),
-            base_url: format!("http://{}", world.upstream.address),
-            forge: ForgeKind::Gitea,
-        }],
-        ca_file: None,
-        limits: GitLimits::default(),
-    })
-    .unwrap();
+    world.git = world.new_service();
     world.git.retain(std::slice::from_ref(&grant.run)).await.unwrap();
     let lapsed =
         world.git.publish(&grant, &credential(TOKEN), &commit, &Permit::none()).await.unwrap_err();
@@ -218,6 +213,9 @@ async fn a_restarted_gateway_publishes_what_was_in_quarantine() {
     world.git.publish(&grant, &credential(TOKEN), &commit, &permit()).await.unwrap();
     assert_eq!(world.tip("ai/x"), Some(commit.clone()));
 
+    world.git.retain(&[]).await.unwrap();
+    assert!(walk(&world.directory.path().join("git/quarantine")).exists(), "it is in use");
+    world.git = world.new_service();
     world.git.retain(&[]).await.unwrap();
     let gone = world.git.publish(&grant, &credential(TOKEN), &commit, &permit()).await.unwrap_err();
     assert!(matches!(gone, GitError::FindPushed { .. }), "{gone}");
