@@ -1,0 +1,202 @@
+//! Whether anything of a container still runs, from its cgroup: known 1-2 ms after the exit, a second
+//! before the kubelet says so. Works on cgroup v1 (any one controller) and v2, read-only.
+
+use std::{
+    collections::VecDeque,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use agent_operator::domain::ids::PodUid;
+
+/// Pause between two looks; only between a runner's last word and the end of its container.
+const POLL: Duration = Duration::from_millis(20);
+/// Pause between two looks at a pod whose object is gone.
+const POLL_ORPHAN: Duration = Duration::from_millis(250);
+/// Deepest folder searched: `kubepods.slice/kubepods-burstable.slice/<pod>/<container>` below a
+/// node's own root and a supervisor's view of it.
+const DEPTH_MAX: usize = 7;
+/// Most folders visited in one search: thousands of containers, with room.
+const FOLDERS_MAX: usize = 50_000;
+/// v1 controllers in the order in which they are tried; one suffices.
+const V1_CONTROLLERS: [&str; 6] = ["pids", "memory", "cpu,cpuacct", "cpuacct", "systemd", "cpuset"];
+
+/// The node's cgroups as mounted into this container.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    root: PathBuf,
+}
+
+/// Where a pod was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// No folder of the pod.
+    Nowhere,
+    /// A folder of the pod, but none of the container.
+    Pod,
+    /// The container's folder.
+    Container(PathBuf),
+}
+
+impl Cgroups {
+    /// Over the mount at `root` (`/sys/fs/cgroup`).
+    pub fn new(root: &Path) -> Self {
+        if root.join("cgroup.controllers").exists() {
+            return Self { root: root.to_owned() };
+        }
+        let v1 = V1_CONTROLLERS.iter().map(|name| root.join(name)).find(|path| path.is_dir());
+        Self { root: v1.unwrap_or_else(|| root.to_owned()) }
+    }
+
+    /// Waits until nothing of the container runs. With `missing_is_empty` a pod without any folder
+    /// counts as ended; otherwise a missing folder could as well mean that this is the wrong root,
+    /// and the wait has no end (the kubelet's record will decide).
+    pub async fn wait_until_empty(
+        &self,
+        pod: &PodUid,
+        container_id: Option<&str>,
+        missing_is_empty: bool,
+    ) {
+        let mut known: Option<PathBuf> = None;
+        loop {
+            let pause = match &known {
+                Some(path) if is_empty(path) => return,
+                Some(_) => POLL,
+                None => match self.locate(pod, container_id).await {
+                    Place::Container(path) => {
+                        known = Some(path);
+                        continue;
+                    }
+                    // The container had an id and has no folder any more: it has ended.
+                    Place::Pod if container_id.is_some() => return,
+                    Place::Nowhere if missing_is_empty => return,
+                    Place::Pod | Place::Nowhere => POLL_ORPHAN,
+                },
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn locate(&self, pod: &PodUid, container_id: Option<&str>) -> Place {
+        let (root, pod) = (self.root.clone(), pod.clone());
+        let container = container_id.map(str::to_owned);
+        let search = move || find(&root, pod.as_str(), container.as_deref());
+        tokio::task::spawn_blocking(search).await.unwrap_or(Place::Nowhere)
+    }
+}
+
+/// Searches breadth first for the pod's folders (cgroupfs or systemd spelling).
+fn find(root: &Path, pod_uid: &str, container_id: Option<&str>) -> Place {
+    if pod_uid.is_empty() {
+        return Place::Nowhere;
+    }
+    let systemd = pod_uid.replace('-', "_");
+    let mut found = Place::Nowhere;
+    let mut queue = VecDeque::from([(root.to_owned(), 0, false)]);
+    let mut visited = 0;
+    while let Some((folder, depth, in_pod)) = queue.pop_front() {
+        visited += 1;
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        if depth >= DEPTH_MAX || visited > FOLDERS_MAX {
+            continue;
+        }
+        for entry in entries.flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let of_pod = in_pod || name.contains(pod_uid) || name.contains(&systemd);
+            if of_pod {
+                if container_id.is_some_and(|id| name.contains(id)) {
+                    return Place::Container(entry.path());
+                }
+                found = Place::Pod;
+            }
+            queue.push_back((entry.path(), depth + 1, of_pod));
+        }
+    }
+    found
+}
+
+/// Whether no process is in the cgroup or below; a folder that is gone has none.
+fn is_empty(folder: &Path) -> bool {
+    match std::fs::read_to_string(folder.join("cgroup.procs")) {
+        Ok(text) if !text.trim().is_empty() => return false,
+        Ok(_) => {}
+        Err(error) => return gone(&error),
+    }
+    match std::fs::read_dir(folder) {
+        Ok(entries) => entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .all(|entry| is_empty(&entry.path())),
+        Err(error) => gone(&error),
+    }
+}
+
+/// cgroupfs answers ENODEV for a folder that vanishes while it is read.
+fn gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = "0a1b-2c3d";
+
+    fn rig(layout: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (folder, procs) in layout {
+            let folder = dir.path().join(folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("cgroup.procs"), procs).unwrap();
+        }
+        dir
+    }
+
+    async fn ends(cgroups: &Cgroups, container: Option<&str>, missing: bool) -> bool {
+        let pod = PodUid::from(POD);
+        let wait = cgroups.wait_until_empty(&pod, container, missing);
+        tokio::time::timeout(Duration::from_millis(600), wait).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_container_ends_when_its_procs_are_gone_though_the_sandbox_lives_on() {
+        let agent = format!("pids/node-b/kubepods/burstable/pod{POD}/c0ffee");
+        let pause = format!("pids/node-b/kubepods/burstable/pod{POD}/pause");
+        let dir = rig(&[(&agent, "7\n"), (&pause, "3\n")]);
+        let cgroups = Cgroups::new(dir.path());
+        assert!(!ends(&cgroups, Some("c0ffee"), false).await);
+        std::fs::write(dir.path().join(&agent).join("cgroup.procs"), "").unwrap();
+        assert!(ends(&cgroups, Some("c0ffee"), false).await);
+        std::fs::remove_dir_all(dir.path().join(&agent)).unwrap();
+        assert!(
+            ends(&cgroups, Some("c0ffee"), false).await,
+            "a removed folder is an ended container"
+        );
+    }
+
+    #[tokio::test]
+    async fn systemd_names_of_v2_are_found_and_children_count() {
+        let scope = "kubepods.slice/kubepods-pod0a1b_2c3d.slice/cri-containerd-c0ffee.scope";
+        let child = format!("{scope}/inner");
+        let dir = rig(&[("", ""), (scope, ""), (&child, "9\n")]);
+        std::fs::write(dir.path().join("cgroup.controllers"), "pids").unwrap();
+        let cgroups = Cgroups::new(dir.path());
+        assert!(!ends(&cgroups, Some("c0ffee"), false).await);
+        std::fs::write(dir.path().join(&child).join("cgroup.procs"), "").unwrap();
+        assert!(ends(&cgroups, Some("c0ffee"), false).await);
+    }
+
+    #[tokio::test]
+    async fn a_missing_pod_is_an_end_only_where_its_object_is_gone_too() {
+        let dir = rig(&[("pids/kubepods/other", "1\n")]);
+        let cgroups = Cgroups::new(dir.path());
+        assert!(!ends(&cgroups, Some("c0ffee"), false).await);
+        assert!(ends(&cgroups, None, true).await);
+    }
+}

@@ -1,0 +1,239 @@
+//! What can happen to an attempt, and what its machine wants done about it.
+
+use std::{net::IpAddr, time::Duration};
+
+use agent_operator::{
+    attempt::{GateRequest, StepResult, StopOrder},
+    domain::{
+        Epoch, Reason, Usage,
+        ids::PodUid,
+        report::{LogSummary, PullRequest, Refusal, RunState},
+    },
+};
+
+use super::{
+    moment::{BootTime, Now},
+    record::{Exit, Record},
+};
+use crate::link::contract::Redemption;
+
+/// What the machine may know besides state and event.
+#[derive(Clone, Debug)]
+pub struct Context<'a> {
+    /// The present.
+    pub now: Now,
+    /// The node's boot.
+    pub boot_id: &'a agent_operator::domain::ids::BootId,
+    /// The log as recorded so far.
+    pub log: LogSummary,
+    /// How long a forgotten attempt's pod stays, so that its log can be read.
+    pub pod_retention: Duration,
+}
+
+/// A pod as the API server shows it, reduced to what decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodDigest {
+    /// The pod's uid.
+    pub uid: PodUid,
+    /// Whether it is bound to a node.
+    pub scheduled: bool,
+    /// The scheduler's words, while it cannot place the pod.
+    pub unschedulable: Option<String>,
+    /// The pod's address.
+    pub ip: Option<IpAddr>,
+    /// The agent container's id, without the runtime's prefix.
+    pub container_id: Option<String>,
+    /// Why the container waits, in the kubelet's words (image pull, mount, create errors).
+    pub waiting: Option<String>,
+    /// The kubelet's words when this node cannot mount image volumes.
+    pub image_volume_broken: Option<String>,
+    /// Whether the pod is being deleted.
+    pub deleting: bool,
+    /// Reason of the condition `DisruptionTarget`, where it is true.
+    pub disruption: Option<String>,
+    /// The end of the agent container, or of a pod whose container never ran.
+    pub exit: Option<Exit>,
+}
+
+/// Why a pod could not be made. Whatever may heal is retried before this is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CreateFailure {
+    /// The API server refuses the pod as it is: no node can run it.
+    Invalid(String),
+    /// Admission, quota or policy refuses it now.
+    Refused(String),
+    /// Another object holds the name.
+    Foreign(String),
+    /// The creation was called off before there was a pod.
+    Aborted,
+}
+
+/// A timer of an attempt; one of each kind at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Timer {
+    /// The gate must be open by now.
+    Start,
+    /// The scheduler had its time.
+    Unschedulable,
+    /// The step's deadline.
+    Deadline,
+    /// The grace after an order to stop, or after the result, is over.
+    Grace,
+    /// The deleted pod should be gone by now.
+    Stuck,
+    /// The forgotten pod has been kept long enough.
+    Retention,
+}
+
+/// What happens to an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It was just accepted (the acceptance is already on disk).
+    Accepted,
+    /// The supervisor has started and found it in the ledger.
+    Restarted {
+        /// SHA-256 of a fresh one-time token, for the case that there is no pod yet.
+        one_time_hash: String,
+    },
+    /// The assignment came again under a higher epoch.
+    EpochRaised(Epoch),
+    /// Its pod exists and is ours.
+    PodCreated {
+        /// The pod's uid.
+        uid: PodUid,
+        /// SHA-256 of the one-time token that the pod carries.
+        one_time_hash: String,
+    },
+    /// Its pod could not be made.
+    PodCreateFailed(CreateFailure),
+    /// The pod was seen.
+    PodObserved(Box<PodDigest>),
+    /// A live GET says that the pod does not exist.
+    PodGone,
+    /// The one-time token was redeemed.
+    Redeemed(Redemption),
+    /// The runner stands at the gate.
+    AtGate(GateRequest),
+    /// New counts.
+    Counters {
+        /// Consumption.
+        usage: Usage,
+        /// Refused requests.
+        refusals: Vec<Refusal>,
+    },
+    /// A commit stands upstream.
+    Published {
+        /// Work branch as resolved.
+        work_branch: String,
+        /// Its tip.
+        head_commit: String,
+    },
+    /// The pull request exists.
+    PullRequestOpened(PullRequest),
+    /// The runner's result.
+    Result {
+        /// The runner's words.
+        result: Box<StepResult>,
+        /// Consumption.
+        usage: Usage,
+        /// Refused requests.
+        refusals: Vec<Refusal>,
+    },
+    /// Nothing of the container runs any more, by its cgroup.
+    CgroupEmpty,
+    /// A timer has fired.
+    Timer(Timer),
+    /// The controller ends the attempt.
+    CancelOrdered {
+        /// `Cancelled`, `Deleted` or `BudgetExceeded`.
+        reason: Reason,
+        /// One sentence.
+        message: String,
+        /// Time for the runner to stop by itself.
+        grace: Duration,
+    },
+    /// The controller has recorded the report with this number.
+    Acked(u64),
+    /// The controller needs nothing of the attempt any more.
+    Forget,
+}
+
+/// What the machine wants done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Put on disk before anything that follows.
+    Journal(Record),
+    /// Make the attempt known to the gateway, or update it.
+    RegisterGrant,
+    /// Make the pod; answered by `PodCreated` or `PodCreateFailed`.
+    CreatePod,
+    /// Give up making the pod; answered by `PodCreated` or `PodCreateFailed`.
+    AbortCreate,
+    /// Look at the pod now; answered by `PodObserved` or `PodGone`.
+    ObservePod,
+    /// Spool the container's log from here on.
+    OpenStreams {
+        /// The pod.
+        uid: PodUid,
+    },
+    /// Open the start gate.
+    OpenGate {
+        /// The pod's address by the kubelet.
+        pod_ip: IpAddr,
+        /// Time until the deadline.
+        remaining: Duration,
+    },
+    /// Tell the controller; repeated by the runner until acknowledged.
+    Report {
+        /// The report's number.
+        sequence: u64,
+        /// What is known.
+        state: Box<RunState>,
+    },
+    /// Tell the runner in the sandbox to stop.
+    StopRunner(StopOrder),
+    /// Watch the container's cgroup closely; answered by `CgroupEmpty`.
+    WatchCgroup {
+        /// The pod.
+        uid: PodUid,
+        /// The container, where known.
+        container_id: Option<String>,
+        /// A missing cgroup counts as empty (the pod is gone, no record of its end will come).
+        missing_is_empty: bool,
+    },
+    /// Delete the pod; repeated until the API server has it.
+    DeletePod {
+        /// Precondition.
+        uid: PodUid,
+    },
+    /// Release the pod's finalizer; repeated until done.
+    RemoveFinalizer {
+        /// Precondition.
+        uid: PodUid,
+    },
+    /// End the attempt at the gateway.
+    Revoke,
+    /// No more log will come: drain and complete the streams.
+    CloseStreams,
+    /// Arm a timer, replacing one of the same kind.
+    ArmTimer {
+        /// Which.
+        timer: Timer,
+        /// When.
+        at: BootTime,
+    },
+    /// The image volume does not work on this node: deliver the runner by init container.
+    SwitchDelivery {
+        /// The kubelet's words.
+        message: String,
+    },
+    /// The kubelet's exit code differs from the runner's.
+    ExitMismatch {
+        /// The runner's.
+        reported: i32,
+        /// The kubelet's.
+        recorded: Option<i32>,
+    },
+    /// The attempt leaves the ledger.
+    Drop,
+}

@@ -1,0 +1,605 @@
+//! The state machine of one attempt: (state, event, now) > (state, effects). Pure: no clock, no I/O,
+//! no randomness. Every fact goes through [`Record`]s, so that replaying the journal gives the same
+//! state as having lived through it.
+
+use std::{net::IpAddr, time::Duration};
+
+use agent_operator::{
+    attempt::{GateRequest, StepResult, StopOrder},
+    domain::{
+        Reason, Usage,
+        assignment::EgressPolicy,
+        ids::PodUid,
+        report::{Refusal, RunState, Started},
+    },
+};
+
+use super::{
+    event::{Context, CreateFailure, Effect, Event, PodDigest, Timer},
+    moment::{BootTime, Moment, Now},
+    record::{Facts, Record, Stop},
+    verdict,
+};
+
+/// How long the scheduler may fail to place a pod that is pinned to this node.
+pub const UNSCHEDULABLE_GRACE: Duration = Duration::from_secs(10);
+/// How long a deleted pod may take to end (the kubelet's own retries included) before it is stuck.
+pub const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// Report number of 'running': one fixed number for each state makes repeats harmless.
+pub const SEQUENCE_RUNNING: u64 = 1;
+/// Report number of 'unknown'.
+pub const SEQUENCE_UNKNOWN: u64 = 2;
+/// Report number of the outcome.
+pub const SEQUENCE_FINISHED: u64 = 3;
+
+/// What this process has seen and the journal need not keep.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// The pod's address.
+    pub ip: Option<IpAddr>,
+    /// The agent container's id.
+    pub container_id: Option<String>,
+    /// The kubelet's or the scheduler's words while the pod does not run.
+    pub waiting: Option<String>,
+    /// The scheduler cannot place the pod, and a timer runs.
+    pub unschedulable: bool,
+    /// The pod was seen on a node.
+    pub scheduled: bool,
+    /// Somebody else deleted the pod.
+    pub deleted_outside: bool,
+    /// Reason of the pod's disruption.
+    pub disruption: Option<String>,
+    /// A deletion was ordered by us.
+    pub delete_ordered: bool,
+    /// The pod object does not exist.
+    pub pod_gone: bool,
+    /// Nothing of the container runs.
+    pub cgroup_empty: bool,
+    /// The pod is not made yet and creation is under way.
+    pub creating: bool,
+    /// The controller has the report that the step runs.
+    pub running_acked: bool,
+    /// The attempt is stuck and that was reported.
+    pub stuck: bool,
+}
+
+/// One attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// What is on disk.
+    pub facts: Facts,
+    /// What is not.
+    pub sight: Sight,
+}
+
+/// Collects the effects of one step and applies records as they are made.
+struct Step<'a> {
+    machine: &'a mut Machine,
+    context: &'a Context<'a>,
+    effects: Vec<Effect>,
+}
+
+impl Machine {
+    /// A machine over the facts of the journal.
+    pub fn new(facts: Facts) -> Self {
+        Self { facts, sight: Sight::default() }
+    }
+
+    /// Whether the outcome is on record.
+    pub fn finished(&self) -> bool {
+        self.facts.outcome.is_some()
+    }
+
+    /// The step's deadline; none before the gate has opened.
+    pub fn deadline(&self) -> Option<BootTime> {
+        let opened = self.facts.opened.as_ref()?;
+        Some(opened.boot.plus(self.facts.assignment.timeout()))
+    }
+
+    /// The order that the runner is under, with the grace left at `now`.
+    pub fn stop_order(&self, now: Now) -> Option<StopOrder> {
+        let stop = self.facts.stop.as_ref()?;
+        let left = grace_end(stop).since(now.boot);
+        Some(StopOrder {
+            reason: stop.reason,
+            message: stop.message.clone(),
+            grace_millis: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// The reports that the controller has not acknowledged.
+    pub fn unacked(&self) -> Vec<(u64, RunState)> {
+        let mut reports = Vec::new();
+        if let Some(outcome) = &self.facts.outcome {
+            if !self.facts.acked {
+                reports.push((SEQUENCE_FINISHED, RunState::Finished(outcome.clone())));
+            }
+            return reports;
+        }
+        if let Some(started) = self.started().filter(|_| !self.sight.running_acked) {
+            reports.push((SEQUENCE_RUNNING, RunState::Running(started)));
+        }
+        if self.sight.stuck {
+            reports.push((SEQUENCE_UNKNOWN, self.stuck_state()));
+        }
+        reports
+    }
+
+    fn stuck_state(&self) -> RunState {
+        let pod = verdict::pod_name(&self.facts);
+        RunState::Unknown { message: format!("pod {pod} was deleted but does not end") }
+    }
+
+    fn started(&self) -> Option<Started> {
+        let opened = self.facts.opened.as_ref()?;
+        Some(Started {
+            pod_name: verdict::pod_name(&self.facts),
+            pod_uid: self.facts.pod_uid.clone()?,
+            started_at: opened.wall,
+            sandbox: verdict::sandbox(&self.facts),
+        })
+    }
+
+    /// Takes one event.
+    pub fn step(&mut self, event: Event, context: &Context<'_>) -> Vec<Effect> {
+        let mut step = Step { machine: self, context, effects: Vec::new() };
+        step.take(event);
+        step.effects
+    }
+}
+
+fn grace_end(stop: &Stop) -> BootTime {
+    stop.at.boot.plus(Duration::from_millis(stop.grace_millis))
+}
+
+impl Step<'_> {
+    fn facts(&self) -> &Facts {
+        &self.machine.facts
+    }
+
+    fn record(&mut self, record: Record) {
+        self.machine.facts.apply(&record);
+        self.effects.push(Effect::Journal(record));
+    }
+
+    fn arm(&mut self, timer: Timer, at: BootTime) {
+        self.effects.push(Effect::ArmTimer { timer, at });
+    }
+
+    fn now(&self) -> Now {
+        self.context.now
+    }
+
+    fn moment(&self) -> Moment {
+        Moment::new(self.context.now, self.context.boot_id)
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Accepted => self.accepted(),
+            Event::Restarted { one_time_hash } => self.restarted(one_time_hash),
+            Event::EpochRaised(epoch) => self.record(Record::Epoch { epoch }),
+            Event::PodCreated { uid, one_time_hash } => self.pod_created(uid, one_time_hash),
+            Event::PodCreateFailed(failure) => self.pod_create_failed(failure),
+            Event::PodObserved(digest) => self.pod_observed(*digest),
+            Event::PodGone => self.pod_gone(),
+            Event::Redeemed(redemption) => self.record(Record::Redeemed(redemption)),
+            Event::AtGate(request) => self.at_gate(request),
+            Event::Counters { usage, refusals } => self.counters(usage, refusals),
+            Event::Published { work_branch, head_commit } => {
+                self.record(Record::Published { work_branch, head_commit });
+            }
+            Event::PullRequestOpened(request) => self.record(Record::PullRequestOpened(request)),
+            Event::Result { result, usage, refusals } => self.result(result, usage, refusals),
+            Event::CgroupEmpty => {
+                self.machine.sight.cgroup_empty = true;
+                self.conclude();
+            }
+            Event::Timer(timer) => self.timer(timer),
+            Event::CancelOrdered { reason, message, grace } => self.stop(reason, message, grace),
+            Event::Acked(sequence) => self.acked(sequence),
+            Event::Forget => self.forget(),
+        }
+    }
+
+    fn accepted(&mut self) {
+        self.machine.sight.creating = true;
+        self.effects.push(Effect::RegisterGrant);
+        self.effects.push(Effect::CreatePod);
+        self.arm_start();
+    }
+
+    fn arm_start(&mut self) {
+        let at = self.facts().accepted.boot.plus(self.facts().assignment.start_deadline());
+        self.arm(Timer::Start, at);
+    }
+
+    /// Takes an attempt up again where the journal left it. Everything asked for here is harmless
+    /// when it had been done before.
+    fn restarted(&mut self, one_time_hash: String) {
+        if self.machine.finished() {
+            self.effects.push(Effect::CloseStreams);
+            return self.settle();
+        }
+        match self.facts().pod_uid.clone() {
+            Some(uid) => {
+                self.effects.push(Effect::RegisterGrant);
+                self.effects.push(Effect::OpenStreams { uid });
+                self.effects.push(Effect::ObservePod);
+            }
+            None => {
+                self.record(Record::OneTime { hash: one_time_hash });
+                self.machine.sight.creating = true;
+                self.effects.push(Effect::RegisterGrant);
+                self.effects.push(Effect::CreatePod);
+            }
+        }
+        match self.machine.deadline() {
+            Some(at) => self.arm(Timer::Deadline, at),
+            None => self.arm_start(),
+        }
+        if self.facts().stop.is_some() {
+            self.enforce_stop();
+        } else if self.facts().result.is_some() {
+            self.await_exit();
+        } else if self.machine.deadline().is_some_and(|at| at <= self.now().boot) {
+            // Before anything is observed: the end at the deadline must not pass for another end.
+            self.time_out();
+        }
+        self.conclude();
+    }
+
+    fn pod_created(&mut self, uid: PodUid, one_time_hash: String) {
+        self.machine.sight.creating = false;
+        if self.machine.finished() || self.facts().pod_uid.is_some() {
+            return;
+        }
+        self.record(Record::PodCreated { uid: uid.clone() });
+        if self.facts().one_time_hash != one_time_hash {
+            self.record(Record::OneTime { hash: one_time_hash });
+            self.effects.push(Effect::RegisterGrant);
+        }
+        self.effects.push(Effect::OpenStreams { uid });
+        if self.facts().stop.is_some() {
+            self.delete_pod();
+        }
+    }
+
+    fn pod_create_failed(&mut self, failure: CreateFailure) {
+        self.machine.sight.creating = false;
+        if self.machine.finished() || self.facts().pod_uid.is_some() {
+            return;
+        }
+        let (reason, message) = match failure {
+            CreateFailure::Invalid(words) => {
+                (Reason::InvalidTask, format!("the API server refused the pod: {words}"))
+            }
+            CreateFailure::Refused(words) => {
+                (Reason::Unstarted, format!("the pod was not admitted: {words}"))
+            }
+            CreateFailure::Foreign(words) => {
+                (Reason::Unstarted, format!("another object holds the pod's name: {words}"))
+            }
+            CreateFailure::Aborted => (Reason::Unstarted, "called off before its pod".to_owned()),
+        };
+        self.record_stop(reason, message, Duration::ZERO);
+        self.finish();
+    }
+
+    fn pod_observed(&mut self, digest: PodDigest) {
+        if self.facts().pod_uid.as_ref() != Some(&digest.uid) {
+            return;
+        }
+        let sight = &mut self.machine.sight;
+        sight.ip = digest.ip.or(sight.ip);
+        let container_found = sight.container_id.is_none() && digest.container_id.is_some();
+        sight.container_id = digest.container_id.or_else(|| sight.container_id.take());
+        sight.waiting = digest.waiting.or_else(|| digest.unschedulable.clone());
+        sight.scheduled |= digest.scheduled;
+        if digest.disruption.is_some() {
+            sight.disruption.clone_from(&digest.disruption);
+        }
+        let ordered = sight.delete_ordered || self.machine.facts.forgotten.is_some();
+        sight.deleted_outside |= digest.deleting && !ordered;
+        let deleted_outside = sight.deleted_outside;
+        let never_ran = digest.deleting && !sight.scheduled;
+
+        if let Some(mut exit) = digest.exit.filter(|_| self.facts().exit.is_none()) {
+            exit.deleted_outside |= deleted_outside;
+            self.record(Record::Exit(exit));
+            if let Some((reported, recorded)) = verdict::mismatch(self.facts()) {
+                self.effects.push(Effect::ExitMismatch { reported, recorded });
+            }
+        }
+        if self.machine.finished() {
+            return;
+        }
+        self.watch_scheduling(digest.unschedulable.is_some());
+        if let Some(message) = digest.image_volume_broken {
+            self.switch_delivery(message);
+        }
+        if never_ran {
+            // Deleted before any node had it: no kubelet will ever write a record.
+            self.machine.sight.pod_gone = true;
+            self.machine.sight.cgroup_empty = true;
+        }
+        let ending = self.facts().result.is_some() || self.facts().stop.is_some();
+        if container_found && ending {
+            self.watch_cgroup(digest.uid, false);
+        }
+        self.open_gate();
+        self.conclude();
+    }
+
+    fn watch_scheduling(&mut self, unschedulable: bool) {
+        let before = std::mem::replace(&mut self.machine.sight.unschedulable, unschedulable);
+        if unschedulable && !before {
+            let at = self.now().boot.plus(UNSCHEDULABLE_GRACE);
+            self.arm(Timer::Unschedulable, at);
+        }
+    }
+
+    fn switch_delivery(&mut self, message: String) {
+        if self.facts().redemption.is_some() || self.facts().stop.is_some() {
+            return;
+        }
+        let text = format!("image volumes do not work on this node: {message}");
+        self.effects.push(Effect::SwitchDelivery { message });
+        self.stop(Reason::Unstarted, text, Duration::ZERO);
+    }
+
+    fn pod_gone(&mut self) {
+        let Some(uid) = self.facts().pod_uid.clone() else { return };
+        if self.machine.sight.pod_gone {
+            return;
+        }
+        self.machine.sight.pod_gone = true;
+        if self.machine.finished() {
+            return;
+        }
+        // The object is gone, but processes may outlive it for a moment: look before judging.
+        self.effects.push(Effect::Revoke);
+        self.watch_cgroup(uid, true);
+    }
+
+    fn at_gate(&mut self, request: GateRequest) {
+        self.record(Record::AtGate(request));
+        self.open_gate();
+    }
+
+    /// Opens the gate once runner, address and policy agree.
+    fn open_gate(&mut self) {
+        let facts = self.facts();
+        let (Some(gate), Some(redemption), Some(ip)) =
+            (&facts.gate, &facts.redemption, self.machine.sight.ip)
+        else {
+            return;
+        };
+        let closed = facts.stop.is_some() || facts.result.is_some() || self.machine.finished();
+        if facts.opened.is_some() || facts.pod_uid.is_none() || closed {
+            return;
+        }
+        if redemption.pod_ip != ip {
+            let message = format!("token redeemed by {} instead of the pod", redemption.pod_ip);
+            return self.stop(Reason::Unstarted, message, Duration::ZERO);
+        }
+        let policy = &facts.assignment.sandbox;
+        if policy.require_pids_limit && gate.sandbox.pids_limit.is_none() {
+            let message = "the task requires a pids limit and this node sets none".to_owned();
+            return self.stop(Reason::Unstarted, message, Duration::ZERO);
+        }
+        if policy.egress == EgressPolicy::Required {
+            let message =
+                "the task requires closed egress and this node cannot prove it".to_owned();
+            return self.stop(Reason::Unstarted, message, Duration::ZERO);
+        }
+        self.record(Record::GateOpened { at: self.moment() });
+        let remaining = self.facts().assignment.timeout();
+        self.effects.push(Effect::OpenGate { pod_ip: ip, remaining });
+        if let Some(at) = self.machine.deadline() {
+            self.arm(Timer::Deadline, at);
+        }
+        if let Some(started) = self.machine.started() {
+            let state = Box::new(RunState::Running(started));
+            self.effects.push(Effect::Report { sequence: SEQUENCE_RUNNING, state });
+        }
+    }
+
+    fn counters(&mut self, usage: Usage, refusals: Vec<Refusal>) {
+        let same = usage == self.facts().usage && refusals == self.facts().refusals;
+        if self.facts().result.is_none() && !self.machine.finished() && !same {
+            self.record(Record::Counters { usage, refusals });
+        }
+    }
+
+    fn result(&mut self, result: Box<StepResult>, usage: Usage, refusals: Vec<Refusal>) {
+        if self.machine.finished() || self.facts().result.is_some() {
+            return;
+        }
+        self.record(Record::Result { result, usage, refusals });
+        self.await_exit();
+        self.conclude();
+    }
+
+    /// The runner has said its last word; its container must end within the grace.
+    fn await_exit(&mut self) {
+        let at = self.now().boot.plus(self.facts().assignment.grace());
+        self.arm(Timer::Grace, at);
+        if let Some(uid) = self.facts().pod_uid.clone() {
+            self.watch_cgroup(uid, false);
+        }
+    }
+
+    fn watch_cgroup(&mut self, uid: PodUid, missing_is_empty: bool) {
+        let container_id = self.machine.sight.container_id.clone();
+        self.effects.push(Effect::WatchCgroup { uid, container_id, missing_is_empty });
+    }
+
+    fn timer(&mut self, timer: Timer) {
+        if timer == Timer::Retention {
+            return self.retention_over();
+        }
+        if self.machine.finished() {
+            return;
+        }
+        match timer {
+            Timer::Start if self.facts().opened.is_none() => {
+                let words = self.machine.sight.waiting.clone();
+                let message = words.map_or_else(
+                    || "its start gate did not open before the start deadline".to_owned(),
+                    |words| format!("not running at the start deadline: {words}"),
+                );
+                self.stop(Reason::Unstarted, message, Duration::ZERO);
+            }
+            Timer::Unschedulable if self.machine.sight.unschedulable => {
+                let words = self.machine.sight.waiting.clone().unwrap_or_default();
+                let message = format!("could not be scheduled: {words}");
+                self.stop(Reason::Unstarted, message, Duration::ZERO);
+            }
+            Timer::Deadline if self.facts().opened.is_some() => self.time_out(),
+            Timer::Grace => self.delete_pod(),
+            Timer::Stuck => {
+                self.machine.sight.stuck = true;
+                let state = Box::new(self.machine.stuck_state());
+                self.effects.push(Effect::Report { sequence: SEQUENCE_UNKNOWN, state });
+                self.effects.push(Effect::ObservePod);
+            }
+            Timer::Start | Timer::Unschedulable | Timer::Deadline | Timer::Retention => {}
+        }
+    }
+
+    /// A result that came before the deadline decides; the grace then sees to the container.
+    fn time_out(&mut self) {
+        if self.facts().result.is_none() {
+            let seconds = self.facts().assignment.timeout_seconds;
+            let message = format!("did not end within its timeout of {seconds} s");
+            self.stop(Reason::TimedOut, message, self.facts().assignment.grace());
+        }
+    }
+
+    fn record_stop(&mut self, reason: Reason, message: String, grace: Duration) {
+        let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let at = self.moment();
+        self.record(Record::Stopping(Stop { reason, message, at, grace_millis }));
+    }
+
+    /// Orders the end of the attempt. The first order holds.
+    fn stop(&mut self, reason: Reason, message: String, grace: Duration) {
+        if self.machine.finished() || self.facts().stop.is_some() {
+            return;
+        }
+        // Nothing runs behind a closed gate that would need time to save its work.
+        let grace = if self.facts().opened.is_some() { grace } else { Duration::ZERO };
+        self.record_stop(reason, message, grace);
+        self.enforce_stop();
+        self.conclude();
+    }
+
+    fn enforce_stop(&mut self) {
+        if let Some(order) = self.machine.stop_order(self.now()) {
+            self.effects.push(Effect::StopRunner(order));
+        }
+        if self.facts().pod_uid.is_none() {
+            self.effects.push(Effect::AbortCreate);
+            return;
+        }
+        let Some(end) = self.facts().stop.as_ref().map(grace_end) else { return };
+        if end <= self.now().boot {
+            self.delete_pod();
+        } else {
+            self.arm(Timer::Grace, end);
+        }
+        if let Some(uid) = self.facts().pod_uid.clone().filter(|_| self.facts().opened.is_some()) {
+            self.watch_cgroup(uid, false);
+        }
+    }
+
+    fn delete_pod(&mut self) {
+        let Some(uid) = self.facts().pod_uid.clone() else { return };
+        if self.machine.finished() || self.machine.sight.delete_ordered {
+            return;
+        }
+        self.machine.sight.delete_ordered = true;
+        self.effects.push(Effect::DeletePod { uid });
+        let at = self.now().boot.plus(STUCK_AFTER);
+        self.arm(Timer::Stuck, at);
+    }
+
+    /// Writes the outcome once nothing of the attempt runs any more.
+    fn conclude(&mut self) {
+        if self.machine.finished() {
+            return;
+        }
+        let facts = self.facts();
+        let sight = &self.machine.sight;
+        let word = facts.result.is_some() || facts.stop.is_some() || sight.pod_gone;
+        if facts.exit.is_some() || (sight.cgroup_empty && word) {
+            self.finish();
+        }
+    }
+
+    fn finish(&mut self) {
+        let sight = &self.machine.sight;
+        let seen = verdict::Seen {
+            deleted_outside: sight.deleted_outside,
+            disruption: sight.disruption.as_deref(),
+        };
+        let context = self.context;
+        let outcome = verdict::outcome(self.facts(), seen, context.log, context.now.wall);
+        self.record(Record::Finished { outcome: Box::new(outcome) });
+        self.effects.push(Effect::Revoke);
+        self.effects.push(Effect::CloseStreams);
+        self.settle();
+    }
+
+    /// What follows from an outcome: report it until acknowledged, then let the pod go.
+    fn settle(&mut self) {
+        let Some(outcome) = self.facts().outcome.clone() else { return };
+        if !self.facts().acked && self.facts().forgotten.is_none() {
+            let state = Box::new(RunState::Finished(outcome));
+            self.effects.push(Effect::Report { sequence: SEQUENCE_FINISHED, state });
+            return;
+        }
+        if let Some(uid) = self.facts().pod_uid.clone() {
+            self.effects.push(Effect::RemoveFinalizer { uid });
+        }
+        if let Some(forgotten) = &self.facts().forgotten {
+            let at = forgotten.boot.plus(self.context.pod_retention);
+            self.arm(Timer::Retention, at);
+        }
+    }
+
+    fn acked(&mut self, sequence: u64) {
+        match sequence {
+            SEQUENCE_RUNNING => self.machine.sight.running_acked = true,
+            SEQUENCE_FINISHED if self.machine.finished() && !self.facts().acked => {
+                self.record(Record::Acked);
+                self.settle();
+            }
+            _ => {}
+        }
+    }
+
+    fn forget(&mut self) {
+        if self.facts().forgotten.is_none() {
+            self.record(Record::Forgotten { at: self.moment() });
+        }
+        if self.machine.finished() {
+            self.settle();
+        } else {
+            let message = "its run is gone".to_owned();
+            self.stop(Reason::Deleted, message, Duration::ZERO);
+        }
+    }
+
+    fn retention_over(&mut self) {
+        if !self.machine.finished() || self.facts().forgotten.is_none() {
+            return;
+        }
+        if let Some(uid) = self.facts().pod_uid.clone() {
+            self.effects.push(Effect::DeletePod { uid });
+        }
+        self.effects.push(Effect::Drop);
+    }
+}

@@ -1,0 +1,19 @@
+//! One attempt from its assignment to its recorded end.
+//!
+//! - [`moment`]: points in time that survive a restart.
+//! - [`record`]: what the journal keeps, and the pure fold that rebuilds an attempt from it.
+//! - [`event`]: what can happen to an attempt, and what the machine wants done.
+//! - [`verdict`]: how an attempt ended (pure).
+//! - [`machine`]: the state machine (pure).
+//! - [`deadline`]: timers on the boot-time clock.
+//! - [`runner`]: the one place that owns ledger and machines.
+//! - [`workers`]: carries effects out on pods, streams and cgroups.
+
+pub mod deadline;
+pub mod event;
+pub mod machine;
+pub mod moment;
+pub mod record;
+pub mod runner;
+pub mod verdict;
+pub mod workers;

@@ -1,0 +1,475 @@
+//! The one owner of ledger and machines. Everything that happens on the node comes in as an
+//! [`Input`] through one queue; facts are on disk before anything is done about them or acknowledged.
+//! It runs on a thread and a runtime of its own, so that neither a slow disk nor a busy worker
+//! elsewhere delays a deadline.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use agent_operator::domain::{
+    Assignment, Credential, Epoch, Reason, RunKey, RunPhase, RunRef, Secret,
+    assignment::TaskBudget,
+    ids::{BootId, NodeName},
+    report::Report,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    deadline::{DeadlineError, Deadlines},
+    event::{Event, PodDigest},
+    machine::Machine,
+    workers::{Tools, Workers},
+};
+use crate::{
+    clock::{self, ClockError},
+    ledger::{Delivery, Entry, Ledger, LedgerError, Memory},
+    link::contract::{FromGateway, ToGateway},
+    metrics::{Kind, Metrics},
+};
+
+mod effects;
+mod gateway;
+mod orders;
+
+/// Longest queue of inputs; senders wait beyond it.
+pub const INPUTS_MAX: usize = 4096;
+/// Unacknowledged reports are sent again at this pace while the session is up.
+const RESEND: Duration = Duration::from_secs(10);
+/// Random bytes of a one-time token.
+const TOKEN_BYTES: usize = 32;
+
+/// What happens on the node.
+#[derive(Debug)]
+pub enum Input {
+    /// The controller assigns an attempt.
+    Assign {
+        /// The order.
+        assignment: Box<Assignment>,
+        /// Its credentials, in passage.
+        credentials: Vec<Credential>,
+    },
+    /// The controller ends an attempt.
+    Cancel {
+        /// The attempt.
+        run: RunKey,
+        /// Term of the controller.
+        epoch: Epoch,
+        /// Reason to end with.
+        reason: Reason,
+        /// One sentence.
+        message: String,
+        /// Time for the runner; none: the assignment's.
+        grace: Option<Duration>,
+    },
+    /// The controller has recorded a report.
+    ReportAck {
+        /// The attempt.
+        run: RunKey,
+        /// The report's number.
+        sequence: u64,
+    },
+    /// Credentials that the gateway asked for, in passage.
+    Credentials {
+        /// The attempt.
+        run: RunKey,
+        /// Term of the controller.
+        epoch: Epoch,
+        /// All of them.
+        credentials: Vec<Credential>,
+    },
+    /// A changed budget.
+    Budget {
+        /// The attempt.
+        run: RunKey,
+        /// Term of the controller.
+        epoch: Epoch,
+        /// What is left.
+        budget: Option<TaskBudget>,
+    },
+    /// Permission to write upstream.
+    Permit {
+        /// Term of the controller.
+        epoch: Epoch,
+        /// For how long from now.
+        valid: Duration,
+    },
+    /// The controller needs nothing of the attempt any more.
+    Forget(RunKey),
+    /// A session is up; what is to be said goes here.
+    SessionUp {
+        /// Term of the controller.
+        epoch: Epoch,
+        /// The session's queue.
+        outgoing: mpsc::Sender<Outgoing>,
+    },
+    /// The session with this queue is over.
+    SessionDown,
+    /// Asks what the ledger holds.
+    Snapshot(oneshot::Sender<Snapshot>),
+    /// The link to the gateway is up; what is to be said goes here.
+    LinkUp(mpsc::Sender<ToGateway>),
+    /// The link to the gateway is down.
+    LinkDown,
+    /// The gateway speaks.
+    Gateway(FromGateway),
+    /// A worker has news of an attempt.
+    Attempt {
+        /// The attempt.
+        run: RunKey,
+        /// The news.
+        event: Box<Event>,
+    },
+    /// The watch shows a pod.
+    PodSeen {
+        /// The attempt that it belongs to.
+        run: RunKey,
+        /// The pod.
+        digest: Box<PodDigest>,
+    },
+    /// The watch shows the end of a pod object.
+    PodMissing(RunKey),
+    /// The watch has listed a namespace anew; pods that it did not show may be gone.
+    PodsListed {
+        /// The namespace.
+        namespace: String,
+        /// The attempts with a pod.
+        seen: BTreeSet<RunKey>,
+    },
+    /// A new pod should have been scheduled by now.
+    CheckScheduled(RunKey),
+    /// Image volumes do not work on this node.
+    SwitchDelivery(String),
+}
+
+/// What the session says to the controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outgoing {
+    /// Answer to an assignment.
+    AssignmentAck {
+        /// The attempt.
+        run: RunKey,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Reason and sentence of a refusal; none: journalled and started.
+        refused: Option<(String, String)>,
+    },
+    /// A report.
+    Report(Box<Report>),
+    /// The gateway lacks credentials.
+    NeedCredentials(Vec<RunKey>),
+}
+
+/// An attempt that the controller has not acknowledged the end of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The run.
+    pub run: RunRef,
+    /// The attempt.
+    pub key: RunKey,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Where it stands.
+    pub phase: RunPhase,
+}
+
+/// What a Hello tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Attempts.
+    pub known: Vec<Known>,
+    /// Highest epoch obeyed.
+    pub highest_epoch: Epoch,
+    /// How the runner gets into pods.
+    pub delivery: Delivery,
+    /// Attempts without an outcome.
+    pub running: u32,
+}
+
+/// Fixed settings of the runner.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node.
+    pub node: NodeName,
+    /// Most live attempts.
+    pub slots: u32,
+    /// Delivery by argument; none finds it out.
+    pub delivery: Option<Delivery>,
+    /// How long a forgotten attempt's pod stays.
+    pub pod_retention: Duration,
+}
+
+/// The runner cannot go on; the process ends and the next one replays the ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    /// Facts cannot be kept.
+    #[error("the ledger failed")]
+    Ledger(#[from] LedgerError),
+    /// Deadlines cannot be kept.
+    #[error("the deadline timer failed")]
+    Deadline(#[from] DeadlineError),
+    /// The boot id cannot be read.
+    #[error("the node's boot could not be identified")]
+    Clock(#[from] ClockError),
+    /// The kernel gives no randomness.
+    #[error("no randomness for tokens: {0}")]
+    Random(getrandom::Error),
+    /// The runner's own runtime could not be made.
+    #[error("could not start the runner's runtime")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// Ledger, machines, timers, and the ends of all queues.
+pub struct Runner {
+    settings: Settings,
+    boot_id: BootId,
+    ledger: Ledger,
+    machines: BTreeMap<RunKey, Machine>,
+    highest_epoch: Epoch,
+    found_delivery: Option<Delivery>,
+    timers: Deadlines,
+    workers: Workers,
+    /// One-time tokens until their pod is made. In memory only.
+    tokens: HashMap<RunKey, Secret>,
+    session: Option<mpsc::Sender<Outgoing>>,
+    link: Option<mpsc::Sender<ToGateway>>,
+    /// Attempts whose credentials the gateway lacks, to be asked for when a session is up.
+    needing: BTreeSet<RunKey>,
+    metrics: Arc<Metrics>,
+}
+
+impl Runner {
+    /// Takes over a ledger and what it remembered.
+    pub fn new(
+        settings: Settings,
+        ledger: Ledger,
+        memory: Memory,
+        tools: Arc<Tools>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, RunnerError> {
+        let boot_id = clock::boot_id()?;
+        let now = clock::now();
+        let machines = memory.attempts.into_iter().map(|(run, mut facts)| {
+            facts.rebase(now, &boot_id);
+            (run, Machine::new(facts))
+        });
+        Ok(Self {
+            machines: machines.collect(),
+            settings,
+            boot_id,
+            ledger,
+            highest_epoch: memory.highest_epoch,
+            found_delivery: memory.delivery,
+            timers: Deadlines::new()?,
+            workers: Workers::new(tools),
+            tokens: HashMap::new(),
+            session: None,
+            link: None,
+            needing: BTreeSet::new(),
+            metrics,
+        })
+    }
+
+    /// Runs until `shutdown`, on the calling thread.
+    pub fn run_blocking(
+        self,
+        inputs: mpsc::Receiver<Input>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), RunnerError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(RunnerError::Runtime)?;
+        runtime.block_on(self.run(inputs, shutdown))
+    }
+
+    /// Runs until `shutdown`.
+    pub async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), RunnerError> {
+        self.restart()?;
+        let mut resend = tokio::time::interval(RESEND);
+        resend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                () = self.timers.wait() => {}
+                input = inputs.recv() => match input {
+                    Some(input) => self.take(input)?,
+                    None => return Ok(()),
+                },
+                _ = resend.tick() => self.resend_reports(),
+            }
+            for (run, timer) in self.timers.due(clock::boot())? {
+                self.step(&run, Event::Timer(timer))?;
+            }
+            self.tidy()?;
+        }
+    }
+
+    /// Takes every attempt of the ledger up again.
+    fn restart(&mut self) -> Result<(), RunnerError> {
+        let runs: Vec<_> = self.machines.keys().cloned().collect();
+        for run in runs {
+            let one_time_hash = self.new_token(&run)?;
+            self.step(&run, Event::Restarted { one_time_hash })?;
+            if self.machines.get(&run).is_some_and(|machine| !machine.sight.creating) {
+                self.tokens.remove(&run);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compaction and gauges.
+    fn tidy(&mut self) -> Result<(), RunnerError> {
+        self.metrics.live_attempts.set(i64::from(self.live()));
+        if self.ledger.wants_compaction() {
+            let attempts = self.machines.iter().map(|(run, machine)| (run, &machine.facts));
+            let entries =
+                crate::ledger::snapshot(attempts, self.highest_epoch, self.found_delivery);
+            self.ledger.compact(&entries)?;
+        }
+        Ok(())
+    }
+
+    fn live(&self) -> u32 {
+        let live = self.machines.values().filter(|machine| !machine.finished()).count();
+        u32::try_from(live).unwrap_or(u32::MAX)
+    }
+
+    fn delivery(&self) -> Delivery {
+        self.settings.delivery.or(self.found_delivery).unwrap_or(Delivery::ImageVolume)
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), RunnerError> {
+        match input {
+            Input::Assign { assignment, credentials } => self.assign(*assignment, credentials),
+            Input::Cancel { run, epoch, reason, message, grace } => {
+                self.cancel(&run, epoch, reason, message, grace)
+            }
+            Input::ReportAck { run, sequence } => self.step(&run, Event::Acked(sequence)),
+            Input::Credentials { run, epoch, credentials } => {
+                self.credentials(run, epoch, credentials)
+            }
+            Input::Budget { run, epoch, budget } => self.budget(run, epoch, budget),
+            Input::Permit { epoch, valid } => self.permit(epoch, valid),
+            Input::Forget(run) => self.step(&run, Event::Forget),
+            Input::SessionUp { epoch, outgoing } => self.session_up(epoch, outgoing),
+            Input::SessionDown => {
+                self.session = None;
+                self.metrics.session_up.set(0);
+                Ok(())
+            }
+            Input::Snapshot(answer) => {
+                // A session that stopped waiting asks again.
+                let _ = answer.send(self.snapshot());
+                Ok(())
+            }
+            Input::LinkUp(link) => self.link_up(link),
+            Input::LinkDown => {
+                self.link = None;
+                self.metrics.link_up.set(0);
+                Ok(())
+            }
+            Input::Gateway(message) => self.gateway(message),
+            Input::Attempt { run, event } => self.step(&run, *event),
+            Input::PodSeen { run, digest } => self.pod_seen(&run, digest),
+            Input::PodMissing(run) => {
+                self.observe(&run);
+                Ok(())
+            }
+            Input::PodsListed { namespace, seen } => {
+                self.pods_listed(&namespace, &seen);
+                Ok(())
+            }
+            Input::CheckScheduled(run) => {
+                self.check_scheduled(&run);
+                Ok(())
+            }
+            Input::SwitchDelivery(message) => self.switch_delivery(&message),
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let unacked = self.machines.iter().filter(|(_, machine)| !machine.facts.acked);
+        let known = unacked.map(|(key, machine)| Known {
+            run: machine.facts.assignment.run.clone(),
+            key: key.clone(),
+            epoch: machine.facts.assignment.epoch,
+            phase: phase(machine),
+        });
+        Snapshot {
+            known: known.collect(),
+            highest_epoch: self.highest_epoch,
+            delivery: self.delivery(),
+            running: self.live(),
+        }
+    }
+
+    /// A fresh one-time token of the attempt, kept until its pod is made; its SHA-256.
+    fn new_token(&mut self, run: &RunKey) -> Result<String, RunnerError> {
+        use base64::Engine as _;
+        let mut bytes = zeroize::Zeroizing::new([0_u8; TOKEN_BYTES]);
+        getrandom::fill(bytes.as_mut()).map_err(RunnerError::Random)?;
+        let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes.as_ref());
+        let hash = agent_operator::domain::names::sha256_hex(token.as_bytes());
+        self.tokens.insert(run.clone(), Secret::new(token));
+        Ok(hash)
+    }
+
+    /// Raises the highest epoch if needed; whether a controller of this term is obeyed.
+    fn obey(&mut self, epoch: Epoch) -> Result<bool, RunnerError> {
+        if epoch < self.highest_epoch {
+            self.metrics.drop_one("stale_epoch");
+            return Ok(false);
+        }
+        if epoch > self.highest_epoch {
+            self.ledger.append(&[Entry::HighestEpoch { epoch }], true)?;
+            self.highest_epoch = epoch;
+        }
+        Ok(true)
+    }
+
+    fn say(&mut self, message: Outgoing) {
+        if let Some(session) = &self.session
+            && session.try_send(message).is_err()
+        {
+            // Gone or congested: the next session starts with a full resync.
+            self.session = None;
+        }
+    }
+
+    fn resend_reports(&mut self) {
+        let mut reports = Vec::new();
+        for machine in self.machines.values() {
+            for (sequence, state) in machine.unacked() {
+                reports.push(effects::report(machine, sequence, state));
+            }
+        }
+        for report in reports {
+            self.say(Outgoing::Report(Box::new(report)));
+        }
+    }
+
+    fn count_assignment(&self, answer: &str) {
+        self.metrics.assignments.get_or_create(&Kind { kind: answer.to_owned() }).inc();
+    }
+}
+
+fn phase(machine: &Machine) -> RunPhase {
+    match &machine.facts.outcome {
+        Some(outcome) => outcome.phase(),
+        None if machine.sight.stuck => RunPhase::Unknown,
+        None if machine.facts.opened.is_some() => RunPhase::Running,
+        None => RunPhase::Pending,
+    }
+}
+
+#[cfg(test)]
+mod tests;

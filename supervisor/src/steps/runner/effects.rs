@@ -1,0 +1,229 @@
+//! Carries out what the machines want: facts to disk first, then everything else in order.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use agent_operator::domain::{
+    RunKey,
+    report::{Report, RunState},
+};
+
+use super::{Outgoing, Runner, RunnerError};
+use crate::{
+    clock,
+    ledger::{Delivery, Entry},
+    link::contract::ToGateway,
+    metrics::Kind,
+    steps::{
+        event::{Context, Effect, Event, PodDigest},
+        machine::Machine,
+        record::Record,
+    },
+};
+
+/// A pod is usually scheduled within 30 ms; only one that is not is looked at by name.
+const SCHEDULED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The report on an attempt's state.
+pub(super) fn report(machine: &Machine, sequence: u64, state: RunState) -> Report {
+    let assignment = &machine.facts.assignment;
+    Report {
+        run: assignment.run.clone(),
+        attempt: assignment.attempt,
+        epoch: assignment.epoch,
+        sequence,
+        state,
+    }
+}
+
+impl Runner {
+    /// Takes one event of an attempt through its machine and carries out what follows.
+    pub(super) fn step(&mut self, run: &RunKey, event: Event) -> Result<(), RunnerError> {
+        let Some(machine) = self.machines.get_mut(run) else {
+            self.metrics.drop_one("unknown_attempt");
+            return Ok(());
+        };
+        let assignment = &machine.facts.assignment;
+        let log = self
+            .workers
+            .streams()
+            .attempt(&assignment.run, assignment.attempt)
+            .map_or_else(|_| Default::default(), |streams| streams.log_summary());
+        let context = Context {
+            now: clock::now(),
+            boot_id: &self.boot_id,
+            log,
+            pod_retention: self.settings.pod_retention,
+        };
+        let effects = machine.step(event, &context);
+        let entries: Vec<_> = effects.iter().filter_map(|effect| entry(run, effect)).collect();
+        if !entries.is_empty() {
+            // Counts alone may be lost in a crash; the gateway still has them.
+            let sync = !effects
+                .iter()
+                .all(|effect| matches!(effect, Effect::Journal(Record::Counters { .. })));
+            self.ledger.append(&entries, sync)?;
+        }
+        for effect in effects {
+            self.carry_out(run, effect)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, run: &RunKey, effect: Effect) -> Result<(), RunnerError> {
+        let Some(machine) = self.machines.get(run) else { return Ok(()) };
+        let at = machine.facts.assignment.run.clone();
+        match effect {
+            Effect::Journal(record) => self.journalled(run, &record),
+            Effect::RegisterGrant => {
+                let grant = self.grant(machine, clock::now());
+                self.tell_gateway(ToGateway::Register(Box::new(grant)));
+            }
+            Effect::CreatePod => self.create_pod(run),
+            Effect::AbortCreate => self.workers.abort_create(run),
+            Effect::ObservePod => self.workers.observe_pod(run.clone(), &at),
+            Effect::OpenStreams { uid } => {
+                self.tokens.remove(run);
+                self.workers.open_streams(run, &at, &uid);
+                self.workers.remind_scheduling(run.clone(), SCHEDULED_WITHIN);
+            }
+            Effect::OpenGate { pod_ip, remaining } => {
+                let remaining_millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
+                let run = run.clone();
+                self.tell_gateway(ToGateway::OpenGate { run, pod_ip, remaining_millis });
+            }
+            Effect::Report { sequence, state } => {
+                let report = report(machine, sequence, *state);
+                self.say(Outgoing::Report(Box::new(report)));
+            }
+            Effect::StopRunner(order) => {
+                self.tell_gateway(ToGateway::Stop { run: run.clone(), order });
+            }
+            Effect::WatchCgroup { uid, container_id, missing_is_empty } => {
+                self.workers.watch_cgroup(run, uid, container_id, missing_is_empty);
+            }
+            Effect::DeletePod { uid } => self.workers.delete_pod(run.clone(), &at, uid),
+            Effect::RemoveFinalizer { uid } => self.workers.remove_finalizer(run, &at, uid),
+            Effect::Revoke => {
+                self.tell_gateway(ToGateway::Revoke { run: run.clone() });
+            }
+            Effect::CloseStreams => {
+                let uid = machine.facts.pod_uid.clone();
+                self.workers.close_streams(run, &at, uid.as_ref());
+            }
+            Effect::ArmTimer { timer, at } => self.timers.arm(run.clone(), timer, at)?,
+            Effect::SwitchDelivery { message } => self.switch_delivery(&message)?,
+            Effect::ExitMismatch { reported, recorded } => {
+                tracing::error!(run = at.name, reported, ?recorded, "exit codes differ");
+                self.metrics.exit_mismatches.inc();
+            }
+            Effect::Drop => {
+                self.ledger.append(&[Entry::Dropped { run: run.clone() }], true)?;
+                self.machines.remove(run);
+                self.tokens.remove(run);
+                self.timers.forget(run);
+                self.workers.forget(run);
+            }
+        }
+        Ok(())
+    }
+
+    fn journalled(&mut self, run: &RunKey, record: &Record) {
+        match record {
+            Record::Finished { outcome } => {
+                let name = &self.machines.get(run).map(|m| m.facts.assignment.run.name.clone());
+                let (reason, message) = (outcome.reason, &outcome.message);
+                tracing::info!(run = name, %reason, message, exit = ?outcome.exit_code, "finished");
+                let kind = Kind { kind: reason.as_str().to_owned() };
+                self.metrics.outcomes.get_or_create(&kind).inc();
+                self.tokens.remove(run);
+                self.needing.remove(run);
+            }
+            Record::Stopping(stop) => {
+                tracing::info!(%run, reason = %stop.reason, message = stop.message, "stopping");
+            }
+            _ => {}
+        }
+    }
+
+    fn create_pod(&mut self, run: &RunKey) {
+        let delivery = self.delivery();
+        let Some(machine) = self.machines.get(run) else { return };
+        let token = self.tokens.get(run).cloned();
+        let token = token.expect("a token is made before every creation and kept until the pod");
+        self.workers.create_pod(&machine.facts.assignment, delivery, token);
+    }
+
+    /// Image volumes do not work here. With the delivery set by argument there is no choice.
+    pub(super) fn switch_delivery(&mut self, message: &str) -> Result<(), RunnerError> {
+        if self.settings.delivery.is_none() && self.delivery() == Delivery::ImageVolume {
+            tracing::warn!(message, "image volumes do not work here; using init containers");
+            let delivery = Delivery::InitContainer;
+            self.ledger.append(&[Entry::Delivery { delivery }], true)?;
+            self.found_delivery = Some(delivery);
+        }
+        Ok(())
+    }
+
+    pub(super) fn pod_seen(
+        &mut self,
+        run: &RunKey,
+        digest: Box<PodDigest>,
+    ) -> Result<(), RunnerError> {
+        let Some(machine) = self.machines.get(run) else {
+            // No ledger entry: not ours to judge (the controller's Hello handling decides).
+            self.metrics.drop_one("unknown_attempt");
+            return Ok(());
+        };
+        if machine.finished() && machine.facts.pod_uid.is_none() {
+            // A creation that was called off took effect after all.
+            let at = machine.facts.assignment.run.clone();
+            self.workers.delete_pod(run.clone(), &at, digest.uid.clone());
+            self.workers.remove_finalizer(run, &at, digest.uid);
+            return Ok(());
+        }
+        self.step(run, Event::PodObserved(digest))
+    }
+
+    /// Looks at an attempt's pod live, where that could change anything.
+    pub(super) fn observe(&mut self, run: &RunKey) {
+        if let Some(machine) = self.machines.get(run)
+            && !machine.finished()
+            && machine.facts.pod_uid.is_some()
+        {
+            self.workers.observe_pod(run.clone(), &machine.facts.assignment.run);
+        }
+    }
+
+    /// A list may be stale: what is missing from it is looked at live before it counts as gone.
+    pub(super) fn pods_listed(&mut self, namespace: &str, seen: &BTreeSet<RunKey>) {
+        let missing: Vec<_> = self
+            .machines
+            .iter()
+            .filter(|(run, machine)| {
+                machine.facts.assignment.run.namespace == namespace && !seen.contains(*run)
+            })
+            .map(|(run, _)| run.clone())
+            .collect();
+        missing.iter().for_each(|run| self.observe(run));
+    }
+
+    pub(super) fn check_scheduled(&mut self, run: &RunKey) {
+        let unscheduled = self
+            .machines
+            .get(run)
+            .is_some_and(|machine| !machine.finished() && !machine.sight.scheduled);
+        if unscheduled {
+            self.observe(run);
+            self.workers.remind_scheduling(run.clone(), SCHEDULED_WITHIN);
+        }
+    }
+}
+
+fn entry(run: &RunKey, effect: &Effect) -> Option<Entry> {
+    match effect {
+        Effect::Journal(record) => {
+            Some(Entry::Attempt { run: run.clone(), fact: Box::new(record.clone()) })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,112 @@
+//! What the gateway says, and what it is told.
+
+use agent_operator::domain::RunKey;
+use tokio::sync::mpsc;
+
+use super::{Runner, RunnerError};
+use crate::{
+    clock,
+    link::contract::{DurableEvent, FromGateway, Grant, ToGateway},
+    steps::{event::Event, machine::Machine, moment::Now},
+};
+
+impl Runner {
+    /// Queues a message for the gateway; whether the link took it. While the link is down nothing is
+    /// kept: the next link starts with all live attempts as they then stand.
+    pub(super) fn tell_gateway(&mut self, message: ToGateway) -> bool {
+        let sent = self.link.as_ref().is_some_and(|link| link.try_send(message).is_ok());
+        if !sent {
+            self.link = None;
+        }
+        sent
+    }
+
+    /// Brings a (re)connected gateway up to date.
+    pub(super) fn link_up(&mut self, link: mpsc::Sender<ToGateway>) -> Result<(), RunnerError> {
+        self.link = Some(link);
+        self.metrics.link_up.set(1);
+        let now = clock::now();
+        let mut messages = Vec::new();
+        for (run, machine) in self.machines.iter().filter(|(_, machine)| !machine.finished()) {
+            messages.push(ToGateway::Register(Box::new(self.grant(machine, now))));
+            if let Some(order) = machine.stop_order(now) {
+                messages.push(ToGateway::Stop { run: run.clone(), order });
+            }
+        }
+        messages.push(ToGateway::Synced);
+        for message in messages {
+            self.tell_gateway(message);
+        }
+        self.ask_for_credentials();
+        Ok(())
+    }
+
+    pub(super) fn grant(&self, machine: &Machine, now: Now) -> Grant {
+        let facts = &machine.facts;
+        let remaining = machine.deadline().map(|at| at.since(now.boot).as_millis());
+        let streams = self.workers.streams();
+        let next_event = streams
+            .attempt(&facts.assignment.run, facts.assignment.attempt)
+            .map_or(0, |streams| streams.next_event());
+        Grant {
+            assignment: facts.assignment.clone(),
+            one_time_hash: facts.one_time_hash.clone(),
+            redemption: facts.redemption.clone(),
+            open_remaining_millis: remaining.map(|left| u64::try_from(left).unwrap_or(u64::MAX)),
+            usage: facts.usage,
+            refusals: facts.refusals.clone(),
+            next_event,
+        }
+    }
+
+    pub(super) fn gateway(&mut self, message: FromGateway) -> Result<(), RunnerError> {
+        match message {
+            // The link client has checked it.
+            FromGateway::Hello { .. } => Ok(()),
+            FromGateway::Durable { id, run, event } => {
+                self.durable(&run, event)?;
+                self.tell_gateway(ToGateway::Ack { id });
+                Ok(())
+            }
+            FromGateway::Counters { run, usage, refusals } => {
+                self.step(&run, Event::Counters { usage, refusals })
+            }
+            FromGateway::NeedCredentials { run } => {
+                self.needing.insert(run);
+                self.ask_for_credentials();
+                Ok(())
+            }
+        }
+    }
+
+    /// Keeps an event. One of an attempt that is unknown or over is dropped: repeating it would not
+    /// help, so it is acknowledged all the same.
+    fn durable(&mut self, run: &RunKey, event: DurableEvent) -> Result<(), RunnerError> {
+        let Some(machine) = self.machines.get(run) else {
+            self.metrics.drop_one("unknown_attempt");
+            return Ok(());
+        };
+        let event = match event {
+            DurableEvent::Redeemed(redemption) => Event::Redeemed(redemption),
+            DurableEvent::AtGate(request) => Event::AtGate(request),
+            DurableEvent::Events { first, records } => {
+                let at = &machine.facts.assignment;
+                let streams = self.workers.streams().attempt(&at.run, at.attempt);
+                if let Err(error) =
+                    streams.and_then(|streams| streams.append_events(first, &records))
+                {
+                    tracing::warn!(run = at.run.name, %error, "events could not be stored");
+                }
+                return Ok(());
+            }
+            DurableEvent::Published { work_branch, head_commit } => {
+                Event::Published { work_branch, head_commit }
+            }
+            DurableEvent::PullRequestOpened(request) => Event::PullRequestOpened(request),
+            DurableEvent::Result { result, usage, refusals } => {
+                Event::Result { result, usage, refusals }
+            }
+        };
+        self.step(run, event)
+    }
+}

@@ -1,0 +1,191 @@
+//! What the controller orders.
+
+use std::time::Duration;
+
+use agent_operator::domain::{
+    Assignment, Credential, Epoch, Reason, RunKey, assignment::TaskBudget,
+};
+use tokio::sync::mpsc;
+
+use super::{Outgoing, Runner, RunnerError};
+use crate::{
+    clock,
+    ledger::Entry,
+    link::contract::ToGateway,
+    steps::{
+        event::Event,
+        machine::Machine,
+        moment::Moment,
+        record::{Facts, Record},
+    },
+};
+
+/// Refusals of an assignment.
+mod refusal {
+    pub(super) const STALE_EPOCH: &str = "StaleEpoch";
+    pub(super) const WRONG_NODE: &str = "WrongNode";
+    pub(super) const CONFLICT: &str = "Conflict";
+    pub(super) const NO_CAPACITY: &str = "NoCapacity";
+}
+
+impl Runner {
+    pub(super) fn assign(
+        &mut self,
+        assignment: Assignment,
+        credentials: Vec<Credential>,
+    ) -> Result<(), RunnerError> {
+        let (run, epoch) = (assignment.key(), assignment.epoch);
+        let refused = self.judge(&assignment)?;
+        let answer = refused.as_ref().map_or("accepted", |(reason, _)| reason);
+        self.count_assignment(answer);
+        if refused.is_none() {
+            if self.machines.contains_key(&run) {
+                self.step(&run, Event::EpochRaised(epoch))?;
+            } else {
+                self.accept(assignment)?;
+            }
+            self.pass_credentials(run.clone(), credentials);
+        }
+        let refused = refused.map(|(reason, message)| (reason.to_owned(), message));
+        self.say(Outgoing::AssignmentAck { run, epoch, refused });
+        Ok(())
+    }
+
+    /// Why an assignment is refused; none when it is new, or equal to one that is known.
+    fn judge(
+        &mut self,
+        assignment: &Assignment,
+    ) -> Result<Option<(&'static str, String)>, RunnerError> {
+        if !self.obey(assignment.epoch)? {
+            let message = format!("epoch {} is below {}", assignment.epoch, self.highest_epoch);
+            return Ok(Some((refusal::STALE_EPOCH, message)));
+        }
+        if assignment.node != self.settings.node {
+            let message = format!("this is node {}", self.settings.node);
+            return Ok(Some((refusal::WRONG_NODE, message)));
+        }
+        if let Some(machine) = self.machines.get(&assignment.key()) {
+            let known = &machine.facts.assignment;
+            // Epoch and budget may have moved on; everything else belongs to the run's identity.
+            let same =
+                Assignment { epoch: known.epoch, budget: known.budget, ..assignment.clone() };
+            let message = "the run is known with other contents".to_owned();
+            return Ok((same != *known).then_some((refusal::CONFLICT, message)));
+        }
+        if self.live() >= self.settings.slots {
+            let message = format!("all {} slots are taken", self.settings.slots);
+            return Ok(Some((refusal::NO_CAPACITY, message)));
+        }
+        Ok(None)
+    }
+
+    fn accept(&mut self, assignment: Assignment) -> Result<(), RunnerError> {
+        let run = assignment.key();
+        tracing::info!(run = assignment.run.name, step = %assignment.step, "assigned");
+        let one_time_hash = self.new_token(&run)?;
+        let at = Moment::new(clock::now(), &self.boot_id);
+        let fact = Record::Accepted {
+            assignment: Box::new(assignment.clone()),
+            one_time_hash: one_time_hash.clone(),
+            at: at.clone(),
+        };
+        self.ledger.append(&[Entry::Attempt { run: run.clone(), fact: Box::new(fact) }], true)?;
+        let facts = Facts::accepted(assignment, one_time_hash, at);
+        self.machines.insert(run.clone(), Machine::new(facts));
+        self.step(&run, Event::Accepted)
+    }
+
+    pub(super) fn cancel(
+        &mut self,
+        run: &RunKey,
+        epoch: Epoch,
+        reason: Reason,
+        message: String,
+        grace: Option<Duration>,
+    ) -> Result<(), RunnerError> {
+        if !self.obey(epoch)? {
+            return Ok(());
+        }
+        let Some(machine) = self.machines.get(run) else {
+            self.metrics.drop_one("unknown_attempt");
+            return Ok(());
+        };
+        let grace = grace.unwrap_or_else(|| machine.facts.assignment.grace());
+        self.step(run, Event::CancelOrdered { reason, message, grace })
+    }
+
+    pub(super) fn credentials(
+        &mut self,
+        run: RunKey,
+        epoch: Epoch,
+        credentials: Vec<Credential>,
+    ) -> Result<(), RunnerError> {
+        if self.obey(epoch)? {
+            self.pass_credentials(run, credentials);
+        }
+        Ok(())
+    }
+
+    /// Hands credentials on. They are never kept: what cannot be handed on is asked for again.
+    fn pass_credentials(&mut self, run: RunKey, credentials: Vec<Credential>) {
+        let live = self.machines.get(&run).is_some_and(|machine| !machine.finished());
+        if !live || credentials.is_empty() {
+            return;
+        }
+        let message = ToGateway::Credentials { run: run.clone(), credentials };
+        if self.tell_gateway(message) {
+            self.needing.remove(&run);
+        } else {
+            self.needing.insert(run);
+        }
+    }
+
+    pub(super) fn budget(
+        &mut self,
+        run: RunKey,
+        epoch: Epoch,
+        budget: Option<TaskBudget>,
+    ) -> Result<(), RunnerError> {
+        if self.obey(epoch)? {
+            self.tell_gateway(ToGateway::Budget { run, budget });
+        }
+        Ok(())
+    }
+
+    pub(super) fn permit(&mut self, epoch: Epoch, valid: Duration) -> Result<(), RunnerError> {
+        if self.obey(epoch)? {
+            let valid_millis = u64::try_from(valid.as_millis()).unwrap_or(u64::MAX);
+            self.tell_gateway(ToGateway::Permit { epoch, valid_millis });
+        }
+        Ok(())
+    }
+
+    pub(super) fn session_up(
+        &mut self,
+        epoch: Epoch,
+        outgoing: mpsc::Sender<Outgoing>,
+    ) -> Result<(), RunnerError> {
+        if !self.obey(epoch)? {
+            // Dropping the queue ends the session; a controller of an old term is not talked to.
+            return Ok(());
+        }
+        self.session = Some(outgoing);
+        self.metrics.session_up.set(1);
+        self.resend_reports();
+        self.ask_for_credentials();
+        Ok(())
+    }
+
+    /// Asks for what the gateway lacks, once the gateway is there to take it.
+    pub(super) fn ask_for_credentials(&mut self) {
+        if self.link.is_none() || self.session.is_none() {
+            return;
+        }
+        let machines = &self.machines;
+        self.needing.retain(|run| machines.get(run).is_some_and(|machine| !machine.finished()));
+        if !self.needing.is_empty() {
+            let runs = self.needing.iter().cloned().collect();
+            self.say(Outgoing::NeedCredentials(runs));
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! Carries effects out on pods, streams and cgroups: one task each on the process's runtime, repeated
+//! with backoff until it has an answer, which goes back to the runner as an [`Input`].
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use agent_operator::domain::{Assignment, RunKey, RunRef, Secret, ids::PodUid, names};
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    event::{CreateFailure, Event},
+    runner::Input,
+};
+use crate::{
+    ledger::Delivery,
+    pod::{
+        build::{self, NodeSettings},
+        cgroup::Cgroups,
+        client::{Adoption, PodApi, PodError, judge, owned},
+        digest::digest,
+        logs::{self, Waker},
+    },
+    streams::{AttemptStreams, Streams},
+};
+
+/// First pause of a repeated call.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// Longest pause: an API server that is back is used within seconds.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The API server's words when it dropped a volume source that it does not know.
+const NO_IMAGE_VOLUMES: &str = "must specify a volume type";
+
+/// The gateway's Service as `host:port`; its last known address survives a failing resolver.
+#[derive(Debug)]
+pub struct GatewayAddress {
+    name: String,
+    last: Mutex<Option<SocketAddr>>,
+}
+
+impl GatewayAddress {
+    /// Of the Service `name` (`host:port`).
+    pub fn new(name: String) -> Self {
+        Self { name, last: Mutex::new(None) }
+    }
+
+    /// Its address now, or as last known; none if it was never known.
+    async fn resolve(&self) -> Option<SocketAddr> {
+        let found = tokio::net::lookup_host(&self.name).await.ok().and_then(|mut all| all.next());
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = found.or(*last);
+        *last
+    }
+}
+
+/// What the workers work with.
+pub struct Tools {
+    /// Calls on pods.
+    pub pods: Arc<dyn PodApi>,
+    /// The node's streams.
+    pub streams: Arc<Streams>,
+    /// The node's cgroups.
+    pub cgroups: Cgroups,
+    /// Wakes log readers.
+    pub waker: Arc<Waker>,
+    /// The kubelet's log folder.
+    pub pod_log_dir: PathBuf,
+    /// The gateway's Service.
+    pub gateway: GatewayAddress,
+    /// Image with agent-runner and the CLI.
+    pub runner_image: String,
+    /// Where answers go.
+    pub inputs: mpsc::Sender<Input>,
+    /// The runtime for all of this.
+    pub runtime: Handle,
+    /// Owns the tasks.
+    pub tasks: TaskTracker,
+}
+
+/// What runs on behalf of one attempt.
+#[derive(Default)]
+struct Hands {
+    create: Option<CancellationToken>,
+    cgroup: Option<AbortHandle>,
+    log: Option<CancellationToken>,
+}
+
+/// The tasks of all attempts.
+pub struct Workers {
+    tools: Arc<Tools>,
+    hands: HashMap<RunKey, Hands>,
+}
+
+fn backoff() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(BACKOFF_MIN)
+        .with_max_delay(BACKOFF_MAX)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+async fn pause(pauses: &mut impl Iterator<Item = Duration>) {
+    tokio::time::sleep(pauses.next().unwrap_or(BACKOFF_MAX)).await;
+}
+
+impl Workers {
+    /// No task yet.
+    pub fn new(tools: Arc<Tools>) -> Self {
+        Self { tools, hands: HashMap::new() }
+    }
+
+    /// The node's streams.
+    pub fn streams(&self) -> &Arc<Streams> {
+        &self.tools.streams
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.tools.tasks.spawn_on(task, &self.tools.runtime).abort_handle()
+    }
+
+    /// Makes the pod, or finds that it was made.
+    pub fn create_pod(&mut self, assignment: &Assignment, delivery: Delivery, token: Secret) {
+        let cancel = CancellationToken::new();
+        self.hands.entry(assignment.key()).or_default().create = Some(cancel.clone());
+        let (tools, assignment) = (Arc::clone(&self.tools), assignment.clone());
+        self.spawn(async move {
+            let event = create(&tools, &assignment, delivery, &token, &cancel).await;
+            send(&tools, assignment.key(), event).await;
+        });
+    }
+
+    /// Ends [`Self::create_pod`] early; it still answers.
+    pub fn abort_create(&mut self, run: &RunKey) {
+        if let Some(cancel) = self.hands.get(run).and_then(|hands| hands.create.as_ref()) {
+            cancel.cancel();
+        }
+    }
+
+    /// Looks at the pod once, live.
+    pub fn observe_pod(&self, run: RunKey, at: &RunRef) {
+        let (tools, at) = (Arc::clone(&self.tools), at.clone());
+        self.spawn(async move {
+            let event = observe(&tools, &run, &at).await;
+            send(&tools, run, event).await;
+        });
+    }
+
+    /// Asks the runner after a while whether the pod has been scheduled.
+    pub fn remind_scheduling(&self, run: RunKey, after: Duration) {
+        let tools = Arc::clone(&self.tools);
+        self.spawn(async move {
+            tokio::time::sleep(after).await;
+            let _ = tools.inputs.send(Input::CheckScheduled(run)).await;
+        });
+    }
+
+    /// Deletes the pod, then looks at it.
+    pub fn delete_pod(&self, run: RunKey, at: &RunRef, uid: PodUid) {
+        let (tools, at) = (Arc::clone(&self.tools), at.clone());
+        self.spawn(async move {
+            let name = names::pod_name(&at.name, &at.uid, run.attempt);
+            let mut pauses = backoff();
+            while let Err(error) = tools.pods.delete(&at.namespace, &name, &uid).await {
+                tracing::warn!(pod = name, %error, "could not delete a pod yet");
+                pause(&mut pauses).await;
+            }
+            let event = observe(&tools, &run, &at).await;
+            send(&tools, run, event).await;
+        });
+    }
+
+    /// Releases the pod's finalizer.
+    pub fn remove_finalizer(&self, run: &RunKey, at: &RunRef, uid: PodUid) {
+        let (tools, at, attempt) = (Arc::clone(&self.tools), at.clone(), run.attempt);
+        self.spawn(async move {
+            let name = names::pod_name(&at.name, &at.uid, attempt);
+            let mut pauses = backoff();
+            while let Err(error) = tools.pods.remove_finalizer(&at.namespace, &name, &uid).await {
+                tracing::warn!(pod = name, %error, "could not release a pod's finalizer yet");
+                pause(&mut pauses).await;
+            }
+        });
+    }
+
+    /// Watches the container's cgroup until it is empty; replaces an earlier watch.
+    pub fn watch_cgroup(
+        &mut self,
+        run: &RunKey,
+        uid: PodUid,
+        container_id: Option<String>,
+        missing_is_empty: bool,
+    ) {
+        let (tools, key) = (Arc::clone(&self.tools), run.clone());
+        let task = self.spawn(async move {
+            let id = container_id.as_deref();
+            tools.cgroups.wait_until_empty(&uid, id, missing_is_empty).await;
+            send(&tools, key, Event::CgroupEmpty).await;
+        });
+        let hands = self.hands.entry(run.clone()).or_default();
+        if let Some(before) = hands.cgroup.replace(task) {
+            before.abort();
+        }
+    }
+
+    /// Spools the container's log until [`Self::close_streams`].
+    pub fn open_streams(&mut self, run: &RunKey, at: &RunRef, uid: &PodUid) {
+        let hands = self.hands.entry(run.clone()).or_default();
+        if hands.log.is_some() {
+            return;
+        }
+        let drain = CancellationToken::new();
+        hands.log = Some(drain.clone());
+        let tools = Arc::clone(&self.tools);
+        let pod = names::pod_name(&at.name, &at.uid, run.attempt);
+        let folder = logs::log_dir(&tools.pod_log_dir, &at.namespace, &pod, uid);
+        let Some(streams) = attempt_streams(&tools.streams, at, run) else { return };
+        self.spawn(async move {
+            let waker = Arc::clone(&tools.waker);
+            let mut pauses = backoff();
+            while let Err(error) =
+                logs::tail(folder.clone(), Arc::clone(&streams), Arc::clone(&waker), drain.clone())
+                    .await
+            {
+                tracing::warn!(pod, %error, "could not read a pod's log; trying again");
+                pause(&mut pauses).await;
+            }
+        });
+    }
+
+    /// No more output will come: reads the log to its end and completes both streams.
+    pub fn close_streams(&mut self, run: &RunKey, at: &RunRef, uid: Option<&PodUid>) {
+        if let Some(uid) = uid {
+            self.open_streams(run, at, uid);
+        }
+        let drain = self.hands.get(run).and_then(|hands| hands.log.as_ref());
+        if let Some(drain) = drain {
+            drain.cancel();
+        }
+        let Some(streams) = attempt_streams(&self.tools.streams, at, run) else { return };
+        let done = if uid.is_none() { streams.log.complete() } else { Ok(()) };
+        if let Err(error) = done.and_then(|()| streams.events.complete()) {
+            tracing::warn!(run = at.name, %error, "could not complete a stream");
+        }
+    }
+
+    /// Ends what needs no end of its own.
+    pub fn forget(&mut self, run: &RunKey) {
+        if let Some(hands) = self.hands.remove(run) {
+            hands.cgroup.iter().for_each(AbortHandle::abort);
+        }
+    }
+}
+
+/// The attempt's streams; a failure costs the streams, never the attempt.
+fn attempt_streams(streams: &Streams, at: &RunRef, run: &RunKey) -> Option<Arc<AttemptStreams>> {
+    streams
+        .attempt(at, run.attempt)
+        .inspect_err(|error| tracing::error!(run = at.name, %error, "no streams for an attempt"))
+        .ok()
+}
+
+async fn send(tools: &Tools, run: RunKey, event: Event) {
+    // A closed queue means that the process is ending.
+    let _ = tools.inputs.send(Input::Attempt { run, event: Box::new(event) }).await;
+}
+
+async fn observe(tools: &Tools, run: &RunKey, at: &RunRef) -> Event {
+    let name = names::pod_name(&at.name, &at.uid, run.attempt);
+    let mut pauses = backoff();
+    loop {
+        match tools.pods.get(&at.namespace, &name).await {
+            Ok(Some(pod)) => return Event::PodObserved(Box::new(digest(&pod))),
+            Ok(None) => return Event::PodGone,
+            Err(error) => tracing::warn!(pod = name, %error, "could not look at a pod yet"),
+        }
+        pause(&mut pauses).await;
+    }
+}
+
+async fn create(
+    tools: &Tools,
+    assignment: &Assignment,
+    delivery: Delivery,
+    token: &Secret,
+    cancel: &CancellationToken,
+) -> Event {
+    let mut pauses = backoff();
+    loop {
+        let Some(gateway) = tools.gateway.resolve().await else {
+            if cancel.is_cancelled() {
+                // Nothing was sent yet in this process; an earlier one may have.
+                return settle(tools, assignment).await;
+            }
+            tracing::warn!("the gateway's address is not known yet");
+            pause(&mut pauses).await;
+            continue;
+        };
+        let settings = NodeSettings { gateway, runner_image: tools.runner_image.clone(), delivery };
+        let wanted = build::pod(assignment, &settings, token);
+        if cancel.is_cancelled() {
+            return settle(tools, assignment).await;
+        }
+        match tools.pods.create(&wanted).await {
+            Ok(pod) => return created(&pod, token),
+            Err(PodError::Exists) => {
+                if let Some(event) = adopt(tools, assignment, &wanted).await {
+                    return event;
+                }
+            }
+            Err(PodError::Invalid(words)) => return invalid(tools, delivery, words).await,
+            Err(PodError::Refused(words)) => {
+                return Event::PodCreateFailed(CreateFailure::Refused(words));
+            }
+            Err(error) => {
+                tracing::warn!(run = assignment.run.name, %error, "could not create a pod yet");
+            }
+        }
+        tokio::select! {
+            () = pause(&mut pauses) => {}
+            () = cancel.cancelled() => {}
+        }
+    }
+}
+
+fn created(pod: &k8s_openapi::api::core::v1::Pod, token: &Secret) -> Event {
+    Event::PodCreated {
+        uid: PodUid::new(pod.metadata.uid.clone().unwrap_or_default()),
+        one_time_hash: names::sha256_hex(token.expose().as_bytes()),
+    }
+}
+
+/// A refusal of the spec. One is the node's and not the task's: an API server without image volumes
+/// drops the source and then misses it.
+async fn invalid(tools: &Tools, delivery: Delivery, words: String) -> Event {
+    if delivery == Delivery::ImageVolume && words.contains(NO_IMAGE_VOLUMES) {
+        let _ = tools.inputs.send(Input::SwitchDelivery(words.clone())).await;
+        return Event::PodCreateFailed(CreateFailure::Refused(words));
+    }
+    Event::PodCreateFailed(CreateFailure::Invalid(words))
+}
+
+/// Looks at the object that holds our name; none when it is gone or cannot be seen.
+async fn adopt(
+    tools: &Tools,
+    assignment: &Assignment,
+    wanted: &k8s_openapi::api::core::v1::Pod,
+) -> Option<Event> {
+    let run = &assignment.run;
+    let name = names::pod_name(&run.name, &run.uid, assignment.attempt);
+    let existing = tools.pods.get(&run.namespace, &name).await.ok()??;
+    Some(match judge(&existing, wanted) {
+        Adoption::Ours { uid, one_time_hash } => Event::PodCreated { uid, one_time_hash },
+        Adoption::Foreign(difference) => {
+            Event::PodCreateFailed(CreateFailure::Foreign(format!("{name}: {difference}")))
+        }
+    })
+}
+
+/// After a cancelled creation: is there a pod or not?
+async fn settle(tools: &Tools, assignment: &Assignment) -> Event {
+    let run = &assignment.run;
+    let name = names::pod_name(&run.name, &run.uid, assignment.attempt);
+    let mut pauses = backoff();
+    loop {
+        match tools.pods.get(&run.namespace, &name).await {
+            Ok(None) => return Event::PodCreateFailed(CreateFailure::Aborted),
+            Ok(Some(existing)) => {
+                return match owned(&existing, &run.uid) {
+                    Some((uid, one_time_hash)) => Event::PodCreated { uid, one_time_hash },
+                    None => Event::PodCreateFailed(CreateFailure::Aborted),
+                };
+            }
+            Err(error) => tracing::warn!(pod = name, %error, "could not look at a pod yet"),
+        }
+        pause(&mut pauses).await;
+    }
+}

@@ -1,0 +1,202 @@
+//! The byte streams of attempts, kept on the node's disk until retention ends and uploaded from the
+//! offset that the controller acknowledges.
+//!
+//! - [`spool`]: one stream on disk: append-only segments addressed by offset, holes as gaps.
+//! - [`upload`]: carries all spools over one Stream RPC.
+//!
+//! This module is the registry of both, and the retention.
+
+pub mod spool;
+pub mod upload;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use agent_operator::domain::{
+    Attempt, RunKey, RunRef, event::EventRecord, report::LogSummary, stream::Channel,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use self::spool::{Spool, SpoolError};
+
+/// How long the streams of a finished attempt stay on the node.
+pub const RETENTION: Duration = Duration::from_secs(24 * 3600);
+/// Most bytes of finished attempts on the node; the oldest go first.
+pub const RETENTION_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// File with the attempt's identity, so that streams are uploaded after the ledger forgot it.
+const IDENTITY_FILE: &str = "attempt.json";
+
+/// Identity of an attempt's streams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Identity {
+    run: RunRef,
+    attempt: Attempt,
+}
+
+/// Both streams of one attempt.
+#[derive(Debug)]
+pub struct AttemptStreams {
+    /// The run.
+    pub run: RunRef,
+    /// Its attempt.
+    pub attempt: Attempt,
+    /// The container's output.
+    pub log: Spool,
+    /// Agent events.
+    pub events: Spool,
+    next_event: AtomicU64,
+    dir: PathBuf,
+}
+
+impl AttemptStreams {
+    /// The attempt's key.
+    pub fn key(&self) -> RunKey {
+        RunKey { uid: self.run.uid.clone(), attempt: self.attempt }
+    }
+
+    /// The stream of a channel.
+    pub fn spool(&self, channel: Channel) -> &Spool {
+        match channel {
+            Channel::Log => &self.log,
+            Channel::Events => &self.events,
+        }
+    }
+
+    /// Serial number of the event record expected next.
+    pub fn next_event(&self) -> u64 {
+        self.next_event.load(Ordering::Acquire)
+    }
+
+    /// Keeps the records from `first` on that are not known yet.
+    pub fn append_events(&self, first: u64, records: &[EventRecord]) -> Result<(), SpoolError> {
+        let known = usize::try_from(self.next_event().saturating_sub(first)).unwrap_or(usize::MAX);
+        let mut bytes = Vec::new();
+        for record in records.iter().skip(known) {
+            serde_json::to_writer(&mut bytes, record).map_err(SpoolError::Serialise)?;
+            bytes.push(b'\n');
+        }
+        // What could not be stored has become a gap; asking for it again would not help.
+        let stored = self.events.append(&bytes);
+        let next = first.saturating_add(records.len() as u64).max(self.next_event());
+        self.next_event.store(next, Ordering::Release);
+        stored
+    }
+
+    /// Size and holes of the log so far.
+    pub fn log_summary(&self) -> LogSummary {
+        let extent = self.log.extent();
+        LogSummary { bytes: extent.end, gaps: u32::try_from(extent.gaps).unwrap_or(u32::MAX) }
+    }
+
+    fn complete(&self) -> bool {
+        self.log.extent().complete && self.events.extent().complete
+    }
+}
+
+/// All streams on this node.
+#[derive(Debug)]
+pub struct Streams {
+    dir: PathBuf,
+    attempts: Mutex<BTreeMap<RunKey, Arc<AttemptStreams>>>,
+    /// Something changed that the uploader should look at.
+    pub changed: Arc<Notify>,
+}
+
+impl Streams {
+    /// Opens what is under `dir`. Folders that cannot be read are left alone.
+    pub fn open(dir: &Path) -> Result<Self, SpoolError> {
+        std::fs::create_dir_all(dir)?;
+        let streams = Self {
+            dir: dir.to_owned(),
+            attempts: Mutex::default(),
+            changed: Arc::new(Notify::new()),
+        };
+        for entry in std::fs::read_dir(dir)?.flatten() {
+            let identity = std::fs::read(entry.path().join(IDENTITY_FILE)).ok();
+            let identity = identity.and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
+            if let Some(Identity { run, attempt }) = identity
+                && let Err(error) = streams.attempt(&run, attempt)
+            {
+                tracing::warn!(run = run.name, %error, "could not open the streams of an attempt");
+            }
+        }
+        Ok(streams)
+    }
+
+    /// The streams of an attempt, made if they are not there yet.
+    pub fn attempt(
+        &self,
+        run: &RunRef,
+        attempt: Attempt,
+    ) -> Result<Arc<AttemptStreams>, SpoolError> {
+        let key = RunKey { uid: run.uid.clone(), attempt };
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = attempts.get(&key) {
+            return Ok(Arc::clone(known));
+        }
+        let dir = self.dir.join(format!("{}.{attempt}", safe(run.uid.as_str())));
+        std::fs::create_dir_all(&dir)?;
+        let identity = Identity { run: run.clone(), attempt };
+        let text = serde_json::to_vec(&identity).map_err(SpoolError::Serialise)?;
+        std::fs::write(dir.join(IDENTITY_FILE), text)?;
+        let spool =
+            |channel: Channel| Spool::open(&dir.join(channel.as_str()), Arc::clone(&self.changed));
+        let (log, events) = (spool(Channel::Log)?, spool(Channel::Events)?);
+        let next_event = AtomicU64::new(events.count_lines()?);
+        let streams =
+            Arc::new(AttemptStreams { run: run.clone(), attempt, log, events, next_event, dir });
+        attempts.insert(key, Arc::clone(&streams));
+        self.changed.notify_one();
+        Ok(streams)
+    }
+
+    /// All streams, in order.
+    pub fn all(&self) -> Vec<Arc<AttemptStreams>> {
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        attempts.values().map(Arc::clone).collect()
+    }
+
+    /// Drops complete streams that are too old, or the oldest when there are too many. `live` are
+    /// never dropped.
+    pub fn retain(&self, now: std::time::SystemTime, live: impl Fn(&RunKey) -> bool) {
+        let mut finished: Vec<_> = self
+            .all()
+            .into_iter()
+            .filter(|streams| streams.complete() && !live(&streams.key()))
+            .map(|streams| (streams.log.modified().max(streams.events.modified()), streams))
+            .collect();
+        finished.sort_by_key(|(modified, _)| *modified);
+        let size = |streams: &AttemptStreams| streams.log.stored() + streams.events.stored();
+        let mut total: u64 = finished.iter().map(|(_, streams)| size(streams)).sum();
+        for (modified, streams) in finished {
+            let age = modified.and_then(|modified| now.duration_since(modified).ok());
+            let old = age.is_none_or(|age| age > RETENTION);
+            if !old && total <= RETENTION_BYTES_MAX {
+                continue;
+            }
+            total = total.saturating_sub(size(&streams));
+            let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+            attempts.remove(&streams.key());
+            if let Err(error) = std::fs::remove_dir_all(&streams.dir) {
+                tracing::warn!(%error, dir = %streams.dir.display(), "could not drop old streams");
+            }
+        }
+    }
+}
+
+/// A uid as a folder name: Kubernetes' uids pass unchanged, anything else cannot leave the folder.
+fn safe(uid: &str) -> String {
+    uid.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+//! Carries the node's streams to the controller over one Stream RPC. For each stream the controller
+//! first says from where it wants it; then data, gaps and the end follow, a bounded piece ahead of its
+//! acknowledgements. Nothing is deleted here: retention alone decides how long bytes stay.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use agent_operator::{
+    domain::{RunKey, limits::CHUNK_BYTES_MAX, stream::Channel},
+    proto::v1,
+};
+use tokio::sync::mpsc;
+
+use super::{AttemptStreams, Streams, spool::Piece};
+
+/// Bytes that may be on the way unacknowledged, for each stream: enough for a slow link, little
+/// enough that one flood cannot fill the connection's buffers.
+const WINDOW_BYTES: u64 = 1024 * 1024;
+
+/// How far a stream is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Progress {
+    /// Opened on this connection.
+    opened: bool,
+    /// The controller has said where to go on.
+    answered: bool,
+    /// Everything before this was sent.
+    sent: u64,
+    /// The controller has everything before this.
+    acknowledged: u64,
+    /// The end was sent.
+    ended: bool,
+    /// The controller has the end.
+    complete: bool,
+}
+
+/// All streams on one connection.
+pub struct Upload {
+    streams: Arc<Streams>,
+    progress: BTreeMap<(RunKey, Channel), Progress>,
+    /// Where the last round stopped, so that every stream has its turn.
+    cursor: Option<(RunKey, Channel)>,
+}
+
+impl Upload {
+    /// A fresh connection: every stream is opened again, so that a controller that lost its store
+    /// gets everything that is still here.
+    pub fn new(streams: Arc<Streams>) -> Self {
+        Self { streams, progress: BTreeMap::new(), cursor: None }
+    }
+
+    /// Takes an acknowledgement.
+    pub fn acknowledge(&mut self, ack: &v1::Ack) {
+        let Ok(channel) = Channel::try_from(ack.channel) else { return };
+        let Some(run) = ack.run.as_ref() else { return };
+        let of_run = self
+            .progress
+            .iter_mut()
+            .filter(|((key, of), _)| key.uid.as_str() == run.uid && *of == channel);
+        for (_, progress) in of_run {
+            if !progress.answered {
+                progress.answered = true;
+                progress.sent = ack.offset;
+            }
+            progress.acknowledged = progress.acknowledged.max(ack.offset);
+            progress.complete |= ack.complete;
+        }
+    }
+
+    /// The next chunk to send; none when there is nothing to do until something changes.
+    pub fn next(&mut self) -> Option<v1::Chunk> {
+        let all = self.streams.all();
+        self.progress.retain(|(key, _), _| all.iter().any(|streams| streams.key() == *key));
+        let mut turns: Vec<_> = all
+            .iter()
+            .flat_map(|streams| Channel::ALL.map(|channel| ((streams.key(), channel), streams)))
+            .collect();
+        // Round robin: begin behind the stream that was served last.
+        let behind = turns.iter().position(|(key, _)| Some(key) == self.cursor.as_ref());
+        turns.rotate_left(behind.map_or(0, |at| at + 1));
+        for (key, streams) in turns {
+            let progress = self.progress.entry(key.clone()).or_default();
+            if let Some(chunk) = piece(streams, key.1, progress) {
+                self.cursor = Some(key);
+                return Some(chunk);
+            }
+        }
+        None
+    }
+}
+
+fn piece(streams: &AttemptStreams, channel: Channel, progress: &mut Progress) -> Option<v1::Chunk> {
+    use v1::chunk::Payload;
+
+    let spool = streams.spool(channel);
+    if !progress.opened {
+        progress.opened = true;
+        let base = spool.extent().base;
+        return Some(chunk(streams, channel, base, Payload::Open(v1::StreamOpen {})));
+    }
+    let window = progress.sent.saturating_sub(progress.acknowledged) < WINDOW_BYTES;
+    if !progress.answered || progress.complete || progress.ended || !window {
+        return None;
+    }
+    let offset = progress.sent;
+    match spool.read(offset, CHUNK_BYTES_MAX) {
+        Ok(Piece::Data(bytes)) => {
+            progress.sent += bytes.len() as u64;
+            Some(chunk(streams, channel, offset, Payload::Data(bytes.into())))
+        }
+        Ok(Piece::Gap { to }) => {
+            progress.sent = to;
+            let reason = "lost on the node".to_owned();
+            let gap = v1::Gap { from: offset, to, reason };
+            Some(chunk(streams, channel, offset, Payload::Gap(gap)))
+        }
+        Ok(Piece::End) => {
+            progress.ended = true;
+            Some(chunk(streams, channel, offset, Payload::End(v1::StreamEnd {})))
+        }
+        Ok(Piece::Pending) => None,
+        Err(error) => {
+            tracing::warn!(run = streams.run.name, %channel, %error, "could not read a stream");
+            None
+        }
+    }
+}
+
+fn chunk(
+    streams: &AttemptStreams,
+    channel: Channel,
+    offset: u64,
+    payload: v1::chunk::Payload,
+) -> v1::Chunk {
+    v1::Chunk {
+        run: Some((&streams.run).into()),
+        attempt: streams.attempt.0,
+        channel: v1::Channel::from(channel).into(),
+        offset,
+        payload: Some(payload),
+    }
+}
+
+/// Sends what there is, in turns, until `acks` ends. The caller owns the connection.
+pub async fn pump(
+    streams: Arc<Streams>,
+    chunks: mpsc::Sender<v1::Chunk>,
+    mut acks: impl futures::Stream<Item = Result<v1::Ack, tonic::Status>> + Unpin,
+) -> Result<(), tonic::Status> {
+    use futures::StreamExt as _;
+
+    let changed = Arc::clone(&streams.changed);
+    let mut upload = Upload::new(streams);
+    loop {
+        let next = upload.next();
+        let idle = next.is_none();
+        let send = async {
+            match next {
+                Some(chunk) => chunks.send(chunk).await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        // A chunk that is due is sent before anything else is looked at: it counts as sent already.
+        tokio::pin!(send);
+        loop {
+            tokio::select! {
+                sent = &mut send => {
+                    if !sent {
+                        return Ok(());
+                    }
+                    break;
+                }
+                ack = acks.next() => match ack {
+                    Some(ack) => {
+                        upload.acknowledge(&ack?);
+                        if idle { break; }
+                    }
+                    None => return Ok(()),
+                },
+                () = changed.notified(), if idle => break,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_operator::domain::{Attempt, RunRef, RunUid};
+    use v1::chunk::Payload;
+
+    use super::*;
+
+    fn run() -> RunRef {
+        RunRef { namespace: "n".into(), name: "r".into(), uid: RunUid::from("uid") }
+    }
+
+    fn ack(channel: Channel, offset: u64, complete: bool) -> v1::Ack {
+        let channel = v1::Channel::from(channel).into();
+        v1::Ack { run: Some((&run()).into()), channel, offset, complete }
+    }
+
+    fn rig() -> (tempfile::TempDir, Arc<Streams>, Arc<AttemptStreams>) {
+        let dir = tempfile::tempdir().unwrap();
+        let streams = Arc::new(Streams::open(dir.path()).unwrap());
+        let attempt = streams.attempt(&run(), Attempt(1)).unwrap();
+        (dir, streams, attempt)
+    }
+
+    #[test]
+    fn a_stream_goes_on_from_the_acknowledged_offset_with_gaps_and_an_end() {
+        let (_dir, streams, attempt) = rig();
+        attempt.log.append(b"0123456789").unwrap();
+        attempt.log.skip(5);
+        attempt.log.append(b"x").unwrap();
+        attempt.log.complete().unwrap();
+        let mut upload = Upload::new(streams);
+        let opened: Vec<_> = std::iter::from_fn(|| upload.next()).collect();
+        assert_eq!(opened.len(), 2, "both channels open and then wait for an answer");
+        upload.acknowledge(&ack(Channel::Log, 4, false));
+        let chunks: Vec<_> =
+            std::iter::from_fn(|| upload.next()).map(|c| (c.offset, c.payload.unwrap())).collect();
+        assert_eq!(chunks[0], (4, Payload::Data(b"456789".to_vec())));
+        assert!(matches!(&chunks[1], (10, Payload::Gap(gap)) if gap.to == 15));
+        assert_eq!(chunks[2], (15, Payload::Data(b"x".to_vec())));
+        assert_eq!(chunks[3], (16, Payload::End(v1::StreamEnd {})));
+        assert_eq!(chunks.len(), 4);
+    }
+
+    #[test]
+    fn no_more_than_a_window_is_on_the_way() {
+        let (_dir, streams, attempt) = rig();
+        let mebibytes = 3 * usize::try_from(WINDOW_BYTES).unwrap();
+        attempt.log.append(&vec![b'x'; mebibytes]).unwrap();
+        let mut upload = Upload::new(streams);
+        while upload.next().is_some() {}
+        upload.acknowledge(&ack(Channel::Log, 0, false));
+        let sent = std::iter::from_fn(|| upload.next()).count() * CHUNK_BYTES_MAX;
+        assert_eq!(sent as u64, WINDOW_BYTES);
+        upload.acknowledge(&ack(Channel::Log, WINDOW_BYTES, false));
+        assert!(upload.next().is_some());
+    }
+
+    #[test]
+    fn what_the_controller_has_whole_is_left_alone() {
+        let (_dir, streams, attempt) = rig();
+        attempt.log.append(b"abc").unwrap();
+        attempt.log.complete().unwrap();
+        let mut upload = Upload::new(streams);
+        while upload.next().is_some() {}
+        upload.acknowledge(&ack(Channel::Log, 3, true));
+        assert_eq!(upload.next(), None);
+    }
+}
