@@ -1,0 +1,269 @@
+//! One session with a supervisor, from its Hello to its end.
+
+use std::time::Duration;
+
+use agent_operator::{
+    convert::{self, ConvertError},
+    domain::{NodeName, limits},
+    proto::v1,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+use v1::{controller_message::Message as Down, supervisor_message::Message as Up};
+
+use super::{auth::Authority, status::from_convert, wire};
+use crate::{
+    clock,
+    fleet::{
+        Command,
+        sessions::{Ending, SessionId, Sessions},
+    },
+    lease::Leadership,
+    metrics::Metrics,
+};
+
+/// Longest wait for the Hello: a peer that is silent from the start holds nothing here.
+const HELLO_WAIT: Duration = Duration::from_secs(10);
+
+/// Longest wait for room to say why a session ends; the peer may not be reading.
+const FAREWELL_WAIT: Duration = Duration::from_secs(1);
+
+/// Longest time between two showings of the token: two renewals and a minute, so that one may be
+/// lost with a reconnect.
+const TOKEN_SHOWN_MAX: Duration = Duration::from_secs(2 * 300 + 60);
+
+/// What a session needs of the process.
+#[derive(Clone)]
+pub(super) struct Context {
+    pub(super) authority: std::sync::Arc<Authority>,
+    pub(super) sessions: Sessions,
+    pub(super) leadership: Leadership,
+    pub(super) metrics: Metrics,
+    pub(super) stop: CancellationToken,
+}
+
+/// Answers to the supervisor.
+pub(super) type Answers = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
+
+/// Why a session is over.
+enum End {
+    /// Said in a message of the protocol.
+    Rejected(v1::Rejected),
+    /// Said as the status of the call.
+    Status(Status),
+    /// The peer has gone; there is nobody to tell.
+    Gone,
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+/// Serves a session until either side ends it, and says why.
+pub(super) async fn serve(
+    context: Context,
+    node: NodeName,
+    mut inbound: Streaming<v1::SupervisorMessage>,
+    answers: Answers,
+) {
+    let last = match run(&context, &node, &mut inbound, &answers).await {
+        End::Gone => return,
+        End::Rejected(rejected) => {
+            tracing::info!(%node, reason = rejected.reason, message = rejected.message, "session rejected");
+            Ok(wire::down(Down::Rejected(rejected)))
+        }
+        End::Status(status) => {
+            tracing::info!(%node, code = ?status.code(), message = status.message(), "session ended");
+            Err(status)
+        }
+    };
+    // Fails when the peer is gone or does not read; either way it learns by the closed stream.
+    let _ = timeout(FAREWELL_WAIT, answers.send(last)).await;
+}
+
+async fn run(
+    context: &Context,
+    node: &NodeName,
+    inbound: &mut Streaming<v1::SupervisorMessage>,
+    answers: &Answers,
+) -> End {
+    let hello = match timeout(HELLO_WAIT, inbound.message()).await {
+        Ok(Ok(Some(v1::SupervisorMessage { message: Some(Up::Hello(hello)) }))) => hello,
+        Ok(Ok(Some(_))) => return Status::invalid_argument("a session opens with Hello").into(),
+        Ok(Ok(None) | Err(_)) => return End::Gone,
+        Err(_) => return Status::deadline_exceeded("no Hello").into(),
+    };
+    if let Some(problem) = wire::version_problem(hello.protocol_version) {
+        return End::Rejected(wire::rejected(wire::VERSION_UNSUPPORTED, problem));
+    }
+    if hello.node_name != node.as_str() {
+        let problem = format!("the token is bound to node {node}, not to {}", hello.node_name);
+        return End::Rejected(wire::rejected(wire::UNAUTHORIZED, problem));
+    }
+    let Some(term) = context.leadership.term(clock::instant()) else {
+        return End::Rejected(wire::rejected(wire::NOT_LEADER, "this replica does not lead"));
+    };
+    let (view, known) = match wire::hello(hello) {
+        Ok(hello) => hello,
+        Err(error) => return from_convert(&error).into(),
+    };
+    let accepted = v1::Accepted {
+        epoch: term.epoch.0,
+        heartbeat_interval: Some(convert::wire_duration(limits::HEARTBEAT_INTERVAL)),
+    };
+    if answers.send(Ok(wire::down(Down::Accepted(accepted)))).await.is_err() {
+        return End::Gone;
+    }
+    tracing::info!(%node, instance = %view.instance, known = known.len(), "session opened");
+    let Ok(session) = context.sessions.open(view, known, clock::instant()).await else {
+        return Status::unavailable("the controller is shutting down").into();
+    };
+    context.metrics.set_sessions(context.sessions.count());
+    let id = session.id();
+    let end = tokio::select! {
+        end = listen(context, &id, node, inbound) => end,
+        end = speak(&context.leadership, session.commands, answers) => end,
+        end = ended(session.ending) => end,
+        () = context.stop.cancelled() => {
+            Status::unavailable("the controller is shutting down").into()
+        }
+    };
+    context.sessions.close(&id).await;
+    context.metrics.set_sessions(context.sessions.count());
+    end
+}
+
+/// Waits for the table to end the session.
+async fn ended(mut ending: watch::Receiver<Option<Ending>>) -> End {
+    let reason = ending.wait_for(Option::is_some).await.map(|reason| *reason);
+    match reason {
+        Ok(Some(Ending::Silent)) => {
+            Status::deadline_exceeded("nothing came for longer than the node lease").into()
+        }
+        _ => End::Rejected(wire::rejected(
+            wire::DUPLICATE,
+            "a newer supervisor of this node has connected",
+        )),
+    }
+}
+
+/// Sends commands as they come, and the permission to write upstream for as long as we lead.
+async fn speak(
+    leadership: &Leadership,
+    mut commands: mpsc::Receiver<Command>,
+    answers: &Answers,
+) -> End {
+    let mut permits = tokio::time::interval(limits::HEARTBEAT_INTERVAL);
+    permits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let message = tokio::select! {
+            // Permits first: the first one goes out right behind Accepted, and no flood of commands
+            // can let a good permission run out.
+            biased;
+            _ = permits.tick() => {
+                let now = clock::instant();
+                leadership.term(now).and_then(|term| wire::write_permit(term, now)).map(Down::WritePermit)
+            }
+            command = commands.recv() => match command {
+                Some(command) => Some(wire::command(command)),
+                // The table drops its end only when a newer session takes the place.
+                None => std::future::pending().await,
+            },
+        };
+        if let Some(message) = message
+            && answers.send(Ok(wire::down(message))).await.is_err()
+        {
+            return End::Gone;
+        }
+    }
+}
+
+/// Takes what the node says until it hangs up.
+async fn listen(
+    context: &Context,
+    id: &SessionId,
+    node: &NodeName,
+    inbound: &mut Streaming<v1::SupervisorMessage>,
+) -> End {
+    let mut token_until = clock::instant() + TOKEN_SHOWN_MAX;
+    loop {
+        let message = match timeout_at(token_until, inbound.message()).await {
+            Ok(Ok(Some(message))) => message.message,
+            Ok(Ok(None) | Err(_)) => return End::Gone,
+            Err(_) => {
+                let problem = "the token was not shown again in time";
+                return End::Rejected(wire::rejected(wire::UNAUTHORIZED, problem));
+            }
+        };
+        // While we deal with it, silence is ours, not the node's.
+        context.sessions.heard(id, None);
+        match take(context, id, node, message).await {
+            Ok(Some(deadline)) => token_until = deadline,
+            Ok(None) => {}
+            Err(end) => return end,
+        }
+        context.sessions.heard(id, Some(clock::instant()));
+    }
+}
+
+/// Deals with one message; gives the new token deadline when it was a token.
+async fn take(
+    context: &Context,
+    id: &SessionId,
+    node: &NodeName,
+    message: Option<Up>,
+) -> Result<Option<Instant>, End> {
+    let event = match message {
+        Some(Up::Heartbeat(heartbeat)) => {
+            context.sessions.running(id, heartbeat.running);
+            return Ok(None);
+        }
+        Some(Up::TokenRenewal(renewal)) => {
+            return check_token(context, node, &renewal.token).await.map(Some);
+        }
+        Some(Up::AssignmentAck(ack)) => wire::assignment_ack(node, ack),
+        Some(Up::Report(report)) => wire::report(node, report),
+        Some(Up::NeedCredentials(need)) => wire::need_credentials(node, need),
+        Some(Up::Hello(_)) => return Err(Status::invalid_argument("a second Hello").into()),
+        None => Err(ConvertError::missing("message")),
+    };
+    match event {
+        Ok(event) => context
+            .sessions
+            .announce(id, event)
+            .await
+            .map_err(|_| End::from(Status::unavailable("the controller is shutting down")))?,
+        // One message that makes no sense must not cut off all the others of the node.
+        Err(error) => {
+            context.metrics.bad_message();
+            tracing::warn!(%node, %error, "message of a node passed over");
+        }
+    }
+    Ok(None)
+}
+
+/// Reviews a token that was shown again.
+async fn check_token(context: &Context, node: &NodeName, token: &str) -> Result<Instant, End> {
+    match context.authority.supervisor_node(token).await {
+        Ok(bound) if bound == *node => {}
+        Ok(bound) => {
+            let problem = format!("the renewed token is bound to node {bound}");
+            return Err(End::Rejected(wire::rejected(wire::UNAUTHORIZED, problem)));
+        }
+        // The session was authenticated when it opened; an API server that is away is no reason to
+        // cut off a node, and its next token comes in minutes.
+        Err(status) if status.code() == Code::Unavailable => {
+            tracing::warn!(%node, "a renewed token could not be reviewed, the session stays");
+        }
+        Err(status) => {
+            return Err(End::Rejected(wire::rejected(wire::UNAUTHORIZED, status.message())));
+        }
+    }
+    Ok(clock::instant() + TOKEN_SHOWN_MAX)
+}

@@ -1,0 +1,222 @@
+//! `StepService`: for people and their tools.
+
+use std::{pin::Pin, sync::Arc};
+
+use agent_operator::{convert::wire_timestamp, proto::v1};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status};
+use v1::{follow_request::Target as Wanted, step_service_server::StepService};
+
+use super::{
+    auth::{Authority, Caller},
+    follow::{Follower, From, Stop, Target},
+};
+use crate::{
+    catalog::{Catalog, RunView},
+    metrics::Metrics,
+    streams::StreamStore,
+};
+
+/// Events that wait for a follower's connection: enough to fill a window, few enough that a
+/// thousand slow followers stay small.
+const EVENTS_MAX: usize = 64;
+
+/// Followers at once in this process.
+const FOLLOWERS_MAX: usize = 1024;
+
+/// Runs in an answer when the caller names no number.
+const PAGE_SIZE: u32 = 100;
+
+/// Most runs in an answer: about 1 KiB each, well within a message.
+const PAGE_SIZE_MAX: u32 = 1000;
+
+/// Longest name of an object.
+const NAME_BYTES_MAX: usize = 253;
+
+/// The service.
+pub(super) struct Steps {
+    authority: Arc<Authority>,
+    catalog: Catalog,
+    store: Arc<StreamStore>,
+    metrics: Metrics,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    followers: Arc<Semaphore>,
+}
+
+impl Steps {
+    /// Every follower is a task of `tasks`, ended by `stop`.
+    pub(super) fn new(
+        authority: Arc<Authority>,
+        catalog: Catalog,
+        store: Arc<StreamStore>,
+        metrics: Metrics,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
+        Self { authority, catalog, store, metrics, tasks, stop, followers }
+    }
+
+    /// Lets the caller read in `namespace`, or refuses. Comes before every look at an object, so
+    /// that nobody learns what exists elsewhere.
+    async fn permit<T>(&self, request: &Request<T>, namespace: &str) -> Result<(), Status> {
+        name("namespace", namespace)?;
+        let Some(Caller::User(user)) = request.extensions().get::<Caller>() else {
+            return Err(Status::unauthenticated("no user"));
+        };
+        let permitted = self.authority.permit_reader(user, namespace).await;
+        if let Err(status) = &permitted {
+            self.metrics.auth_refused(super::auth::code_name(status.code()));
+        }
+        permitted?;
+        if self.catalog.synced() {
+            Ok(())
+        } else {
+            Err(Status::unavailable("the controller has just started; try again"))
+        }
+    }
+
+    fn target(&self, namespace: &str, target: Option<Wanted>) -> Result<Target, Status> {
+        match target {
+            Some(Wanted::Task(task)) => {
+                name("task", &task)?;
+                let found = self.catalog.task(namespace, &task).ok_or_else(|| {
+                    Status::not_found(format!("no task {task} in namespace {namespace}"))
+                })?;
+                Ok(Target::Task(found))
+            }
+            Some(Wanted::Run(run)) => Ok(Target::Run(self.find_run(namespace, &run)?)),
+            None => Err(Status::invalid_argument("task or run: is missing")),
+        }
+    }
+
+    fn find_run(&self, namespace: &str, run: &str) -> Result<Arc<RunView>, Status> {
+        name("run", run)?;
+        self.catalog
+            .run_named(namespace, run)
+            .ok_or_else(|| Status::not_found(format!("no run {run} in namespace {namespace}")))
+    }
+}
+
+#[tonic::async_trait]
+impl StepService for Steps {
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<v1::StepEvent, Status>> + Send>>;
+
+    async fn follow(
+        &self,
+        request: Request<v1::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        self.permit(&request, &request.get_ref().namespace).await?;
+        let slot = self
+            .followers
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| Status::resource_exhausted("too many followers; try again later"))?;
+        let wanted = request.into_inner();
+        let target = self.target(&wanted.namespace, wanted.target)?;
+        let from = match (wanted.cursor.is_empty(), wanted.tail) {
+            (false, Some(_)) => {
+                return Err(Status::invalid_argument("tail and cursor: only one of them"));
+            }
+            (false, None) => From::Cursor(wanted.cursor),
+            (true, Some(count)) => From::Tail(usize::try_from(count).unwrap_or(usize::MAX)),
+            (true, None) => From::Start,
+        };
+        let (out, events) = mpsc::channel(EVENTS_MAX);
+        let (catalog, store) = (self.catalog.clone(), self.store.clone());
+        let follower =
+            Follower::new(catalog, store, target, from, wanted.follow, out.clone()).await?;
+        let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            metrics.followers(1);
+            let ended = tokio::select! {
+                ended = follower.run() => ended,
+                () = stop.cancelled() => {
+                    Err(Status::unavailable("shutting down; go on from the last cursor").into())
+                }
+            };
+            if let Err(Stop::Status(status)) = ended {
+                // Best effort: a follower that does not read learns by the closed stream.
+                let _ = out.try_send(Err(status));
+            }
+            metrics.followers(-1);
+            drop(slot);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn get_run(
+        &self,
+        request: Request<v1::GetRunRequest>,
+    ) -> Result<Response<v1::GetRunResponse>, Status> {
+        self.permit(&request, &request.get_ref().namespace).await?;
+        let wanted = request.into_inner();
+        let run = self.find_run(&wanted.namespace, &wanted.name)?;
+        Ok(Response::new(v1::GetRunResponse { run: Some(wire(&run)) }))
+    }
+
+    async fn list_runs(
+        &self,
+        request: Request<v1::ListRunsRequest>,
+    ) -> Result<Response<v1::ListRunsResponse>, Status> {
+        self.permit(&request, &request.get_ref().namespace).await?;
+        let wanted = request.into_inner();
+        if wanted.page_token.len() > NAME_BYTES_MAX {
+            return Err(Status::invalid_argument("page_token: is not one that this service made"));
+        }
+        let size = match wanted.page_size {
+            0 => PAGE_SIZE,
+            size @ 1..=PAGE_SIZE_MAX => size,
+            size => {
+                return Err(Status::invalid_argument(format!(
+                    "page_size: is out of range: {size}, at most {PAGE_SIZE_MAX}"
+                )));
+            }
+        };
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let task = (!wanted.task.is_empty()).then_some(wanted.task.as_str());
+        // One more than asked, to know whether there is a next page.
+        let mut runs = self.catalog.page(&wanted.namespace, task, &wanted.page_token, size + 1);
+        let more = runs.len() > size;
+        runs.truncate(size);
+        let next_page_token =
+            runs.last().filter(|_| more).map(|run| run.name.clone()).unwrap_or_default();
+        let runs = runs.iter().map(|run| wire(run)).collect();
+        Ok(Response::new(v1::ListRunsResponse { runs, next_page_token }))
+    }
+}
+
+fn name(field: &str, value: &str) -> Result<(), Status> {
+    if value.is_empty() {
+        return Err(Status::invalid_argument(format!("{field}: is missing")));
+    }
+    if value.len() > NAME_BYTES_MAX {
+        return Err(Status::invalid_argument(format!("{field}: is out of range")));
+    }
+    Ok(())
+}
+
+fn wire(run: &RunView) -> v1::Run {
+    v1::Run {
+        r#ref: Some(v1::RunRef {
+            namespace: run.namespace.clone(),
+            name: run.name.clone(),
+            uid: run.uid.to_string(),
+        }),
+        task: Some(v1::TaskRef { name: run.task.clone(), uid: run.task_uid.to_string() }),
+        step: run.step.clone(),
+        attempt: run.attempt,
+        phase: run.phase.clone(),
+        reason: run.reason.clone(),
+        message: run.message.clone(),
+        node_name: run.node.to_string(),
+        pod_name: run.pod.clone(),
+        exit_code: run.exit_code,
+        started_at: run.started_at.map(wire_timestamp),
+        completed_at: run.completed_at.map(wire_timestamp),
+        usage: Some((&run.usage).into()),
+    }
+}

@@ -1,0 +1,231 @@
+//! Bulk bytes of one node: chunks in, acknowledgements out.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use agent_operator::{
+    convert::{self, ConvertError},
+    domain::{
+        NodeName, RunRef, limits,
+        stream::{Channel, Gap},
+    },
+    proto::v1,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+use v1::chunk::Payload;
+
+use super::status::{from_convert, from_store};
+use crate::{
+    catalog::Catalog,
+    clock,
+    metrics::Metrics,
+    streams::{Position, StoreError, StreamKey, StreamStore},
+};
+
+/// Streams that one node may have open: two for each of its attempts, finished ones included.
+const STREAMS_MAX: usize = 4096;
+
+/// What the uploads of a node need of the process.
+#[derive(Clone)]
+pub(super) struct Context {
+    pub(super) store: Arc<StreamStore>,
+    pub(super) catalog: Catalog,
+    pub(super) metrics: Metrics,
+    pub(super) stop: CancellationToken,
+}
+
+/// Acknowledgements to the node.
+pub(super) type Acks = mpsc::Sender<Result<v1::Ack, Status>>;
+
+/// A chunk, checked.
+struct Piece {
+    run: RunRef,
+    key: StreamKey,
+    offset: u64,
+    payload: Payload,
+}
+
+/// Takes chunks until the node hangs up or breaks the rules.
+pub(super) async fn serve(
+    context: Context,
+    node: NodeName,
+    inbound: Streaming<v1::Chunk>,
+    acks: Acks,
+) {
+    let mut upload = Upload {
+        context,
+        node,
+        opened: HashSet::new(),
+        waiting: HashMap::new(),
+        unsent: HashMap::new(),
+    };
+    if let Err(status) = upload.run(inbound, &acks).await {
+        tracing::info!(node = %upload.node, code = ?status.code(), message = status.message(), "uploads ended");
+        // Fails only when the peer has gone.
+        let _ = acks.send(Err(status)).await;
+    }
+}
+
+struct Upload {
+    context: Context,
+    node: NodeName,
+    /// Streams of this call that have been opened.
+    opened: HashSet<StreamKey>,
+    /// Openings whose run this process has not seen yet: its watch may be behind the node.
+    waiting: HashMap<StreamKey, Piece>,
+    /// Latest acknowledgement of each stream that has not gone out; a later one replaces an earlier
+    /// one, so a peer that is slow to read costs no memory and never stops us from reading.
+    unsent: HashMap<StreamKey, v1::Ack>,
+}
+
+impl Upload {
+    async fn run(&mut self, mut inbound: Streaming<v1::Chunk>, acks: &Acks) -> Result<(), Status> {
+        let stop = self.context.stop.clone();
+        let mut changes = self.context.catalog.changes();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Err(Status::unavailable("shutting down")),
+                room = acks.reserve(), if !self.unsent.is_empty() => {
+                    let Ok(room) = room else { return Ok(()) };
+                    let next = self.unsent.keys().next().cloned();
+                    if let Some(ack) = next.and_then(|key| self.unsent.remove(&key)) {
+                        room.send(Ok(ack));
+                    }
+                }
+                changed = changes.changed(), if !self.waiting.is_empty() => {
+                    if changed.is_err() { return Err(Status::unavailable("shutting down")); }
+                    self.retry_waiting().await?;
+                }
+                message = inbound.message() => match message? {
+                    Some(chunk) => {
+                        let piece = check(chunk).map_err(|error| from_convert(&error))?;
+                        self.take(piece).await?;
+                    }
+                    None => return self.flush(acks).await,
+                }
+            }
+        }
+    }
+
+    /// Sends what is still to be acknowledged after the node has closed its side.
+    async fn flush(&mut self, acks: &Acks) -> Result<(), Status> {
+        for (_, ack) in self.unsent.drain() {
+            if acks.send(Ok(ack)).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, piece: Piece) -> Result<(), Status> {
+        if matches!(piece.payload, Payload::Open(_)) {
+            return self.open(piece).await;
+        }
+        if self.waiting.contains_key(&piece.key) {
+            return Err(Status::failed_precondition("data before the opening was acknowledged"));
+        }
+        if !self.opened.contains(&piece.key) {
+            return Err(Status::failed_precondition("data of a stream that was not opened"));
+        }
+        self.store(piece).await
+    }
+
+    /// Opens a stream if the run is this node's.
+    async fn open(&mut self, piece: Piece) -> Result<(), Status> {
+        if self.opened.len() + self.waiting.len() >= STREAMS_MAX {
+            return Err(Status::resource_exhausted("too many open streams on one connection"));
+        }
+        match self.context.catalog.node_of(&piece.key.run) {
+            Some(owner) if owner == self.node => {
+                self.opened.insert(piece.key.clone());
+                self.store(piece).await
+            }
+            Some(owner) => Err(Status::permission_denied(format!(
+                "run {} is of node {owner}, not of {}",
+                piece.run.name, self.node
+            ))),
+            None => {
+                self.waiting.insert(piece.key.clone(), piece);
+                Ok(())
+            }
+        }
+    }
+
+    async fn retry_waiting(&mut self) -> Result<(), Status> {
+        let known: Vec<StreamKey> = self
+            .waiting
+            .keys()
+            .filter(|key| self.context.catalog.node_of(&key.run).is_some())
+            .cloned()
+            .collect();
+        for key in known {
+            if let Some(piece) = self.waiting.remove(&key) {
+                self.open(piece).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a piece and notes the acknowledgement.
+    async fn store(&mut self, piece: Piece) -> Result<(), Status> {
+        let Piece { run, key, offset, payload } = piece;
+        match &payload {
+            Payload::Data(data) => {
+                self.context.metrics.stream_bytes(key.channel, data.len() as u64);
+            }
+            Payload::Gap(_) => self.context.metrics.stream_gap(key.channel),
+            Payload::Open(_) | Payload::End(_) => {}
+        }
+        let (store, stream) = (self.context.store.clone(), key.clone());
+        let written =
+            tokio::task::spawn_blocking(move || write(&store, &stream, offset, payload)).await;
+        let position = written
+            .map_err(|_| Status::internal("the stream store failed"))?
+            .map_err(|error| from_store(&error))?;
+        let ack = v1::Ack {
+            run: Some((&run).into()),
+            channel: v1::Channel::from(key.channel).into(),
+            offset: position.offset,
+            complete: position.complete,
+        };
+        self.unsent.insert(key, ack);
+        Ok(())
+    }
+}
+
+fn write(
+    store: &StreamStore,
+    key: &StreamKey,
+    offset: u64,
+    payload: Payload,
+) -> Result<Position, StoreError> {
+    let now = clock::instant();
+    match payload {
+        Payload::Open(_) => store.begin(key, offset, now),
+        Payload::Data(data) => store.append(key, offset, &data, now),
+        Payload::Gap(gap) => {
+            store.gap(key, &Gap { from: gap.from, to: gap.to, reason: gap.reason }, now)
+        }
+        Payload::End(_) => store.end(key, offset, now),
+    }
+}
+
+fn check(wire: v1::Chunk) -> Result<Piece, ConvertError> {
+    let run: RunRef = convert::required("run", wire.run)?;
+    let channel = Channel::try_from(wire.channel)?;
+    convert::attempt("attempt", wire.attempt)?;
+    let payload = wire.payload.ok_or_else(|| ConvertError::missing("payload"))?;
+    match &payload {
+        Payload::Data(data) if data.len() > limits::CHUNK_BYTES_MAX => {
+            return Err(ConvertError::out_of_range("data", format!("{} bytes", data.len())));
+        }
+        Payload::Gap(gap) => drop(Gap::try_from(gap.clone()).map_err(|e| e.within("gap"))?),
+        _ => {}
+    }
+    let key = StreamKey { run: run.uid.clone(), channel };
+    Ok(Piece { run, key, offset: wire.offset, payload })
+}

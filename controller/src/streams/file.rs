@@ -1,0 +1,213 @@
+//! The two files of one stream.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+};
+
+use agent_operator::domain::stream::{Channel, Gap};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Piece, Position, StoreError};
+
+/// Longest index that is read back: a stream with more gaps than fit in here is not worth keeping.
+const INDEX_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Gaps of one stream: far above any real loss, and what still fits in [`INDEX_BYTES_MAX`].
+const GAPS_MAX: usize = 32 * 1024;
+
+/// One line of an index.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum IndexLine {
+    Gap(Gap),
+    End { offset: u64 },
+}
+
+/// An open stream: where it stands and its holes, in memory; its bytes on disk.
+#[derive(Debug)]
+pub(super) struct StreamFile {
+    data_path: PathBuf,
+    index_path: PathBuf,
+    data: File,
+    stored: u64,
+    lost: u64,
+    gaps: Vec<Gap>,
+    complete: bool,
+}
+
+impl StreamFile {
+    /// Opens or creates the files of `channel` in `folder` and cuts off what a crash left half
+    /// written.
+    pub(super) fn open(folder: &Path, channel: Channel) -> Result<Self, StoreError> {
+        let data_path = folder.join(format!("{channel}.data"));
+        let index_path = folder.join(format!("{channel}.index"));
+        let data = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .open(&data_path)
+            .map_err(|source| failed("open", &data_path, source))?;
+        let stored = data.metadata().map_err(|source| failed("inspect", &data_path, source))?.len();
+        let mut stream = Self {
+            data_path,
+            index_path,
+            data,
+            stored,
+            lost: 0,
+            gaps: Vec::new(),
+            complete: false,
+        };
+        stream.load_index()?;
+        Ok(stream)
+    }
+
+    /// Reads the index as far as it agrees with the data. A line that does not is from before a
+    /// crash that shortened the data: it and all behind it are dropped, and the node sends again.
+    fn load_index(&mut self) -> Result<(), StoreError> {
+        let file = match File::open(&self.index_path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(failed("open", &self.index_path, source)),
+        };
+        let mut valid_bytes = 0_u64;
+        let mut reader = BufReader::new(file.take(INDEX_BYTES_MAX));
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let read = reader.read_line(&mut line);
+            let Ok(length @ 1..) = read else { break };
+            if !line.ends_with('\n') || !self.take_line(&line) {
+                break;
+            }
+            valid_bytes += length as u64;
+        }
+        let shorten =
+            || OpenOptions::new().write(true).open(&self.index_path)?.set_len(valid_bytes);
+        shorten().map_err(|source| failed("shorten", &self.index_path, source))
+    }
+
+    /// Applies one index line; false when it does not fit.
+    fn take_line(&mut self, line: &str) -> bool {
+        match serde_json::from_str(line) {
+            Ok(IndexLine::Gap(gap)) => {
+                let fits = gap.to > gap.from
+                    && self.gaps.last().is_none_or(|last| gap.from >= last.to)
+                    && gap.from <= self.stored + self.lost;
+                if fits {
+                    self.push_gap(gap);
+                }
+                fits
+            }
+            Ok(IndexLine::End { offset }) => {
+                self.complete = offset == self.position().offset;
+                self.complete
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Adds a gap, joined to its neighbour where they touch for the same reason.
+    fn push_gap(&mut self, gap: Gap) {
+        self.lost += gap.to - gap.from;
+        match self.gaps.last_mut() {
+            Some(last) if last.to == gap.from && last.reason == gap.reason => last.to = gap.to,
+            _ => self.gaps.push(gap),
+        }
+    }
+
+    /// Where the stream stands.
+    pub(super) fn position(&self) -> Position {
+        Position { offset: self.stored + self.lost, complete: self.complete }
+    }
+
+    /// Bytes on disk.
+    pub(super) fn stored(&self) -> u64 {
+        self.stored
+    }
+
+    /// Appends bytes at the resume offset.
+    pub(super) fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
+        let written = self.data.write_all(data);
+        // After a short write the true length is what the file says, not what was hoped for.
+        let length = self.data.metadata().map_or(self.stored, |meta| meta.len());
+        self.stored = length;
+        written.map_err(|source| failed("append to", &self.data_path, source))
+    }
+
+    /// Records that the bytes from the resume offset up to `to` are lost.
+    pub(super) fn skip(&mut self, to: u64, reason: &str) -> Result<(), StoreError> {
+        if self.gaps.len() >= GAPS_MAX {
+            return Err(StoreError::TooManyGaps);
+        }
+        let gap = Gap { from: self.position().offset, to, reason: reason.to_owned() };
+        self.write_line(&IndexLine::Gap(gap.clone()))?;
+        self.push_gap(gap);
+        Ok(())
+    }
+
+    /// Records the end.
+    pub(super) fn finish(&mut self) -> Result<(), StoreError> {
+        self.write_line(&IndexLine::End { offset: self.position().offset })?;
+        self.complete = true;
+        Ok(())
+    }
+
+    fn write_line(&self, line: &IndexLine) -> Result<(), StoreError> {
+        let mut text = serde_json::to_vec(line)
+            .map_err(io::Error::from)
+            .map_err(|source| failed("encode a line of", &self.index_path, source))?;
+        text.push(b'\n');
+        let append = || {
+            OpenOptions::new().create(true).append(true).open(&self.index_path)?.write_all(&text)
+        };
+        append().map_err(|source| failed("append to", &self.index_path, source))
+    }
+
+    /// What there is at `offset`, at most `max` bytes of it.
+    pub(super) fn read(&self, offset: u64, max: usize) -> Result<Piece, StoreError> {
+        let end = self.position().offset;
+        if offset >= end {
+            return Ok(if self.complete { Piece::End } else { Piece::Waiting });
+        }
+        let mut lost_before = 0;
+        let mut until = end;
+        for gap in &self.gaps {
+            if offset >= gap.to {
+                lost_before += gap.to - gap.from;
+            } else if offset >= gap.from {
+                return Ok(Piece::Gap(Gap { from: offset, ..gap.clone() }));
+            } else {
+                until = gap.from;
+                break;
+            }
+        }
+        let length = usize::try_from(until - offset).unwrap_or(max).min(max);
+        let mut buffer = vec![0; length];
+        let mut read = || {
+            // An own handle, for the shared one's position belongs to nobody.
+            let mut file = File::open(&self.data_path)?;
+            file.seek(SeekFrom::Start(offset - lost_before))?;
+            file.read_exact(&mut buffer)
+        };
+        read().map_err(|source| failed("read", &self.data_path, source))?;
+        Ok(Piece::Data(Bytes::from(buffer)))
+    }
+}
+
+/// Removes the folder of a run.
+pub(super) fn remove(folder: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("remove", folder, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Wraps an I/O error with what was tried.
+pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { action, path: path.display().to_string(), source }
+}
