@@ -13,12 +13,16 @@ const DEPTH_MAX: usize = 100;
 pub(super) async fn clear(git_dir: &Path) -> Result<(), GitError> {
     let git_dir = git_dir.to_owned();
     let cleared = tokio::task::spawn_blocking(move || {
-        remove(&git_dir, 0, &|name| name.ends_with(".lock"))?;
-        remove(&git_dir.join("refs"), DEPTH_MAX, &|name| name.ends_with(".lock"))?;
+        remove(&git_dir, 0, &is_lock)?;
+        remove(&git_dir.join("refs"), DEPTH_MAX, &is_lock)?;
         remove(&git_dir.join("objects/pack"), 0, &|name| name.starts_with("tmp_"))
     });
     let failed = |source| GitError::UseDisk { operation: "clear what a killed git left", source };
     cleared.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)
+}
+
+fn is_lock(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "lock")
 }
 
 fn remove(directory: &Path, depth: usize, leftover: &dyn Fn(&str) -> bool) -> io::Result<()> {

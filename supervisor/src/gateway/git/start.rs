@@ -131,8 +131,8 @@ mod tests {
         }
     }
 
-    fn found(tip: char, ours: bool) -> Option<Found> {
-        Some(Found { tip: id(tip), tip_ours: ours, ours, contains_head: false })
+    fn found(tip: char, ours: bool) -> Found {
+        Found { tip: id(tip), tip_ours: ours, ours, contains_head: false }
     }
 
     fn start(branch: &str, at: char, expected: Option<char>) -> Start {
@@ -150,31 +150,31 @@ mod tests {
 
     #[test]
     fn a_branch_with_our_trailer_is_continued() {
-        let facts = Facts { work: found('1', true), ..facts() };
+        let facts = Facts { work: Some(found('1', true)), ..facts() };
         assert_eq!(decide(&facts).unwrap(), start("ai/x", '1', Some('1')));
     }
 
     #[test]
     fn a_foreign_branch_gives_a_suffix_and_a_foreign_suffix_an_error() {
-        let taken = Facts { work: found('1', false), ..facts() };
+        let taken = Facts { work: Some(found('1', false)), ..facts() };
         assert_eq!(decide(&taken).unwrap(), start("ai/x-abcde", 'b', None));
-        let ours = Facts { own: found('2', true), ..taken.clone() };
+        let ours = Facts { own: Some(found('2', true)), ..taken.clone() };
         assert_eq!(decide(&ours).unwrap(), start("ai/x-abcde", '2', Some('2')));
-        let both = Facts { own: found('2', false), ..taken };
+        let both = Facts { own: Some(found('2', false)), ..taken };
         assert!(matches!(decide(&both), Err(GitError::ChooseBranch { .. })));
     }
 
     #[test]
     fn the_base_branch_is_never_the_work_branch() {
-        let facts = Facts { is_base: true, work: found('1', true), ..facts() };
+        let facts = Facts { is_base: true, work: Some(found('1', true)), ..facts() };
         assert_eq!(decide(&facts).unwrap(), start("ai/x-abcde", 'b', None));
     }
 
     #[test]
     fn a_recorded_head_leads_unless_the_branch_has_gone_elsewhere() {
-        let at_head = Facts { head_commit: Some(id('1')), work: found('1', true), ..facts() };
+        let at_head = Facts { head_commit: Some(id('1')), work: Some(found('1', true)), ..facts() };
         assert_eq!(decide(&at_head).unwrap(), start("ai/x", '1', Some('1')));
-        let moved = Facts { work: found('2', true), ..at_head.clone() };
+        let moved = Facts { work: Some(found('2', true)), ..at_head.clone() };
         assert!(matches!(decide(&moved), Err(GitError::SwapBranch { .. })));
         let gone = Facts { work: None, ..at_head };
         assert!(matches!(decide(&gone), Err(GitError::SwapBranch { .. })));
@@ -184,7 +184,8 @@ mod tests {
 
     #[test]
     fn an_attempt_whose_report_was_lost_is_continued_but_not_a_stranger_on_top() {
-        let mut facts = Facts { head_commit: Some(id('1')), work: found('2', true), ..facts() };
+        let mut facts =
+            Facts { head_commit: Some(id('1')), work: Some(found('2', true)), ..facts() };
         facts.work.as_mut().unwrap().contains_head = true;
         assert_eq!(decide(&facts).unwrap(), start("ai/x", '2', Some('2')));
         facts.work.as_mut().unwrap().tip_ours = false;

@@ -119,7 +119,7 @@ async fn cgi(root: &Path, request: Request<Body>) -> Response {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let body = axum::body::to_bytes(body, 64 * 1024 * 1024).await.unwrap();
-    let (_, output) = tokio::join!(
+    let ((), output) = tokio::join!(
         async move {
             let _ = stdin.write_all(&body).await;
         },
