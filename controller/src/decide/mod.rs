@@ -20,4 +20,3 @@ pub use observed::{
     Amounts, CredentialState, Delivery, NodeFacts, Observed, RunView, Taint, TaskView, Used,
 };
 pub use task::decide;
-

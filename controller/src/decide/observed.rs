@@ -4,9 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use agent_operator::{
     crd::{AgentRunSpec, AgentRunStatus, CodingTaskSpec, CodingTaskStatus},
-    domain::{
-        Attempt, NodeName, Reason, RunKey, RunPhase, RunRef, RunUid, StepName, TaskUid,
-    },
+    domain::{Attempt, NodeName, Reason, RunKey, RunPhase, RunRef, RunUid, StepName, TaskUid},
 };
 use jiff::Timestamp;
 
@@ -107,6 +105,8 @@ pub enum Delivery {
     Sent,
     /// An order to end it was sent as well.
     CancelSent,
+    /// The node was told that it may forget the run.
+    Forgotten,
 }
 
 /// A node: what Kubernetes says, and what its supervisor says.

@@ -25,8 +25,7 @@ pub fn place(
     start: &Start,
     previous: Option<&NodeName>,
 ) -> Result<NodeName, Unplaced> {
-    let connected: Vec<_> =
-        observed.nodes.iter().filter(|node| node.session.is_some()).collect();
+    let connected: Vec<_> = observed.nodes.iter().filter(|node| node.session.is_some()).collect();
     if connected.is_empty() {
         return Err(Unplaced {
             reason: scheduled::NO_NODES,
@@ -65,12 +64,7 @@ type Rank = (bool, bool, bool, u64, String);
 /// Resolution at which loads are compared; a share of the slots in thousandths is fine enough.
 const LOAD_SCALE: u64 = 1000;
 
-fn rank(
-    observed: &Observed,
-    start: &Start,
-    previous: Option<&NodeName>,
-    node: &NodeFacts,
-) -> Rank {
+fn rank(observed: &Observed, start: &Start, previous: Option<&NodeName>, node: &NodeFacts) -> Rank {
     let slots = node.session.as_ref().map_or(1, |session| u64::from(session.slots.max(1)));
     let discouraged = node.taints.iter().any(|taint| {
         taint.effect == "PreferNoSchedule" && !tolerated(taint, resolve::tolerations(observed))

@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 
 use agent_operator::{
-    crd::{CodingTaskSpec, coding_task::{OnExceeded, OnUnverifiable}},
+    crd::{
+        CodingTaskSpec,
+        coding_task::{OnExceeded, OnUnverifiable},
+    },
     domain::{
         Attempt, Budget, NodeName, Reason, RunPhase, StepName, Usage, assignment::TaskBudget,
     },
@@ -209,7 +212,8 @@ impl<'a> Replay<'a> {
 
     /// The lowest record of `step` that was not looked at yet; numbers may have gaps.
     fn next_record(&self, step: StepName) -> Option<Record<'a>> {
-        let from = Attempt(self.reached.get(&step).map_or(1, |attempt| attempt.0.saturating_add(1)));
+        let from =
+            Attempt(self.reached.get(&step).map_or(1, |attempt| attempt.0.saturating_add(1)));
         self.records
             .range((step, from)..=(step, Attempt(u32::MAX)))
             .next()

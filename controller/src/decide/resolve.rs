@@ -91,9 +91,7 @@ fn sandbox(observed: &Observed) -> ResolvedSandbox {
         EgressPolicySpec::BestEffort => "BestEffort",
     };
     ResolvedSandbox {
-        runtime_class_name: own
-            .runtime_class_name
-            .or_else(|| default.runtime_class_name.clone()),
+        runtime_class_name: own.runtime_class_name.or_else(|| default.runtime_class_name.clone()),
         egress_policy: egress.to_owned(),
         require_pids_limit: own.require_pids_limit.unwrap_or(default.require_pids_limit),
         allowed_hosts: own.allowed_hosts,

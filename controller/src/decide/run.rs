@@ -59,11 +59,10 @@ pub fn end(
 ) {
     match contact(observed, run, now) {
         Contact::Connected => match run.delivery {
-            Delivery::Known | Delivery::Sent => plan.commands.push(command(
-                run,
-                Order::Cancel { reason, message: message.to_owned() },
-            )),
-            Delivery::CancelSent => {}
+            Delivery::Known | Delivery::Sent => plan
+                .commands
+                .push(command(run, Order::Cancel { reason, message: message.to_owned() })),
+            Delivery::CancelSent | Delivery::Forgotten => {}
             // The node's supervisor has said hello in this term without naming the run, so it never
             // got it, and what an older term sent it refuses.
             Delivery::Unsent => plan.run_updates.push(RunUpdate {
@@ -88,7 +87,7 @@ fn assign(observed: &Observed, run: &RunView, now: Timestamp, plan: &mut Plan) {
     let overdue_at = deadline::overdue_at(observed, run);
     match run.delivery {
         Delivery::Unsent | Delivery::Known => plan.commands.push(command(run, Order::Assign)),
-        Delivery::Sent | Delivery::CancelSent if now >= overdue_at => {
+        Delivery::Sent | Delivery::CancelSent | Delivery::Forgotten if now >= overdue_at => {
             plan.events.push(EventNote {
                 run: Some(run.run.clone()),
                 warning: true,
@@ -100,7 +99,7 @@ fn assign(observed: &Observed, run: &RunView, now: Timestamp, plan: &mut Plan) {
                 ),
             });
         }
-        Delivery::Sent | Delivery::CancelSent => {}
+        Delivery::Sent | Delivery::CancelSent | Delivery::Forgotten => {}
     }
     let next = deadline::until(now, overdue_at);
     requeue(plan, if next.is_zero() { OVERRUN_SLACK } else { next });

@@ -6,9 +6,7 @@ use agent_operator::{
         coding_task::{AgentRunSummary, PlanStatus, RepositoryStatus, RetryStatus},
         shared::{Condition, UsageStatus},
     },
-    domain::{
-        RunPhase, StepName, limits::OUTPUT_BYTES_MAX, names, text::head_and_tail,
-    },
+    domain::{RunPhase, StepName, limits::OUTPUT_BYTES_MAX, names, text::head_and_tail},
 };
 use jiff::Timestamp;
 

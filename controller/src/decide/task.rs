@@ -9,7 +9,8 @@ use agent_operator::{
 use jiff::Timestamp;
 
 use super::{
-    CredentialState, Delivery, Observed, RunView, deadline, message, observed::invalid_duration,
+    CredentialState, Delivery, Observed, RunView, deadline, message,
+    observed::invalid_duration,
     placement,
     progress::{Ending, Progress, Stand, Start, replay},
     resolve,
@@ -24,6 +25,8 @@ const PLACEMENT_RETRY: Duration = Duration::from_secs(30);
 const REFUSAL_RETRY: Duration = Duration::from_secs(5);
 /// Longest such wait.
 const REFUSAL_RETRY_MAX: Duration = Duration::from_secs(300);
+/// How long nodes keep what they were not told to forget.
+const NODE_RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// Reason of `Finished` while the task goes on.
 const IN_PROGRESS: &str = "InProgress";
 
@@ -78,15 +81,19 @@ fn wind_down(observed: &Observed, now: Timestamp, plan: &mut Plan) {
         run::end(observed, run, why, now, plan);
     }
     let Some(ended) = observed.task.status.completion_time else { return };
-    let forget_at = deadline::after(ended, observed.settings.task_end_pod_ttl.get());
-    let held = |run: &&RunView| !run.is_live() && run.delivery != Delivery::Unsent;
+    let ttl = observed.settings.task_end_pod_ttl.get();
+    let forget_at = deadline::after(ended, ttl);
     if now < forget_at {
-        if observed.runs.iter().any(|run| held(&run)) {
-            requeue(plan, deadline::until(now, forget_at));
-        }
+        return requeue(plan, deadline::until(now, forget_at));
+    }
+    // What is older than this has been dropped by the nodes' own retention.
+    if now >= deadline::after(forget_at, NODE_RETENTION) {
         return;
     }
-    for run in observed.runs.iter().filter(held) {
+    let connected =
+        |run: &&RunView| observed.node(&run.node()).is_some_and(|node| node.session.is_some());
+    let ended = observed.runs.iter().filter(|run| !run.is_live());
+    for run in ended.filter(connected).filter(|run| run.delivery != Delivery::Forgotten) {
         plan.commands.push(NodeCommand {
             node: run.node(),
             run: run.run.clone(),

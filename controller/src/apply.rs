@@ -1,0 +1,392 @@
+//! Carries out plans: the only place where decisions become writes and orders.
+//!
+//! Order matters: a run is durable before its node hears of it, and the task's status is written
+//! under the resourceVersion that the decision was made on. Every write needs the present term.
+
+use std::{sync::Arc, time::Duration};
+
+use agent_operator::{
+    crd::{AgentRun, AgentRunStatus, CodingTask, CodingTaskStatus},
+    domain::{Credential, Epoch, RunKey, names},
+};
+use kube::{
+    Api, Client, Resource as _, ResourceExt as _,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{
+    assignment::assignment,
+    clock,
+    decide::{Delivery, Observed, RunView},
+    events::Events,
+    fleet::{Command, Nodes, SendError},
+    lease::Leadership,
+    nodes_inbox::NodeMemory,
+    observe::{ViewError, World, run_view},
+    plan::{EventNote, NodeCommand, Order, Plan, RunCreate, RunUpdate},
+};
+
+/// Field manager of everything that the controller writes.
+pub const FIELD_MANAGER: &str = "agent-operator-controller";
+/// Longest wait for one write: the client itself would repeat it for minutes, long after the
+/// decision.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a plan was not carried out to its end. The next pass goes on from whatever was done.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The term has ended.
+    #[error("write without leading")]
+    NotLeading,
+    /// The API server refused or failed.
+    #[error("{action} {name}")]
+    Call {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        name: String,
+        /// Why it failed.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// No answer in time.
+    #[error("{action} {name}: no answer in time")]
+    Timeout {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        name: String,
+    },
+    /// An object of that name belongs to somebody else.
+    #[error("AgentRun {0} exists and is not of this task")]
+    Foreign(String),
+    /// The API server's answer makes no sense.
+    #[error("read back AgentRun {name}")]
+    ReadBack {
+        /// Its name.
+        name: String,
+        /// What is missing.
+        #[source]
+        source: ViewError,
+    },
+}
+
+impl ApplyError {
+    /// Bounded word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotLeading => "NotLeading",
+            Self::Call { .. } => "Call",
+            Self::Timeout { .. } => "Timeout",
+            Self::Foreign(_) => "Foreign",
+            Self::ReadBack { .. } => "ReadBack",
+        }
+    }
+
+    /// Whether the objects changed under the decision: look again at once.
+    pub fn is_conflict(&self) -> bool {
+        self.code() == Some(409)
+    }
+
+    /// HTTP code of the API server's answer.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Call { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// Writes and orders, for decisions and for reports alike.
+#[derive(Clone)]
+pub struct Applier {
+    /// Writes.
+    pub client: Client,
+    /// The gate of every write.
+    pub leadership: Leadership,
+    /// Learns of own writes.
+    pub world: Arc<World>,
+    /// Orders.
+    pub nodes: Arc<dyn Nodes>,
+    /// Learns of orders.
+    pub memory: Arc<NodeMemory>,
+    /// Kubernetes events.
+    pub events: Events,
+}
+
+impl Applier {
+    /// The present epoch, if this process leads.
+    pub fn epoch(&self) -> Result<Epoch, ApplyError> {
+        let term = self.leadership.term(clock::instant()).ok_or(ApplyError::NotLeading)?;
+        Ok(term.epoch)
+    }
+
+    /// Carries out a plan for `task`, as observed. `credentials` are those of the step that the plan
+    /// hands out.
+    pub async fn apply(
+        &self,
+        task: &CodingTask,
+        observed: &Observed,
+        plan: Plan,
+        credentials: &[Credential],
+    ) -> Result<(), ApplyError> {
+        let Plan {
+            run_creates,
+            run_updates,
+            status,
+            commands,
+            events,
+            // Timing is the caller's.
+            requeue_after: _,
+            waits_for_node: _,
+        } = plan;
+        for create in run_creates {
+            let name = create.name.clone();
+            let created = self.create_run(task, create).await;
+            self.world.release(&observed.task.namespace, &name);
+            let created = created?;
+            self.hand_out(observed, &created, credentials)?;
+        }
+        for update in run_updates {
+            self.update_run(&update).await?;
+        }
+        if let Some(status) = status {
+            self.write_task_status(task, &status).await?;
+        }
+        for command in commands {
+            self.command(observed, &command, credentials);
+        }
+        for event in events {
+            self.events.publish(task, event);
+        }
+        Ok(())
+    }
+
+    /// Creates a run. 409 means: look. Ours is adopted, whoever made it; anything else fails closed.
+    async fn create_run(
+        &self,
+        task: &CodingTask,
+        create: RunCreate,
+    ) -> Result<Arc<AgentRun>, ApplyError> {
+        let epoch = self.epoch()?;
+        let RunCreate { name, mut spec } = create;
+        spec.epoch = i64::try_from(epoch.0).unwrap_or(i64::MAX);
+        let mut run = AgentRun::new(&name, spec);
+        run.metadata = run_metadata(task, &name, &run.spec.step);
+        let api = self.runs(task.namespace().as_deref().unwrap_or_default());
+        let params =
+            PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        match call("create AgentRun", &name, api.create(&params, &run)).await {
+            Ok(created) => {
+                let note =
+                    format!("step {} is given to node {}", run.spec.step, run.spec.node_name);
+                self.events.publish_run(&created, run_event("Assigned", false, note));
+                Ok(self.world.wrote_run(created))
+            }
+            Err(error) if error.is_conflict() => {
+                let found = call("look at AgentRun", &name, api.get(&name)).await?;
+                let ours = found.spec.task_ref.uid == run.spec.task_ref.uid
+                    && found.spec.step == run.spec.step
+                    && found.spec.attempt == run.spec.attempt
+                    && owned_by(&found, task);
+                if ours { Ok(self.world.wrote_run(found)) } else { Err(ApplyError::Foreign(name)) }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a freshly created run to its node. One that was adopted and has gone on is left to the
+    /// next pass, which sees it.
+    fn hand_out(
+        &self,
+        observed: &Observed,
+        run: &AgentRun,
+        credentials: &[Credential],
+    ) -> Result<(), ApplyError> {
+        if run.status.as_ref().is_some_and(|status| status.phase.is_some()) {
+            return Ok(());
+        }
+        let read_back = |source| ApplyError::ReadBack { name: run.name_any(), source };
+        let view = run_view(run).map_err(read_back)?;
+        self.assign(observed, &view, credentials);
+        Ok(())
+    }
+
+    fn assign(&self, observed: &Observed, run: &RunView, credentials: &[Credential]) {
+        let Ok(epoch) = self.epoch() else { return };
+        let command = Command::Assign {
+            assignment: Box::new(assignment(observed, run, epoch)),
+            credentials: credentials.to_vec(),
+        };
+        let node = run.node();
+        let sent = self.nodes.send(&node, command);
+        if self.noted(sent) {
+            self.memory.sent(&node, &run.key(), Delivery::Sent);
+        }
+    }
+
+    fn command(&self, observed: &Observed, command: &NodeCommand, credentials: &[Credential]) {
+        let NodeCommand { node, run, attempt, order } = command;
+        let key = RunKey { uid: run.uid.clone(), attempt: *attempt };
+        match order {
+            Order::Assign => {
+                if let Some(run) = observed.runs.iter().find(|view| view.run == *run) {
+                    self.assign(observed, run, credentials);
+                }
+            }
+            Order::Cancel { reason, message } => {
+                let Ok(epoch) = self.epoch() else { return };
+                let cancel = Command::Cancel {
+                    run: key.clone(),
+                    epoch,
+                    reason: *reason,
+                    message: message.clone(),
+                };
+                if self.noted(self.nodes.send(node, cancel)) {
+                    self.memory.sent(node, &key, Delivery::CancelSent);
+                }
+            }
+            Order::Forget => {
+                if self.noted(self.nodes.send(node, Command::Forget { run: key.clone() })) {
+                    self.memory.forgotten(node, &key);
+                }
+            }
+        }
+    }
+
+    /// Whether a command went out. One that did not is sent again by a later pass.
+    fn noted(&self, sent: Result<(), SendError>) -> bool {
+        if let Err(error) = &sent {
+            tracing::info!(error = %error, "leave a command to a later pass");
+        }
+        sent.is_ok()
+    }
+
+    /// Records what the controller itself knows of a run. Looks first: a report may have come in
+    /// since the decision, and the first terminal record stays.
+    async fn update_run(&self, update: &RunUpdate) -> Result<(), ApplyError> {
+        let RunUpdate { run, phase, reason, message } = update;
+        let Some(before) = self.world.run(&run.namespace, &run.name) else { return Ok(()) };
+        let mut status = before.status.clone().unwrap_or_default();
+        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        if ended || before.uid().as_deref() != Some(run.uid.as_str()) {
+            return Ok(());
+        }
+        status.phase = Some(phase.as_str().to_owned());
+        status.reason = reason.map(|reason| reason.as_str().to_owned());
+        status.message = Some(message.clone());
+        if phase.is_terminal() {
+            status.completion_time = Some(clock::timestamp());
+        }
+        let written = self.write_run_status(&before, &status).await?;
+        let reason = status.reason.as_deref().unwrap_or(phase.as_str());
+        self.events.publish_run(&written, run_event(reason, true, message.clone()));
+        Ok(())
+    }
+
+    /// Writes a run's whole status, if the run is still as `before` says.
+    pub async fn write_run_status(
+        &self,
+        before: &AgentRun,
+        status: &AgentRunStatus,
+    ) -> Result<Arc<AgentRun>, ApplyError> {
+        self.epoch()?;
+        let api = self.runs(before.namespace().as_deref().unwrap_or_default());
+        let name = before.name_any();
+        let patch = guarded::<AgentRun>(&before.metadata, status);
+        let (params, patch) = (apply_params(), Patch::Apply(&patch));
+        let write = api.patch_status(&name, &params, &patch);
+        let written = call("write the status of AgentRun", &name, write).await?;
+        Ok(self.world.wrote_run(written))
+    }
+
+    async fn write_task_status(
+        &self,
+        task: &CodingTask,
+        status: &CodingTaskStatus,
+    ) -> Result<(), ApplyError> {
+        self.epoch()?;
+        let namespace = task.namespace().unwrap_or_default();
+        let api: Api<CodingTask> = Api::namespaced(self.client.clone(), &namespace);
+        let name = task.name_any();
+        let patch = guarded::<CodingTask>(&task.metadata, status);
+        let (params, patch) = (apply_params(), Patch::Apply(&patch));
+        let write = api.patch_status(&name, &params, &patch);
+        let written = call("write the status of CodingTask", &name, write).await?;
+        self.world.wrote_task(written);
+        Ok(())
+    }
+
+    fn runs(&self, namespace: &str) -> Api<AgentRun> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+/// An event about a run.
+pub fn run_event(reason: &str, warning: bool, note: String) -> EventNote {
+    EventNote { run: None, warning, reason: reason.to_owned(), action: "RunStep".to_owned(), note }
+}
+
+fn run_metadata(task: &CodingTask, name: &str, step: &str) -> ObjectMeta {
+    let label = |key: &str, value: String| (key.to_owned(), value);
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: task.namespace(),
+        owner_references: Some(task.controller_owner_ref(&()).into_iter().collect()),
+        labels: Some(
+            [
+                label(names::LABEL_TASK, names::label_value(&task.name_any())),
+                label(names::LABEL_STEP, step.to_owned()),
+                label(names::LABEL_MANAGED_BY, names::MANAGED_BY.to_owned()),
+            ]
+            .into(),
+        ),
+        ..ObjectMeta::default()
+    }
+}
+
+fn owned_by(run: &AgentRun, task: &CodingTask) -> bool {
+    let uid = task.uid();
+    run.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref())
+}
+
+fn apply_params() -> PatchParams {
+    PatchParams::apply(FIELD_MANAGER).force()
+}
+
+/// A status under the uid and resourceVersion of the object that it was made from.
+fn guarded<K: kube::Resource<DynamicType = ()>>(
+    before: &ObjectMeta,
+    status: &impl Serialize,
+) -> serde_json::Value {
+    json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": {
+            "name": before.name,
+            "namespace": before.namespace,
+            "uid": before.uid,
+            "resourceVersion": before.resource_version,
+        },
+        "status": status,
+    })
+}
+
+async fn call<T>(
+    action: &'static str,
+    name: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, ApplyError> {
+    match tokio::time::timeout(CALL_TIMEOUT, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) => {
+            Err(ApplyError::Call { action, name: name.to_owned(), source: Box::new(source) })
+        }
+        Err(_) => Err(ApplyError::Timeout { action, name: name.to_owned() }),
+    }
+}

@@ -1,0 +1,202 @@
+//! The credentials of one attempt: read from their Secrets when a step is handed out, by name, and
+//! kept in memory only as long as it takes to send them.
+//!
+//! A Secret goes only where its owner allows it: to the chart's hosts, or to those in the Secret's
+//! own annotation. The task, which somebody else may have written, decides nothing about that.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use agent_operator::{
+    crd::{CodingTaskSpec, conditions::accepted, shared::SecretKeyRef},
+    domain::{Credential, Secret, StepName, names::ANNOTATION_ALLOWED_HOSTS, secret::purpose},
+};
+use k8s_openapi::api::core::v1 as core;
+use kube::{Api, Client};
+
+use crate::settings::Settings;
+
+/// Longest wait for one Secret.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest value that is taken for a key or token: far above any, far below a message's limit.
+const VALUE_BYTES_MAX: usize = 8 * 1024;
+
+/// Id of the model's credential.
+pub const MODEL_ID: &str = "model/anthropic";
+/// Id of the main repository's credential.
+pub const GIT_ID: &str = "git/main";
+
+/// Why an attempt cannot have its credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// The task has to wait; becomes the condition `Accepted`.
+    #[error("{message}")]
+    Refuse {
+        /// Reason of the condition.
+        reason: &'static str,
+        /// What is wrong and how to put it right.
+        message: String,
+    },
+    /// The API server did not answer; tried again.
+    #[error("read Secret {name}")]
+    Read {
+        /// Name of the Secret.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The API server did not answer in time; tried again.
+    #[error("wait for Secret {0}")]
+    Wait(String),
+}
+
+/// Reads Secrets by name.
+#[derive(Clone)]
+pub struct Credentials {
+    client: Client,
+    settings: Arc<Settings>,
+}
+
+impl Credentials {
+    /// Reads with `client`, allows by `settings`.
+    pub fn new(client: Client, settings: Arc<Settings>) -> Self {
+        Self { client, settings }
+    }
+
+    /// All credentials for one attempt at `step` of a task in `namespace`.
+    pub async fn read(
+        &self,
+        namespace: &str,
+        spec: &CodingTaskSpec,
+        step: StepName,
+    ) -> Result<Vec<Credential>, CredentialError> {
+        let wanted = wanted(spec, step, &self.settings.llm_host)?;
+        let mut secrets: BTreeMap<&str, core::Secret> = BTreeMap::new();
+        let mut credentials = Vec::with_capacity(wanted.len());
+        for want in &wanted {
+            if !secrets.contains_key(want.source.name.as_str()) {
+                let secret = self.get(namespace, &want.source.name).await?;
+                secrets.insert(&want.source.name, secret);
+            }
+            let secret = &secrets[want.source.name.as_str()];
+            credentials.push(grant(want, secret, &self.settings)?);
+        }
+        Ok(credentials)
+    }
+
+    async fn get(&self, namespace: &str, name: &str) -> Result<core::Secret, CredentialError> {
+        let api: Api<core::Secret> = Api::namespaced(self.client.clone(), namespace);
+        let answer = tokio::time::timeout(CALL_TIMEOUT, api.get_opt(name))
+            .await
+            .map_err(|_| CredentialError::Wait(name.to_owned()))?;
+        match answer {
+            Ok(Some(secret)) => Ok(secret),
+            Ok(None) => Err(CredentialError::Refuse {
+                reason: accepted::SECRET_MISSING,
+                message: format!(
+                    "Secret {name} does not exist in namespace {namespace}; create it"
+                ),
+            }),
+            Err(source) => {
+                Err(CredentialError::Read { name: name.to_owned(), source: Box::new(source) })
+            }
+        }
+    }
+}
+
+/// A credential that a step needs, before its Secret is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted<'a> {
+    id: &'static str,
+    purpose: &'static str,
+    scheme: &'static str,
+    host: String,
+    source: &'a SecretKeyRef,
+}
+
+/// The test step runs no model and gets no key; every step clones, so every step gets the token.
+fn wanted<'a>(
+    spec: &'a CodingTaskSpec,
+    step: StepName,
+    llm_host: &str,
+) -> Result<Vec<Wanted<'a>>, CredentialError> {
+    let url = &spec.repository.url;
+    let host = url_host(url).ok_or_else(|| CredentialError::Refuse {
+        reason: accepted::INVALID,
+        message: format!("spec.repository.url {url:?} has no host"),
+    })?;
+    let mut wanted = vec![Wanted {
+        id: GIT_ID,
+        purpose: purpose::GIT,
+        scheme: "basic",
+        host,
+        source: &spec.git_credentials_ref,
+    }];
+    if step.may_call_model() {
+        wanted.push(Wanted {
+            id: MODEL_ID,
+            purpose: purpose::MODEL,
+            scheme: "api-key",
+            host: llm_host.to_owned(),
+            source: &spec.anthropic_api_key_ref,
+        });
+    }
+    Ok(wanted)
+}
+
+/// Host, with its port where one is written, of an http or https URL.
+pub fn url_host(url: &str) -> Option<String> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    (!host.is_empty()).then(|| host.to_ascii_lowercase())
+}
+
+fn grant(
+    want: &Wanted<'_>,
+    secret: &core::Secret,
+    settings: &Settings,
+) -> Result<Credential, CredentialError> {
+    let SecretKeyRef { name, key } = want.source;
+    let refuse =
+        |reason: &'static str, message: String| CredentialError::Refuse { reason, message };
+    if !settings.allows_secret_host(&want.host) && !annotation_allows(secret, &want.host) {
+        return Err(refuse(
+            accepted::HOST_NOT_ALLOWED,
+            format!(
+                "Secret {name} may not be sent to {host}; its owner allows it with the annotation {ANNOTATION_ALLOWED_HOSTS}: {host}",
+                host = want.host
+            ),
+        ));
+    }
+    let value = secret.data.as_ref().and_then(|data| data.get(key)).ok_or_else(|| {
+        refuse(accepted::SECRET_MISSING, format!("Secret {name} has no key {key}; add it"))
+    })?;
+    // A trailing newline comes with most ways to write a Secret from a file and is never meant.
+    let text = std::str::from_utf8(&value.0).map(str::trim).unwrap_or_default();
+    let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
+    if text.is_empty() || text.len() > VALUE_BYTES_MAX || !printable {
+        return Err(refuse(
+            accepted::SECRET_MISSING,
+            format!("key {key} of Secret {name} is empty or not a token in printable ASCII"),
+        ));
+    }
+    Ok(Credential {
+        id: want.id.to_owned(),
+        purpose: want.purpose.to_owned(),
+        host: want.host.clone(),
+        scheme: want.scheme.to_owned(),
+        value: Secret::new(text),
+    })
+}
+
+fn annotation_allows(secret: &core::Secret, host: &str) -> bool {
+    secret
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(ANNOTATION_ALLOWED_HOSTS))
+        .is_some_and(|hosts| {
+            hosts.split(',').any(|allowed| allowed.trim().eq_ignore_ascii_case(host))
+        })
+}

@@ -1,0 +1,102 @@
+//! Kubernetes events, best effort: they tell people what happened and carry no decision, so they
+//! never hold one up.
+
+use agent_operator::{
+    crd::{AgentRun, CodingTask},
+    domain::{RunRef, text::truncate},
+};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client, Resource,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::plan::EventNote;
+
+/// Events that wait to be written; beyond it they are dropped, and counted in the log.
+const QUEUE_MAX: usize = 1024;
+/// Kubernetes' limit for the note of an event.
+const NOTE_BYTES_MAX: usize = 1024;
+/// Longest wait for one event to be written.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes events without waiting.
+#[derive(Clone)]
+pub struct Events(mpsc::Sender<(ObjectReference, EventNote)>);
+
+/// Writes events; to be run as one task.
+pub struct EventWriter {
+    queue: mpsc::Receiver<(ObjectReference, EventNote)>,
+    recorder: Recorder,
+}
+
+/// A queue and its writer. `identity` names this process in the events.
+pub fn events(client: Client, identity: &str) -> (Events, EventWriter) {
+    let (sender, queue) = mpsc::channel(QUEUE_MAX);
+    let reporter = Reporter {
+        controller: "agents.wearn.dev/controller".to_owned(),
+        instance: Some(truncate(identity, 128).to_owned()),
+    };
+    (Events(sender), EventWriter { queue, recorder: Recorder::new(client, reporter) })
+}
+
+impl Events {
+    /// Queues an event about a task or, if the note names one, about a run of it.
+    pub fn publish(&self, task: &CodingTask, note: EventNote) {
+        let reference = note.run.as_ref().map_or_else(|| task.object_ref(&()), run_reference);
+        self.queue(reference, note);
+    }
+
+    /// Queues an event about a run.
+    pub fn publish_run(&self, run: &AgentRun, note: EventNote) {
+        self.queue(run.object_ref(&()), note);
+    }
+
+    fn queue(&self, reference: ObjectReference, note: EventNote) {
+        if self.0.try_send((reference, note)).is_err() {
+            tracing::warn!("drop an event: the queue is full");
+        }
+    }
+}
+
+impl EventWriter {
+    /// Writes events until `shutdown`.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            let (reference, note) = tokio::select! {
+                () = shutdown.cancelled() => return,
+                next = self.queue.recv() => match next {
+                    Some(next) => next,
+                    None => return,
+                },
+            };
+            let event = Event {
+                type_: if note.warning { EventType::Warning } else { EventType::Normal },
+                reason: note.reason,
+                note: Some(truncate(&note.note, NOTE_BYTES_MAX).to_owned()),
+                action: note.action,
+                secondary: None,
+            };
+            let write = self.recorder.publish(&event, &reference);
+            match tokio::time::timeout(CALL_TIMEOUT, write).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(error = %error, "write an event"),
+                Err(_) => tracing::warn!("write an event: no answer in time"),
+            }
+        }
+    }
+}
+
+fn run_reference(run: &RunRef) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(AgentRun::api_version(&()).into_owned()),
+        kind: Some(AgentRun::kind(&()).into_owned()),
+        namespace: Some(run.namespace.clone()),
+        name: Some(run.name.clone()),
+        uid: Some(run.uid.to_string()),
+        ..ObjectReference::default()
+    }
+}

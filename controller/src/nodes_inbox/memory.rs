@@ -1,0 +1,159 @@
+//! What was sent to which node, and what the node said it has. In memory only: after a restart the
+//! supervisors' Hellos rebuild it, and a repeated order does no harm.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use agent_operator::domain::{NodeName, RunKey};
+use jiff::Timestamp;
+
+use crate::decide::Delivery;
+
+/// Forgotten attempts remembered at most: beyond it all are dropped, and a few Forgets are repeated.
+const FORGOTTEN_MAX: usize = 100_000;
+
+/// What this process knows about nodes beyond their sessions.
+pub struct NodeMemory {
+    /// Nodes never seen count as absent from here.
+    started: Timestamp,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    nodes: BTreeMap<NodeName, PerNode>,
+    forgotten: HashSet<RunKey>,
+}
+
+#[derive(Default)]
+struct PerNode {
+    absent_since: Option<Timestamp>,
+    runs: HashMap<RunKey, Delivery>,
+}
+
+impl NodeMemory {
+    /// An empty memory of a process that started at `started`.
+    pub fn new(started: Timestamp) -> Self {
+        Self { started, inner: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere leaves at worst an order that is sent twice.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session has opened: what its ledger names is known there, and nothing else is.
+    pub fn connected(&self, node: &NodeName, known: impl IntoIterator<Item = RunKey>) {
+        let mut inner = self.lock();
+        let entry = inner.nodes.entry(node.clone()).or_default();
+        entry.absent_since = None;
+        entry.runs = known.into_iter().map(|run| (run, Delivery::Known)).collect();
+    }
+
+    /// A session is gone.
+    pub fn disconnected(&self, node: &NodeName, now: Timestamp) {
+        let mut inner = self.lock();
+        let entry = inner.nodes.entry(node.clone()).or_default();
+        entry.absent_since.get_or_insert(now);
+        entry.runs.clear();
+    }
+
+    /// A new term has begun: what was sent under an older epoch has to be confirmed.
+    pub fn new_term(&self) {
+        let mut inner = self.lock();
+        inner.forgotten.clear();
+        for delivery in inner.nodes.values_mut().flat_map(|node| node.runs.values_mut()) {
+            *delivery = Delivery::Known;
+        }
+    }
+
+    /// Takes note of what was sent.
+    pub fn sent(&self, node: &NodeName, run: &RunKey, delivery: Delivery) {
+        let mut inner = self.lock();
+        inner.nodes.entry(node.clone()).or_default().runs.insert(run.clone(), delivery);
+    }
+
+    /// The node does not have the run after all.
+    pub fn refused(&self, node: &NodeName, run: &RunKey) {
+        if let Some(entry) = self.lock().nodes.get_mut(node) {
+            entry.runs.remove(run);
+        }
+    }
+
+    /// The node was told to forget the run.
+    pub fn forgotten(&self, node: &NodeName, run: &RunKey) {
+        let mut inner = self.lock();
+        if inner.forgotten.len() >= FORGOTTEN_MAX {
+            inner.forgotten.clear();
+        }
+        inner.forgotten.insert(run.clone());
+        if let Some(entry) = inner.nodes.get_mut(node) {
+            entry.runs.remove(run);
+        }
+    }
+
+    /// How far a run has come to its node.
+    pub fn delivery(&self, node: &NodeName, run: &RunKey) -> Delivery {
+        let inner = self.lock();
+        if inner.forgotten.contains(run) {
+            return Delivery::Forgotten;
+        }
+        inner.nodes.get(node).and_then(|node| node.runs.get(run)).copied().unwrap_or_default()
+    }
+
+    /// Since when a node without session has had none.
+    pub fn absent_since(&self, node: &NodeName, now: Timestamp) -> Timestamp {
+        let inner = self.lock();
+        let since = inner.nodes.get(node).and_then(|node| node.absent_since);
+        since.unwrap_or(self.started).min(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_operator::domain::{Attempt, RunUid};
+
+    use super::*;
+
+    fn key(uid: &str) -> RunKey {
+        RunKey { uid: RunUid::from(uid), attempt: Attempt(1) }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn an_order_that_the_hello_does_not_name_counts_as_unsent() {
+        let (memory, node) = (NodeMemory::new(at(0)), NodeName::from("n1"));
+        memory.connected(&node, []);
+        memory.sent(&node, &key("a"), Delivery::Sent);
+        memory.sent(&node, &key("b"), Delivery::Sent);
+        memory.disconnected(&node, at(5));
+        memory.connected(&node, [key("b")]);
+        assert_eq!(memory.delivery(&node, &key("a")), Delivery::Unsent);
+        assert_eq!(memory.delivery(&node, &key("b")), Delivery::Known);
+    }
+
+    #[test]
+    fn a_new_term_confirms_everything_again() {
+        let (memory, node) = (NodeMemory::new(at(0)), NodeName::from("n1"));
+        memory.sent(&node, &key("a"), Delivery::CancelSent);
+        memory.new_term();
+        assert_eq!(memory.delivery(&node, &key("a")), Delivery::Known);
+    }
+
+    #[test]
+    fn absence_counts_from_the_first_loss_or_from_the_start() {
+        let (memory, node) = (NodeMemory::new(at(10)), NodeName::from("n1"));
+        assert_eq!(memory.absent_since(&node, at(20)), at(10));
+        memory.disconnected(&node, at(15));
+        memory.disconnected(&node, at(18));
+        assert_eq!(memory.absent_since(&node, at(20)), at(15));
+        memory.connected(&node, []);
+        memory.disconnected(&node, at(30));
+        assert_eq!(memory.absent_since(&node, at(40)), at(30));
+    }
+}

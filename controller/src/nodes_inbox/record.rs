@@ -1,0 +1,202 @@
+//! What a report makes of a run's status. Pure: a terminal status never changes, and every text from
+//! a sandbox is cut to what the schema takes, so that no report is refused for ever.
+
+use agent_operator::{
+    crd::{
+        AgentRunStatus,
+        agent_run::{LogStatus, RefusalStatus, SandboxReached},
+        shared::{PullRequestStatus, UsageStatus},
+    },
+    domain::{
+        RunPhase,
+        limits::{MESSAGE_BYTES_MAX, OUTPUT_BYTES_MAX},
+        report::{Outcome, Refusal, RunState, SandboxStatus, Started},
+        text::{head_and_tail, printable, truncate},
+    },
+};
+
+/// Limits of the schema, in the unit of the schema or below.
+const COMMAND_WORDS_MAX: usize = 64;
+const COMMAND_WORD_BYTES_MAX: usize = 1024;
+const NAME_BYTES_MAX: usize = 253;
+const COMMIT_BYTES_MAX: usize = 64;
+const REFUSALS_MAX: usize = 64;
+const REFUSAL_KIND_BYTES_MAX: usize = 32;
+const REFUSAL_TARGET_BYTES_MAX: usize = 253;
+const EGRESS_BYTES_MAX: usize = 32;
+const URL_BYTES_MAX: usize = 2048;
+
+/// The status after `state` was reported; none when it changes nothing.
+pub(super) fn recorded(before: &AgentRunStatus, state: &RunState) -> Option<AgentRunStatus> {
+    let phase = before.phase.as_deref();
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let after = match state {
+        RunState::Running(started) => running(before, started),
+        RunState::Finished(outcome) => finished(before, outcome),
+        RunState::Unknown { message } => {
+            let mut after = before.clone();
+            after.phase = Some(RunPhase::Unknown.as_str().to_owned());
+            after.message = Some(line(message));
+            after
+        }
+    };
+    (after != *before).then_some(after)
+}
+
+/// Only what no reader can do without, for a status that the API server refuses.
+pub(super) fn minimal(status: &AgentRunStatus) -> AgentRunStatus {
+    AgentRunStatus {
+        phase: status.phase.clone(),
+        reason: status.reason.clone(),
+        message: Some("the full record was refused by the API server".to_owned()),
+        start_time: status.start_time,
+        completion_time: status.completion_time,
+        exit_code: status.exit_code,
+        conditions: status.conditions.clone(),
+        ..AgentRunStatus::default()
+    }
+}
+
+fn running(before: &AgentRunStatus, started: &Started) -> AgentRunStatus {
+    let mut after = before.clone();
+    after.phase = Some(RunPhase::Running.as_str().to_owned());
+    after.message = None;
+    after.pod_name = Some(cut(&started.pod_name, NAME_BYTES_MAX));
+    // The first report of a start stands: a repetition must not move it.
+    after.start_time.get_or_insert(started.started_at);
+    after.sandbox = Some(sandbox(&started.sandbox));
+    after
+}
+
+fn finished(before: &AgentRunStatus, outcome: &Outcome) -> AgentRunStatus {
+    let mut after = before.clone();
+    let facts = &outcome.result;
+    let commit = |text: &Option<String>| text.as_deref().map(|text| cut(text, COMMIT_BYTES_MAX));
+    after.phase = Some(outcome.phase().as_str().to_owned());
+    after.reason = Some(outcome.reason.as_str().to_owned());
+    after.message = Some(line(&outcome.message));
+    after.pod_name = outcome
+        .pod_name
+        .as_deref()
+        .map(|name| cut(name, NAME_BYTES_MAX))
+        .or_else(|| before.pod_name.clone());
+    after.start_time = before.start_time.or(outcome.started_at);
+    after.completion_time = Some(outcome.completed_at);
+    // The kernel gives 0 to 255; anything else is no exit code.
+    after.exit_code = outcome.exit_code.filter(|code| (0..=255).contains(code));
+    after.output = facts.output.as_deref().map(|output| {
+        // Replacing control characters may lengthen the text, so it is cut afterwards.
+        head_and_tail(&printable(output), OUTPUT_BYTES_MAX)
+    });
+    after.command = facts
+        .command
+        .iter()
+        .flatten()
+        .take(COMMAND_WORDS_MAX)
+        .map(|word| cut(word, COMMAND_WORD_BYTES_MAX))
+        .collect();
+    after.base_commit = commit(&facts.base_commit);
+    after.head_commit = commit(&facts.head_commit);
+    after.work_branch = facts.work_branch.as_deref().map(|name| cut(name, NAME_BYTES_MAX));
+    after.pull_request = facts.pull_request.as_ref().map(|pull| PullRequestStatus {
+        url: cut(&pull.url, URL_BYTES_MAX),
+        number: pull.number.max(0),
+    });
+    after.usage = Some(UsageStatus::from(outcome.usage));
+    after.sandbox = Some(sandbox(&outcome.sandbox));
+    after.log = Some(LogStatus {
+        bytes: i64::try_from(outcome.log.bytes).unwrap_or(i64::MAX),
+        gaps: i32::try_from(outcome.log.gaps).unwrap_or(i32::MAX),
+    });
+    after.refusals = outcome.refusals.iter().take(REFUSALS_MAX).map(refusal).collect();
+    after
+}
+
+fn refusal(refusal: &Refusal) -> RefusalStatus {
+    RefusalStatus {
+        kind: cut(&refusal.kind, REFUSAL_KIND_BYTES_MAX),
+        target: cut(&refusal.target, REFUSAL_TARGET_BYTES_MAX),
+        count: i64::try_from(refusal.count).unwrap_or(i64::MAX),
+    }
+}
+
+fn sandbox(status: &SandboxStatus) -> SandboxReached {
+    SandboxReached {
+        runtime_class: status.runtime_class.as_deref().map(|name| cut(name, NAME_BYTES_MAX)),
+        egress: status.egress.as_deref().map(|level| cut(level, EGRESS_BYTES_MAX)),
+        pids_limit: status.pids_limit.filter(|limit| *limit >= 0),
+        user_namespace: status.user_namespace,
+        landlock: status.landlock.filter(|abi| *abi >= 0),
+    }
+}
+
+fn cut(text: &str, max: usize) -> String {
+    truncate(&printable(text), max).to_owned()
+}
+
+fn line(text: &str) -> String {
+    cut(text, MESSAGE_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_operator::domain::{
+        Reason, Usage,
+        report::{LogSummary, StepFacts},
+    };
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn outcome(reason: Reason) -> RunState {
+        RunState::Finished(Box::new(Outcome {
+            reason,
+            message: "done\u{1b}[2J".to_owned(),
+            exit_code: Some(1),
+            pod_name: Some("pod".to_owned()),
+            started_at: Some(Timestamp::UNIX_EPOCH),
+            completed_at: Timestamp::UNIX_EPOCH,
+            result: StepFacts {
+                output: Some("\u{1}".repeat(3 * OUTPUT_BYTES_MAX)),
+                command: Some(vec!["x".repeat(100_000); 100]),
+                ..StepFacts::default()
+            },
+            usage: Usage::default(),
+            sandbox: SandboxStatus::default(),
+            log: LogSummary::default(),
+            refusals: vec![Refusal { kind: "k".repeat(99), target: "t".into(), count: 1 }; 99],
+        }))
+    }
+
+    #[test]
+    fn a_terminal_status_never_changes() {
+        let first = recorded(&AgentRunStatus::default(), &outcome(Reason::TimedOut)).unwrap();
+        assert_eq!(first.reason.as_deref(), Some("TimedOut"));
+        assert_eq!(recorded(&first, &outcome(Reason::Completed)), None);
+        assert_eq!(recorded(&first, &RunState::Unknown { message: "?".into() }), None);
+    }
+
+    #[test]
+    fn a_repeated_report_changes_nothing() {
+        let started = RunState::Running(Started {
+            pod_name: "pod".into(),
+            pod_uid: "uid".into(),
+            started_at: Timestamp::UNIX_EPOCH,
+            sandbox: SandboxStatus::default(),
+        });
+        let running = recorded(&AgentRunStatus::default(), &started).unwrap();
+        assert_eq!(running.phase.as_deref(), Some("Running"));
+        assert_eq!(recorded(&running, &started), None);
+    }
+
+    #[test]
+    fn what_a_sandbox_says_is_cut_to_what_the_schema_takes() {
+        let status = recorded(&AgentRunStatus::default(), &outcome(Reason::AgentFailed)).unwrap();
+        assert!(status.output.unwrap().len() <= OUTPUT_BYTES_MAX);
+        assert_eq!(status.command.len(), COMMAND_WORDS_MAX);
+        assert_eq!(status.refusals.len(), REFUSALS_MAX);
+        assert!(!status.message.unwrap().contains('\u{1b}'));
+    }
+}

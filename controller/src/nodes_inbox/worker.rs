@@ -1,0 +1,390 @@
+//! Works off what one node said about one run.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use agent_operator::{
+    crd::{AgentRun, AgentRunStatus},
+    domain::{
+        NodeName, Reason, RunKey, RunPhase, RunRef,
+        report::{Report, RunState},
+    },
+};
+use kube::ResourceExt as _;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::record::{minimal, recorded};
+use crate::{
+    apply::{Applier, ApplyError, run_event},
+    clock,
+    credentials::{CredentialError, Credentials},
+    decide::Delivery,
+    fleet::{Command, KnownAttempt},
+    observe::{Change, ObserveError, Observer},
+};
+
+/// Interval at which jobs that failed are tried again: one write a run in this time at most.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest time between two tries of the same job.
+const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(30);
+/// Jobs kept for another try; beyond it the node has to say them again.
+const PARKED_MAX: usize = 4096;
+/// Tries within one go when the object changes under a write.
+const CONFLICTS_MAX: u32 = 5;
+
+/// Something to work off.
+#[derive(Clone, Debug)]
+pub(super) enum Job {
+    /// Record it, then acknowledge.
+    Report {
+        /// Who said it.
+        node: NodeName,
+        /// What.
+        report: Box<Report>,
+    },
+    /// Check that an attempt in a ledger is still wanted.
+    Known {
+        /// Whose ledger.
+        node: NodeName,
+        /// The attempt.
+        attempt: Box<KnownAttempt>,
+    },
+    /// An assignment was not taken.
+    Refused {
+        /// By whom.
+        node: NodeName,
+        /// Which.
+        run: RunKey,
+        /// Word of the wire.
+        reason: String,
+        /// Sentence.
+        message: String,
+    },
+    /// Send the credentials again.
+    Credentials {
+        /// To whom.
+        node: NodeName,
+        /// For which attempt.
+        run: RunKey,
+    },
+}
+
+impl Job {
+    /// Jobs of the same key replace one another while they wait.
+    fn key(&self) -> (u8, String) {
+        match self {
+            Self::Report { report, .. } => {
+                let kind = if matches!(report.state, RunState::Finished(_)) { 0 } else { 1 };
+                (kind, report.run.uid.to_string())
+            }
+            Self::Known { attempt, .. } => (2, attempt.run.uid.to_string()),
+            Self::Refused { run, .. } => (3, run.uid.to_string()),
+            Self::Credentials { run, .. } => (4, run.uid.to_string()),
+        }
+    }
+}
+
+/// Why a job is tried again later.
+#[derive(Debug, thiserror::Error)]
+enum JobError {
+    #[error("look at the run")]
+    Observe(#[from] ObserveError),
+    #[error("write or answer")]
+    Apply(#[from] ApplyError),
+    #[error("read credentials")]
+    Credentials(#[from] CredentialError),
+}
+
+struct Parked {
+    job: Job,
+    tries: u32,
+    due: Instant,
+}
+
+pub(super) struct Worker {
+    observer: Observer,
+    applier: Applier,
+    credentials: Credentials,
+    jobs: mpsc::Receiver<Job>,
+    parked: HashMap<(u8, String), Parked>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        observer: Observer,
+        applier: Applier,
+        credentials: Credentials,
+        jobs: mpsc::Receiver<Job>,
+    ) -> Self {
+        Self { observer, applier, credentials, jobs, parked: HashMap::new() }
+    }
+
+    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+        let mut tick = tokio::time::interval(RETRY_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A store that is not filled yet would make every run look unknown.
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            ready = self.observer.world.ready() => if ready.is_err() { return },
+        }
+        let mut leadership = self.applier.leadership.clone();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                job = self.jobs.recv() => match job {
+                    Some(job) => self.attempt(job, 0).await,
+                    None => return,
+                },
+                _ = tick.tick() => self.retry(false).await,
+                // What waited for a term need not wait for the clock.
+                changed = leadership.changed() => match changed {
+                    Ok(()) => self.retry(true).await,
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    async fn retry(&mut self, all: bool) {
+        let now = clock::instant();
+        let due: Vec<_> = self
+            .parked
+            .iter()
+            .filter(|(_, parked)| all || parked.due <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in due {
+            if let Some(parked) = self.parked.remove(&key) {
+                self.attempt(parked.job, parked.tries).await;
+            }
+        }
+    }
+
+    async fn attempt(&mut self, job: Job, tries: u32) {
+        let key = job.key();
+        let Err(error) = self.work(&job).await else {
+            self.parked.remove(&key);
+            return;
+        };
+        if !matches!(error, JobError::Apply(ApplyError::NotLeading)) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(run = key.1, error = %crate::lease::chain(error), "leave a node's word to a later try");
+        }
+        if self.parked.len() >= PARKED_MAX {
+            tracing::warn!(run = key.1, "drop a node's word: too many wait");
+            return;
+        }
+        let wait =
+            RETRY_INTERVAL.saturating_mul(2_u32.saturating_pow(tries)).min(RETRY_INTERVAL_MAX);
+        let parked = Parked { job, tries: tries.saturating_add(1), due: clock::instant() + wait };
+        self.parked.insert(key, parked);
+    }
+
+    async fn work(&self, job: &Job) -> Result<(), JobError> {
+        self.applier.epoch()?;
+        match job {
+            Job::Report { node, report } => self.report(node, report).await,
+            Job::Known { node, attempt } => self.known(node, attempt).await,
+            Job::Refused { node, run, reason, message } => {
+                self.refused(node, run, reason, message).await
+            }
+            Job::Credentials { node, run } => self.send_credentials(node, run).await,
+        }
+    }
+
+    /// The run, if it exists with this uid; the cache is not believed when it says no.
+    async fn find(&self, wanted: &RunRef) -> Result<Option<Arc<AgentRun>>, JobError> {
+        let same = |run: &AgentRun| run.uid().as_deref() == Some(wanted.uid.as_str());
+        let world = &self.observer.world;
+        if let Some(run) = world.run(&wanted.namespace, &wanted.name).filter(|run| same(run)) {
+            return Ok(Some(run));
+        }
+        let found = self.observer.live_run(&wanted.namespace, &wanted.name).await?;
+        Ok(found.filter(same).map(|run| world.wrote_run(run)))
+    }
+
+    async fn report(&self, node: &NodeName, report: &Report) -> Result<(), JobError> {
+        let key = RunKey { uid: report.run.uid.clone(), attempt: report.attempt };
+        let run = self.find(&report.run).await?.filter(|run| belongs(run, node, &key));
+        let Some(mut run) = run else {
+            tracing::info!(run = %key, node = %node, "drop a report of an unknown attempt");
+            let live = !matches!(report.state, RunState::Finished(_));
+            self.acknowledge(node, &key, report.sequence);
+            self.drop_attempt(node, &key, live);
+            return Ok(());
+        };
+        let mut tries = 0;
+        loop {
+            let before = run.status.clone().unwrap_or_default();
+            let Some(after) = recorded(&before, &report.state) else { break };
+            match self.write(&run, &after).await {
+                Ok(written) => {
+                    self.tell(&written, &after);
+                    self.observer.world.announce(Change::Run(written));
+                    break;
+                }
+                Err(error) if error.is_conflict() && tries < CONFLICTS_MAX => {
+                    tries += 1;
+                    let reference = &report.run;
+                    let found =
+                        self.observer.live_run(&reference.namespace, &reference.name).await?;
+                    match found.filter(|run| belongs(run, node, &key)) {
+                        Some(found) => run = self.observer.world.wrote_run(found),
+                        None => break,
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.acknowledge(node, &key, report.sequence);
+        Ok(())
+    }
+
+    /// Writes a status; one that the API server refuses for its contents is written once more with
+    /// only what must be there, for it would be refused for ever.
+    async fn write(
+        &self,
+        run: &AgentRun,
+        status: &AgentRunStatus,
+    ) -> Result<Arc<AgentRun>, ApplyError> {
+        match self.applier.write_run_status(run, status).await {
+            Err(error) if matches!(error.code(), Some(413 | 422)) => {
+                self.applier.write_run_status(run, &minimal(status)).await
+            }
+            result => result,
+        }
+    }
+
+    fn tell(&self, run: &AgentRun, status: &AgentRunStatus) {
+        let phase = status.phase.as_deref().unwrap_or("Pending");
+        let (reason, warning) = match phase {
+            "Running" => ("Running", false),
+            "Succeeded" => ("Succeeded", false),
+            "Unknown" => ("Unknown", true),
+            _ => (status.reason.as_deref().unwrap_or("Failed"), true),
+        };
+        let message = status.message.clone().unwrap_or_default();
+        let note = format!("step {} on node {}: {message}", run.spec.step, run.spec.node_name);
+        self.applier.events.publish_run(run, run_event(reason, warning, note));
+    }
+
+    fn acknowledge(&self, node: &NodeName, run: &RunKey, sequence: u64) {
+        self.send(node, Command::ReportAck { run: run.clone(), sequence });
+    }
+
+    /// Ends and forgets an attempt that nothing asks for any more.
+    fn drop_attempt(&self, node: &NodeName, run: &RunKey, live: bool) {
+        if live && let Ok(epoch) = self.applier.epoch() {
+            let message = "the AgentRun is gone".to_owned();
+            let reason = Reason::Deleted;
+            self.send(node, Command::Cancel { run: run.clone(), epoch, reason, message });
+        } else {
+            self.send(node, Command::Forget { run: run.clone() });
+            self.observer.memory.forgotten(node, run);
+        }
+    }
+
+    /// A command that does not go out is not lost: the node repeats what it was the answer to.
+    fn send(&self, node: &NodeName, command: Command) {
+        if let Err(error) = self.observer.nodes.send(node, command) {
+            tracing::info!(error = %error, "leave an answer to a later time");
+        }
+    }
+
+    async fn known(&self, node: &NodeName, attempt: &KnownAttempt) -> Result<(), JobError> {
+        let key = super::key_of(attempt);
+        let run = self.find(&attempt.run).await?.filter(|run| belongs(run, node, &key));
+        let live = !attempt.phase.is_terminal();
+        let Some(run) = run else {
+            self.drop_attempt(node, &key, live);
+            return Ok(());
+        };
+        let mut status = run.status.clone().unwrap_or_default();
+        match status.phase.as_deref() {
+            // Given up while the node was away: what runs there has to end, and its push stays in
+            // quarantine.
+            Some("Succeeded" | "Failed") if live => {
+                let epoch = self.applier.epoch()?;
+                let message = "the run was given up while its node was away".to_owned();
+                let reason = Reason::Cancelled;
+                self.send(node, Command::Cancel { run: key, epoch, reason, message });
+            }
+            Some("Unknown") if matches!(attempt.phase, RunPhase::Pending | RunPhase::Running) => {
+                status.phase = Some(attempt.phase.as_str().to_owned());
+                status.message = None;
+                let written = self.applier.write_run_status(&run, &status).await?;
+                self.tell(&written, &status);
+                self.observer.world.announce(Change::Run(written));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn refused(
+        &self,
+        node: &NodeName,
+        key: &RunKey,
+        reason: &str,
+        message: &str,
+    ) -> Result<(), JobError> {
+        tracing::warn!(run = %key, node = %node, reason, message, "an assignment was refused");
+        match reason {
+            // The node has it, with other words: it goes on with those it has.
+            "Conflict" => {
+                self.observer.memory.sent(node, key, Delivery::Sent);
+                return Ok(());
+            }
+            // The node knows a later leader. If that is an error of the Lease, the floor heals it.
+            "StaleEpoch" => {
+                self.observer.memory.refused(node, key);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let Some(run) = self.observer.world.run_by_uid(&key.uid) else { return Ok(()) };
+        let mut status = run.status.clone().unwrap_or_default();
+        let pending = matches!(status.phase.as_deref(), None | Some("Pending"));
+        if !pending || !belongs(&run, node, key) {
+            return Ok(());
+        }
+        status.phase = Some(RunPhase::Failed.as_str().to_owned());
+        status.reason = Some(Reason::Unstarted.as_str().to_owned());
+        status.message = Some(format!("node {node} did not take the step: {reason}: {message}"));
+        status.completion_time = Some(clock::timestamp());
+        let written = self.write(&run, &status).await?;
+        self.observer.memory.refused(node, key);
+        self.tell(&written, &status);
+        self.observer.world.announce(Change::Run(written));
+        Ok(())
+    }
+
+    async fn send_credentials(&self, node: &NodeName, key: &RunKey) -> Result<(), JobError> {
+        let world = &self.observer.world;
+        let Some(run) = world.run_by_uid(&key.uid).filter(|run| belongs(run, node, key)) else {
+            self.drop_attempt(node, key, true);
+            return Ok(());
+        };
+        let ended = run.status.as_ref().and_then(|status| status.phase.as_deref());
+        if matches!(ended, Some("Succeeded" | "Failed")) {
+            return Ok(());
+        }
+        let namespace = run.namespace().unwrap_or_default();
+        let Some(task) = world.task(&namespace, &run.spec.task_ref.name) else { return Ok(()) };
+        let Ok(step) = run.spec.step.parse() else { return Ok(()) };
+        let credentials = self.credentials.read(&namespace, &task.spec, step).await?;
+        let epoch = self.applier.epoch()?;
+        self.send(node, Command::Credentials { run: key.clone(), epoch, credentials });
+        Ok(())
+    }
+}
+
+/// Whether a node may speak for an attempt: its uid and number, given to that very node.
+fn belongs(run: &AgentRun, node: &NodeName, key: &RunKey) -> bool {
+    run.uid().as_deref() == Some(key.uid.as_str())
+        && u32::try_from(run.spec.attempt).ok() == Some(key.attempt.0)
+        && run.spec.node_name == node.as_str()
+}

@@ -1,0 +1,354 @@
+//! What the controller sees: the stores that the watches fill, own writes laid over them, and what
+//! the nodes' sessions say. Reads only.
+//!
+//! Everybody who only wants to look uses [`World`]: [`World::tasks`] and [`World::runs`] are the
+//! reflector stores, [`World::task`], [`World::run`] and [`World::runs_of`] look through own writes
+//! as well, and [`World::subscribe`] tells of changes.
+
+pub mod overlay;
+pub mod watch;
+
+mod views;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use agent_operator::{
+    crd::{AgentRun, CodingTask},
+    domain::{NodeName, RunKey, RunUid},
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, Client, ResourceExt as _,
+    runtime::reflector::{ObjectRef, Store, store::WriterDropped},
+};
+use tokio::sync::broadcast;
+
+pub use views::{ViewError, run_view};
+pub use watch::{Change, WatchEnded, Watches, watches};
+
+use crate::{
+    decide::{Amounts, CredentialState, NodeFacts, Observed, RunView, Used},
+    fleet::Nodes,
+    nodes_inbox::NodeMemory,
+    settings::Settings,
+};
+use overlay::Overlay;
+
+/// Longest wait for a live read that confirms an absence.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a task cannot be observed.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// An object has contents that this version does not understand.
+    #[error("read {kind} {name}")]
+    Understand {
+        /// Its kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        #[source]
+        source: ViewError,
+    },
+    /// An absence could not be confirmed.
+    #[error("confirm that {0} is gone")]
+    Confirm(String, #[source] Box<kube::Error>),
+    /// An absence could not be confirmed in time.
+    #[error("wait for the answer whether {0} is gone")]
+    Wait(String),
+}
+
+/// Tasks, runs and nodes as this process knows them.
+pub struct World {
+    tasks: Store<CodingTask>,
+    runs: Store<AgentRun>,
+    nodes: Store<Node>,
+    fresh_tasks: Overlay<CodingTask>,
+    fresh_runs: Overlay<AgentRun>,
+    /// Room that decisions took whose runs are being created, by namespace and name.
+    reserved: Mutex<HashMap<(String, String), (NodeName, Amounts)>>,
+    changes: broadcast::Sender<Change>,
+}
+
+impl World {
+    fn new(
+        tasks: Store<CodingTask>,
+        runs: Store<AgentRun>,
+        nodes: Store<Node>,
+        changes: broadcast::Sender<Change>,
+    ) -> Self {
+        Self {
+            tasks,
+            runs,
+            nodes,
+            fresh_tasks: Overlay::default(),
+            fresh_runs: Overlay::default(),
+            reserved: Mutex::default(),
+            changes,
+        }
+    }
+
+    /// The store of all tasks.
+    pub fn tasks(&self) -> Store<CodingTask> {
+        self.tasks.clone()
+    }
+
+    /// The store of all runs.
+    pub fn runs(&self) -> Store<AgentRun> {
+        self.runs.clone()
+    }
+
+    /// Changes from now on. A subscriber that lags has to look at everything again.
+    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    /// Tells all subscribers of a change; nobody listening is fine.
+    pub fn announce(&self, change: Change) {
+        let _ = self.changes.send(change);
+    }
+
+    /// Waits until all stores have been filled once.
+    pub async fn ready(&self) -> Result<(), WriterDropped> {
+        self.tasks.wait_until_ready().await?;
+        self.runs.wait_until_ready().await?;
+        self.nodes.wait_until_ready().await
+    }
+
+    /// A task by name.
+    pub fn task(&self, namespace: &str, name: &str) -> Option<Arc<CodingTask>> {
+        let stored = self.tasks.get(&ObjectRef::new(name).within(namespace))?;
+        Some(self.fresh_tasks.newest(stored))
+    }
+
+    /// A run by name.
+    pub fn run(&self, namespace: &str, name: &str) -> Option<Arc<AgentRun>> {
+        match self.runs.get(&ObjectRef::new(name).within(namespace)) {
+            Some(stored) => Some(self.fresh_runs.newest(stored)),
+            None => self.fresh_runs.unseen(&self.runs).into_iter().find(|run| {
+                run.name_any() == name && run.namespace().as_deref() == Some(namespace)
+            }),
+        }
+    }
+
+    /// A run by uid.
+    pub fn run_by_uid(&self, uid: &RunUid) -> Option<Arc<AgentRun>> {
+        self.all_runs().into_iter().find(|run| run.uid().as_deref() == Some(uid.as_str()))
+    }
+
+    /// All runs of a task, by its uid.
+    pub fn runs_of(&self, namespace: &str, task_uid: &str) -> Vec<Arc<AgentRun>> {
+        let mut runs = self.all_runs();
+        runs.retain(|run| {
+            run.spec.task_ref.uid == task_uid && run.namespace().as_deref() == Some(namespace)
+        });
+        runs
+    }
+
+    /// All runs that were given to a node and have not ended.
+    pub fn live_runs_on(&self, node: &str) -> Vec<Arc<AgentRun>> {
+        let mut runs = self.all_runs();
+        runs.retain(|run| run.spec.node_name == node && views::is_live(run));
+        runs
+    }
+
+    /// All runs, own writes included.
+    pub fn all_runs(&self) -> Vec<Arc<AgentRun>> {
+        let stored = self.runs.state();
+        let mut runs: Vec<_> = stored.into_iter().map(|run| self.fresh_runs.newest(run)).collect();
+        runs.extend(self.fresh_runs.unseen(&self.runs));
+        runs
+    }
+
+    /// Takes note of an own write of a task.
+    pub fn wrote_task(&self, task: CodingTask) {
+        self.fresh_tasks.put(Arc::new(task));
+    }
+
+    /// Takes note of an own write, or a live read, of a run.
+    pub fn wrote_run(&self, run: AgentRun) -> Arc<AgentRun> {
+        let run = Arc::new(run);
+        self.fresh_runs.put(Arc::clone(&run));
+        run
+    }
+
+    /// Keeps room on a node for a run that is about to be created.
+    pub fn reserve(&self, namespace: &str, run: &str, node: NodeName, amounts: Amounts) {
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        reserved.insert((namespace.to_owned(), run.to_owned()), (node, amounts));
+    }
+
+    /// Gives the room back: the run exists, or its creation failed.
+    pub fn release(&self, namespace: &str, run: &str) {
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        reserved.remove(&(namespace.to_owned(), run.to_owned()));
+    }
+
+    /// What live runs, and reservations, use on each node.
+    pub fn used(&self) -> BTreeMap<NodeName, Used> {
+        let mut used: BTreeMap<NodeName, Used> = BTreeMap::new();
+        let mut add = |node: NodeName, amounts: Amounts| {
+            let entry = used.entry(node).or_default();
+            entry.slots = entry.slots.saturating_add(1);
+            let sum = &mut entry.amounts;
+            sum.cpu_milli = sum.cpu_milli.saturating_add(amounts.cpu_milli);
+            sum.memory_milli = sum.memory_milli.saturating_add(amounts.memory_milli);
+        };
+        let runs = self.all_runs();
+        for run in runs.iter().filter(|run| views::is_live(run)) {
+            add(NodeName::from(run.spec.node_name.as_str()), views::amounts(&run.spec));
+        }
+        let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((namespace, name), (node, amounts)) in reserved.iter() {
+            let exists = runs.iter().any(|run| {
+                run.name_any() == *name && run.namespace().as_deref() == Some(namespace)
+            });
+            if !exists {
+                add(node.clone(), *amounts);
+            }
+        }
+        used
+    }
+}
+
+/// Everything that an observation is put together from.
+#[derive(Clone)]
+pub struct Observer {
+    /// For live reads that confirm an absence.
+    pub client: Client,
+    /// Stores and own writes.
+    pub world: Arc<World>,
+    /// Sessions.
+    pub nodes: Arc<dyn Nodes>,
+    /// What was sent to whom.
+    pub memory: Arc<NodeMemory>,
+    /// Chart values.
+    pub settings: Arc<Settings>,
+}
+
+impl Observer {
+    /// Observes one task. Usually without any call: only what is missing though it should be there
+    /// is asked for, because a cache that does not have it proves nothing.
+    pub async fn observe(
+        &self,
+        task: &CodingTask,
+        now: Timestamp,
+    ) -> Result<Observed, ObserveError> {
+        let view = views::task(task).map_err(|source| understand("CodingTask", task, source))?;
+        let objects = self.world.runs_of(&view.namespace, view.uid.as_str());
+        let mut runs = Vec::with_capacity(objects.len());
+        for object in &objects {
+            runs.push(self.run_view(object)?);
+        }
+        let mut lost_runs = Vec::new();
+        for summary in &view.status.agent_runs {
+            let ended = matches!(summary.phase.as_str(), "Succeeded" | "Failed");
+            if ended || runs.iter().any(|run| run.run.name == summary.name) {
+                continue;
+            }
+            match self.live_run(&view.namespace, &summary.name).await? {
+                Some(run) if run.spec.task_ref.uid == view.uid.as_str() => {
+                    let run = self.world.wrote_run(run);
+                    runs.push(self.run_view(&run)?);
+                }
+                Some(_) | None => lost_runs.push(summary.name.clone()),
+            }
+        }
+        runs.sort_by_key(|run| (run.step, run.attempt));
+        let mut nodes = self.node_facts(&runs, now);
+        for node in &mut nodes {
+            self.confirm_gone(node, &runs).await?;
+        }
+        Ok(Observed {
+            task: view,
+            runs,
+            lost_runs,
+            nodes,
+            credentials: CredentialState::Unread,
+            settings: Arc::clone(&self.settings),
+        })
+    }
+
+    /// All nodes with what is used on them right now.
+    pub fn node_facts(&self, runs: &[RunView], now: Timestamp) -> Vec<NodeFacts> {
+        let mut sessions: BTreeMap<NodeName, _> =
+            self.nodes.snapshot().into_iter().map(|view| (view.name.clone(), view)).collect();
+        let mut used = self.world.used();
+        let mut facts: BTreeMap<NodeName, NodeFacts> = BTreeMap::new();
+        for node in self.world.nodes.state() {
+            let node = views::node(&node);
+            facts.insert(node.name.clone(), node);
+        }
+        let named = runs.iter().filter(|run| run.is_live()).map(RunView::node);
+        for name in sessions.keys().cloned().chain(named).collect::<Vec<_>>() {
+            facts.entry(name.clone()).or_insert_with(|| views::missing_node(name));
+        }
+        for (name, node) in &mut facts {
+            node.session = sessions.remove(name);
+            node.absent_since = node.session.is_none().then(|| self.memory.absent_since(name, now));
+            node.used = used.remove(name).unwrap_or_default();
+        }
+        facts.into_values().collect()
+    }
+
+    fn run_view(&self, run: &AgentRun) -> Result<RunView, ObserveError> {
+        let mut view =
+            views::run_view(run).map_err(|source| understand("AgentRun", run, source))?;
+        let key = RunKey { uid: view.run.uid.clone(), attempt: view.attempt };
+        view.delivery = self.memory.delivery(&view.node(), &key);
+        Ok(view)
+    }
+
+    /// A node that neither is connected nor in the store, but has a live run: gone means fenced, so
+    /// the API server is asked.
+    async fn confirm_gone(
+        &self,
+        node: &mut NodeFacts,
+        runs: &[RunView],
+    ) -> Result<(), ObserveError> {
+        let concerns = runs.iter().any(|run| run.is_live() && run.node() == node.name);
+        if node.exists || node.session.is_some() || !concerns {
+            return Ok(());
+        }
+        let api: Api<Node> = Api::all(self.client.clone());
+        let found = live(&format!("node {}", node.name), api.get_opt(node.name.as_str())).await?;
+        if found.is_none() {
+            node.fenced = Some("its Node object is gone".to_owned());
+        }
+        Ok(())
+    }
+
+    /// A run by a live read.
+    pub async fn live_run(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<AgentRun>, ObserveError> {
+        let api: Api<AgentRun> = Api::namespaced(self.client.clone(), namespace);
+        live(&format!("AgentRun {name}"), api.get_opt(name)).await
+    }
+}
+
+fn understand(
+    kind: &'static str,
+    object: &impl kube::ResourceExt,
+    source: ViewError,
+) -> ObserveError {
+    ObserveError::Understand { kind, name: object.name_any(), source }
+}
+
+async fn live<T>(
+    what: &str,
+    request: impl Future<Output = kube::Result<Option<T>>>,
+) -> Result<Option<T>, ObserveError> {
+    tokio::time::timeout(CALL_TIMEOUT, request)
+        .await
+        .map_err(|_| ObserveError::Wait(what.to_owned()))?
+        .map_err(|error| ObserveError::Confirm(what.to_owned(), Box::new(error)))
+}

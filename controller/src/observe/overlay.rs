@@ -1,0 +1,75 @@
+//! Own writes, visible before the watch brings them back: without this, every pass right after a
+//! write would decide on the state before it and write again.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use kube::{
+    ResourceExt,
+    runtime::reflector::{ObjectRef, Store},
+};
+use std::sync::{Mutex, PoisonError};
+use tokio::time::Instant;
+
+use crate::clock;
+
+/// Longest time that an own write outranks the watch: a watch is noticed to be dead within 15 s, and
+/// after a relist the store is newer anyway.
+const KEEP: Duration = Duration::from_secs(60);
+
+/// The newest versions that this process wrote itself.
+pub struct Overlay<K>(Mutex<HashMap<String, (Instant, Arc<K>)>>);
+
+impl<K> Default for Overlay<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: ResourceExt> Overlay<K> {
+    /// Takes note of the answer to an own write.
+    pub fn put(&self, object: Arc<K>) {
+        let now = clock::instant();
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        written.retain(|_, (at, _)| now.duration_since(*at) < KEEP);
+        if let Some(uid) = object.uid() {
+            written.insert(uid, (now, object));
+        }
+    }
+
+    /// Drops what is known of an object that is gone.
+    pub fn remove(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// The newer of `stored` and an own write of the same object.
+    pub fn newest(&self, stored: Arc<K>) -> Arc<K> {
+        let Some(uid) = stored.uid() else { return stored };
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match written.get(&uid) {
+            Some((_, own)) if version(own.as_ref()) > version(stored.as_ref()) => Arc::clone(own),
+            Some(_) => {
+                written.remove(&uid);
+                stored
+            }
+            None => stored,
+        }
+    }
+
+    /// Own writes of objects that `store` has not seen yet.
+    pub fn unseen(&self, store: &Store<K>) -> Vec<Arc<K>>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + 'static,
+    {
+        let written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        written
+            .values()
+            .filter(|(_, own)| store.get(&ObjectRef::from_obj(own.as_ref())).is_none())
+            .map(|(_, own)| Arc::clone(own))
+            .collect()
+    }
+}
+
+/// Resource versions of one kind are ordered numbers (KEP-5504); others count as oldest.
+fn version<K: ResourceExt>(object: &K) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,159 @@
+//! Which tasks are to be looked at: all of them when a term begins, then those that a change
+//! concerns. Orders that follow from a deletion alone are given right here, since there is no task
+//! left to reconcile.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    convert::Infallible,
+    sync::Arc,
+};
+
+use agent_operator::{
+    crd::{AgentRun, CodingTask},
+    domain::{Attempt, NodeName, Reason, RunKey, RunUid},
+};
+use futures::{Stream, stream};
+use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use super::task::Context;
+use crate::{decide::Delivery, fleet::Command, observe::Change};
+
+type Name = (String, String);
+
+struct Queue {
+    context: Arc<Context>,
+    changes: broadcast::Receiver<Change>,
+    ready: VecDeque<Name>,
+}
+
+/// The stream that drives passes. It never ends by itself while the process lives.
+pub(super) fn tasks_to_look_at(
+    context: Arc<Context>,
+) -> impl Stream<Item = Result<ObjectRef<CodingTask>, Infallible>> + Send + 'static {
+    let changes = context.observer.world.subscribe();
+    let mut queue = Queue { context, changes, ready: VecDeque::new() };
+    queue.everything();
+    stream::unfold(queue, |mut queue| async move {
+        let (namespace, name) = queue.next().await?;
+        Some((Ok(ObjectRef::new(&name).within(&namespace)), queue))
+    })
+}
+
+impl Queue {
+    async fn next(&mut self) -> Option<Name> {
+        loop {
+            if let Some(name) = self.ready.pop_front() {
+                return Some(name);
+            }
+            match self.changes.recv().await {
+                Ok(change) => self.take(change),
+                Err(RecvError::Lagged(missed)) => {
+                    tracing::info!(missed, "look at all tasks: too many changes at once");
+                    self.everything();
+                }
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    fn everything(&mut self) {
+        let mut tasks = self.context.observer.world.tasks().state();
+        // Who came first is placed first.
+        tasks.sort_by_key(|task| task.creation_timestamp().map(|time| time.0));
+        self.ready.extend(tasks.iter().map(|task| name_of(task.as_ref())));
+    }
+
+    fn take(&mut self, change: Change) {
+        match change {
+            Change::Task { namespace, name } => self.ready.push_back((namespace, name)),
+            Change::TaskGone(task) => self.task_gone(&task),
+            Change::Run(run) => {
+                self.ready.push_back(task_of(&run));
+                let phase = run.status.as_ref().and_then(|status| status.phase.as_deref());
+                if matches!(phase, Some("Succeeded" | "Failed")) {
+                    self.room_may_be_free();
+                }
+            }
+            Change::RunGone(run) => {
+                self.run_gone(&run, "the AgentRun was deleted");
+                self.ready.push_back(task_of(&run));
+                self.room_may_be_free();
+            }
+            Change::Node(name) => {
+                let connected = self
+                    .context
+                    .observer
+                    .nodes
+                    .snapshot()
+                    .iter()
+                    .any(|node| node.name.as_str() == name);
+                if !connected {
+                    // It may have been fenced.
+                    self.tasks_on(&name);
+                }
+                self.room_may_be_free();
+            }
+            Change::Session(name) => {
+                self.tasks_on(&name);
+                self.room_may_be_free();
+            }
+        }
+    }
+
+    fn tasks_on(&mut self, node: &str) {
+        let runs = self.context.observer.world.live_runs_on(node);
+        let tasks: BTreeSet<_> = runs.iter().map(|run| task_of(run)).collect();
+        self.ready.extend(tasks);
+    }
+
+    fn room_may_be_free(&mut self) {
+        self.ready.extend(self.context.waiting());
+    }
+
+    fn task_gone(&mut self, task: &CodingTask) {
+        let (namespace, _) = name_of(task);
+        let runs = self.context.observer.world.runs_of(&namespace, &task.uid().unwrap_or_default());
+        for run in runs {
+            self.run_gone(&run, "the CodingTask was deleted");
+        }
+        self.room_may_be_free();
+    }
+
+    /// Ends what still runs of a run that nobody wants any more. The pod is deleted by its owner
+    /// reference as well; this is only faster, and kills tokens at once.
+    fn run_gone(&self, run: &AgentRun, why: &str) {
+        let Some(uid) = run.uid() else { return };
+        let key = RunKey {
+            uid: RunUid::from(uid),
+            attempt: Attempt(u32::try_from(run.spec.attempt).unwrap_or(0)),
+        };
+        let node = NodeName::from(run.spec.node_name.as_str());
+        let observer = &self.context.observer;
+        let Ok(epoch) = self.context.applier.epoch() else { return };
+        let phase = run.status.as_ref().and_then(|status| status.phase.as_deref());
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            if observer.nodes.send(&node, Command::Forget { run: key.clone() }).is_ok() {
+                observer.memory.forgotten(&node, &key);
+            }
+            return;
+        }
+        let cancel = Command::Cancel {
+            run: key.clone(),
+            epoch,
+            reason: Reason::Deleted,
+            message: why.to_owned(),
+        };
+        if observer.nodes.send(&node, cancel).is_ok() {
+            observer.memory.sent(&node, &key, Delivery::CancelSent);
+        }
+    }
+}
+
+fn name_of(task: &CodingTask) -> Name {
+    (task.namespace().unwrap_or_default(), task.name_any())
+}
+
+fn task_of(run: &AgentRun) -> Name {
+    (run.namespace().unwrap_or_default(), run.spec.task_ref.name.clone())
+}

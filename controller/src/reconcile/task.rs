@@ -1,0 +1,163 @@
+//! One pass over one task.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use agent_operator::{
+    crd::CodingTask,
+    domain::{Credential, StepName},
+};
+use kube::{ResourceExt as _, runtime::controller::Action};
+
+use crate::{
+    apply::{Applier, ApplyError},
+    clock,
+    credentials::{CredentialError, Credentials},
+    decide::{Amounts, CredentialState, Observed, decide},
+    observe::{ObserveError, Observer},
+    plan::{Order, Plan},
+    settings::quantity_milli,
+};
+
+/// A pass sees a change of the world right after its own write; looking twice within this time would
+/// only find the same.
+const AT_ONCE: Duration = Duration::from_millis(50);
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReconcileError {
+    /// Reading.
+    #[error("observe the task")]
+    Observe(#[from] ObserveError),
+    /// Reading Secrets.
+    #[error("read the task's credentials")]
+    Credentials(#[from] CredentialError),
+    /// Writing.
+    #[error("apply the plan")]
+    Apply(#[from] ApplyError),
+}
+
+impl ReconcileError {
+    /// Bounded word for metrics.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Observe(_) => "Observe",
+            Self::Credentials(_) => "Credentials",
+            Self::Apply(error) => error.kind(),
+        }
+    }
+}
+
+/// What passes share.
+pub(super) struct Context {
+    pub(super) observer: Observer,
+    pub(super) applier: Applier,
+    credentials: Credentials,
+    /// Held while room on nodes is looked at and taken, never across an await.
+    placing: Mutex<()>,
+    /// Tasks that wait for room, by namespace and name.
+    waiting: Mutex<BTreeSet<(String, String)>>,
+}
+
+impl Context {
+    pub(super) fn new(observer: Observer, applier: Applier, credentials: Credentials) -> Self {
+        Self { observer, applier, credentials, placing: Mutex::new(()), waiting: Mutex::default() }
+    }
+
+    /// The tasks that wait for room on a node.
+    pub(super) fn waiting(&self) -> Vec<(String, String)> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.iter().cloned().collect()
+    }
+
+    /// Observes, decides and applies once.
+    pub(super) async fn reconcile(&self, task: &CodingTask) -> Result<Action, ReconcileError> {
+        // The queue's object may be older than an own write.
+        let (namespace, name) = (task.namespace().unwrap_or_default(), task.name_any());
+        let Some(task) = self.observer.world.task(&namespace, &name) else {
+            self.note_waiting(&namespace, &name, false);
+            return Ok(Action::await_change());
+        };
+        self.applier.epoch()?;
+        let mut observed = self.observer.observe(&task, clock::timestamp()).await?;
+        let mut plan = decide(&observed, clock::timestamp());
+        let mut credentials = Vec::new();
+        if plan.needs_credentials() {
+            (observed.credentials, credentials) = self.read_credentials(&observed, &plan).await?;
+            plan = self.place(&mut observed);
+        }
+        self.note_waiting(&namespace, &name, plan.waits_for_node);
+        let requeue = plan.requeue_after;
+        match self.applier.apply(&task, &observed, plan, &credentials).await {
+            Ok(()) => Ok(requeue.map_or_else(Action::await_change, Action::requeue)),
+            // Somebody wrote in between: the next pass decides on what is there now.
+            Err(error) if error.is_conflict() => Ok(Action::requeue(AT_ONCE)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Decides again with the credentials read and with the room on nodes as it is now, and takes
+    /// that room before anybody else can.
+    fn place(&self, observed: &mut Observed) -> Plan {
+        let now = clock::timestamp();
+        let _placing = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = self.observer.node_facts(&observed.runs, now);
+        for mut node in fresh {
+            if let Some(old) = observed.nodes.iter_mut().find(|old| old.name == node.name) {
+                node.fenced = node.fenced.or_else(|| old.fenced.take());
+                *old = node;
+            }
+        }
+        let plan = decide(observed, now);
+        for create in &plan.run_creates {
+            let milli = |text: &str| quantity_milli(text).unwrap_or_default();
+            let amounts = Amounts {
+                cpu_milli: milli(&create.spec.resources.cpu_request),
+                memory_milli: milli(&create.spec.resources.memory_request),
+            };
+            let node = create.spec.node_name.as_str().into();
+            self.observer.world.reserve(&observed.task.namespace, &create.name, node, amounts);
+        }
+        plan
+    }
+
+    async fn read_credentials(
+        &self,
+        observed: &Observed,
+        plan: &Plan,
+    ) -> Result<(CredentialState, Vec<Credential>), ReconcileError> {
+        let Some(step) = handed_out(observed, plan) else {
+            return Ok((CredentialState::Unread, Vec::new()));
+        };
+        let task = &observed.task;
+        match self.credentials.read(&task.namespace, &task.spec, step).await {
+            Ok(credentials) => Ok((CredentialState::Ready, credentials)),
+            Err(CredentialError::Refuse { reason, message }) => {
+                Ok((CredentialState::Refused { reason, message }, Vec::new()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn note_waiting(&self, namespace: &str, name: &str, waits: bool) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (namespace.to_owned(), name.to_owned());
+        if waits {
+            waiting.insert(key);
+        } else {
+            waiting.remove(&key);
+        }
+    }
+}
+
+/// The step that a plan hands to a node.
+fn handed_out(observed: &Observed, plan: &Plan) -> Option<StepName> {
+    let created = plan.run_creates.first().and_then(|create| create.spec.step.parse().ok());
+    created.or_else(|| {
+        let assigned = plan.commands.iter().find(|command| command.order == Order::Assign)?;
+        observed.runs.iter().find(|run| run.run == assigned.run).map(|run| run.step)
+    })
+}
