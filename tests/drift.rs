@@ -9,5 +9,7 @@ mod chart;
 mod definitions;
 #[path = "drift/sizes.rs"]
 mod sizes;
+#[path = "drift/source.rs"]
+mod source;
 #[path = "drift/tree.rs"]
 mod tree;

@@ -1,0 +1,163 @@
+//! The chart's texts against the code: versions, flags, rights, documentation. What needs Helm is
+//! in `tests/api_server`.
+
+use std::{collections::BTreeSet, fs};
+
+use super::tree::{read, root};
+
+const CHART: &str = "deploy/helm/agent-operator";
+
+/// The value of the first line `key: value`.
+fn field(text: &str, key: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+    line.unwrap_or_else(|| panic!("no {key}")).trim_matches('"').to_owned()
+}
+
+#[test]
+fn chart_images_and_crates_have_one_version() {
+    let cargo = read("Cargo.toml");
+    let version = cargo.split("[workspace.package]").nth(1).unwrap();
+    let version = version.lines().find_map(|line| line.strip_prefix("version = ")).unwrap();
+    let version = version.trim_matches('"');
+    let chart = read(format!("{CHART}/Chart.yaml"));
+    assert_eq!(field(&chart, "version"), version);
+    assert_eq!(field(&chart, "appVersion"), version);
+    let values = read(format!("{CHART}/values.yaml"));
+    let images: Vec<_> = values.lines().filter(|line| line.contains(": ghcr.io/")).collect();
+    assert_eq!(images.len(), 4);
+    for image in images {
+        assert!(image.ends_with(&format!(":{version}")), "{image} is not of version {version}");
+    }
+}
+
+#[test]
+fn every_value_is_documented() {
+    let values = read(format!("{CHART}/values.yaml"));
+    let mut undocumented = Vec::new();
+    let mut explained_depth = None;
+    let mut above_is_comment = false;
+    for line in values.lines() {
+        let text = line.trim_start();
+        let depth = line.len() - text.len();
+        if text.starts_with('#') {
+            above_is_comment = true;
+            continue;
+        }
+        let key =
+            text.split_once(':').map(|(key, _)| key).filter(|key| !key.starts_with(['-', '{']));
+        if let Some(key) = key {
+            let within_explained = explained_depth.is_some_and(|explained| depth > explained);
+            let usual = [
+                "resources",
+                "requests",
+                "limits",
+                "nodeSelector",
+                "tolerations",
+                "affinity",
+                "priorityClassName",
+                "podAnnotations",
+                "extraEnv",
+                "annotations",
+                "key",
+                "configMap",
+                "name",
+                "email",
+                "enabled",
+                "install",
+            ];
+            if !above_is_comment && !usual.contains(&key) && !within_explained {
+                undocumented.push(key.to_owned());
+            }
+            if key == "prices" {
+                explained_depth = Some(depth);
+            } else if explained_depth.is_some_and(|explained| depth <= explained) {
+                explained_depth = None;
+            }
+        }
+        above_is_comment = false;
+    }
+    assert!(undocumented.is_empty(), "values without a comment: {undocumented:?}");
+}
+
+/// Flags (`--name=`) that templates pass, by the program they are for.
+fn flags(template: &str, from: &str, to: &str) -> BTreeSet<String> {
+    let text = read(format!("{CHART}/templates/{template}"));
+    let text = text.split(from).nth(1).unwrap_or_else(|| panic!("{template} has no {from:?}"));
+    let text = text.split(to).next().unwrap();
+    let flags = text.lines().filter_map(|line| line.trim().strip_prefix("- --"));
+    flags.map(|flag| flag.split('=').next().unwrap().to_owned()).collect()
+}
+
+/// Fails unless a clap struct in `file` has an argument for each of the flags.
+fn hold_flags(file: &str, flags: &BTreeSet<String>) {
+    assert!(!flags.is_empty());
+    let code = read(file);
+    for flag in flags {
+        let field = format!("{}:", flag.replace('-', "_"));
+        let renamed = format!("long = \"{flag}\"");
+        assert!(code.contains(&field) || code.contains(&renamed), "{file} knows no --{flag}");
+    }
+}
+
+#[test]
+fn flags_of_the_chart_are_flags_of_the_programs() {
+    let file = |path: &str| root().join(path).exists().then(|| path.to_owned());
+    if let Some(file) = file("controller/src/args.rs") {
+        hold_flags(&file, &flags("controller.yaml", "args:", "env:"));
+    }
+    if let Some(file) = file("supervisor/src/args.rs") {
+        hold_flags(
+            &file,
+            &flags("_helpers.tpl", "ao.supervisorArgs\" -", "{{- end }}\n{{- end }}"),
+        );
+    }
+    hold_flags("supervisor/src/gateway/args.rs", &flags("supervisor.yaml", "- gateway\n", "env:"));
+}
+
+#[test]
+fn no_role_has_a_wildcard_or_a_way_around() {
+    for entry in fs::read_dir(root().join(CHART).join("templates")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if !name.starts_with("rbac-") {
+            continue;
+        }
+        let text = read(format!("{CHART}/templates/{name}"));
+        let rules = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        for line in rules {
+            for banned in [
+                "'*'",
+                "\"*\"",
+                "[*",
+                "nodes/proxy",
+                "impersonate",
+                "escalate",
+                "bind]",
+                "pods/exec",
+            ] {
+                assert!(!line.contains(banned), "{name}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gateway_container_has_no_token_and_no_host_logs() {
+    let text = read(format!("{CHART}/templates/supervisor.yaml"));
+    let gateway = text.split("- name: gateway\n").nth(1).unwrap();
+    let gateway = gateway.split("      volumes:").next().unwrap();
+    for banned in ["kube-api-access", "controller-token", "pod-logs", "cgroup", "name: ledger"] {
+        assert!(!gateway.contains(banned), "the gateway mounts {banned}");
+    }
+    assert!(gateway.contains("name: git") && gateway.contains("name: socket"));
+    assert!(text.contains("automountServiceAccountToken: false\n      enableServiceLinks"));
+}
+
+#[test]
+fn sample_of_the_design_is_the_sample_of_the_chart_notes() {
+    let notes = read(format!("{CHART}/templates/NOTES.txt"));
+    assert!(notes.contains("deploy/samples/codingtask.yaml"));
+    let sample = read("deploy/samples/codingtask.yaml");
+    for words in ["agent-secrets", "anthropic-api-key", "github-token"] {
+        assert!(notes.contains(words) && sample.contains(words), "{words}");
+    }
+}
