@@ -1,11 +1,18 @@
-//! Supervisor and gateway of agent-operator.
+//! Supervisor and gateway of agent-operator: what runs on every node.
+//!
+//! The daemon ([`daemon`], [`session`], [`steps`], [`pod`], [`streams`], [`ledger`]) and the gateway
+//! ([`gateway`]) are two processes that share no memory; they meet at [`link`] alone.
 
+pub mod args;
 pub mod clock;
+pub mod daemon;
 pub mod gateway;
+pub mod health;
 pub mod ledger;
 pub mod link;
 pub mod metrics;
 pub mod pod;
+pub mod session;
 pub mod steps;
 pub mod streams;
 #[cfg(test)]

@@ -1,0 +1,174 @@
+//! Arguments of the supervisor; everything is checked here, once, at the start.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use agent_operator::domain::GoDuration;
+
+use crate::ledger::Delivery;
+
+/// Supervisor and gateway of agent-operator.
+#[derive(Debug, clap::Parser)]
+#[command(name = "supervisor", version, about)]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The processes of this binary.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// The node's supervisor.
+    Run(Box<Args>),
+    /// The node's gateway.
+    Gateway(Box<crate::gateway::Args>),
+}
+
+/// How the runner gets into pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "camelCase")]
+pub enum RunnerDelivery {
+    /// By image volume, and by init container once that has failed on this node.
+    Auto,
+    /// By image volume.
+    ImageVolume,
+    /// By init container.
+    InitContainer,
+}
+
+impl RunnerDelivery {
+    /// The delivery that is set; none for `Auto`.
+    pub fn fixed(self) -> Option<Delivery> {
+        match self {
+            Self::Auto => None,
+            Self::ImageVolume => Some(Delivery::ImageVolume),
+            Self::InitContainer => Some(Delivery::InitContainer),
+        }
+    }
+}
+
+/// Arguments of `supervisor run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Name of this node.
+    #[arg(long, env = "NODE_NAME", value_parser = not_empty)]
+    pub node_name: String,
+    /// Namespace of this pod, with the controller's CA bundle.
+    #[arg(long, env = "POD_NAMESPACE", value_parser = not_empty)]
+    pub pod_namespace: String,
+    /// Controller, as host:port.
+    #[arg(long, env = "CONTROLLER_ADDRESS", value_parser = host_port)]
+    pub controller_address: String,
+    /// `ConfigMap` with the controller's CA bundle under the key ca.crt.
+    #[arg(long, env = "CONTROLLER_CA_CONFIGMAP", value_parser = not_empty)]
+    pub controller_ca_configmap: String,
+    /// File with the projected token of audience agent-operator.
+    #[arg(long, env = "TOKEN_FILE")]
+    pub token_file: PathBuf,
+    /// Namespace of tasks; repeat it for more than one.
+    #[arg(
+        long = "task-namespace",
+        env = "TASK_NAMESPACES",
+        required = true,
+        value_delimiter = ',',
+        value_parser = not_empty
+    )]
+    pub task_namespaces: Vec<String>,
+    /// Directory for ledger and streams, on the host.
+    #[arg(long, env = "DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// Unix socket of the gateway.
+    #[arg(long, env = "GATEWAY_SOCKET")]
+    pub gateway_socket: PathBuf,
+    /// The gateway's Service, as host:port.
+    #[arg(long, env = "GATEWAY_SERVICE", value_parser = host_port)]
+    pub gateway_service: String,
+    /// The kubelet's folder of pod logs.
+    #[arg(long, env = "POD_LOG_DIR", default_value = "/var/log/pods")]
+    pub pod_log_dir: PathBuf,
+    /// The node's cgroups, read-only.
+    #[arg(long, env = "CGROUP_ROOT", default_value = "/sys/fs/cgroup")]
+    pub cgroup_root: PathBuf,
+    /// Image with agent-runner and the agent CLI.
+    #[arg(long, env = "RUNNER_IMAGE", value_parser = not_empty)]
+    pub runner_image: String,
+    /// How that image gets into pods.
+    #[arg(long, env = "RUNNER_DELIVERY", value_enum, default_value = "auto")]
+    pub runner_delivery: RunnerDelivery,
+    /// Most agent pods at once on this node.
+    #[arg(
+        long,
+        env = "SLOTS",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u32).range(1..=1000)
+    )]
+    pub slots: u32,
+    /// How long the pod of a finished and recorded run stays, so that its log can be read.
+    #[arg(long, env = "POD_RETENTION", default_value = "10m")]
+    pub pod_retention: GoDuration,
+    /// Address of /livez, /readyz and /metrics.
+    #[arg(long, env = "HTTP_ADDRESS", default_value = "0.0.0.0:9090")]
+    pub http_address: SocketAddr,
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+fn host_port(text: &str) -> Result<String, String> {
+    let valid = text
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
+    if valid { Ok(text.to_owned()) } else { Err("must be host:port, without a scheme".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(extra: &[&str]) -> Result<Args, clap::Error> {
+        let line = [
+            "supervisor",
+            "--node-name=node-a",
+            "--pod-namespace=agent-operator-system",
+            "--controller-ca-configmap=ca",
+            "--token-file=/t",
+            "--task-namespace=a",
+            "--task-namespace=b",
+            "--data-dir=/d",
+            "--gateway-socket=/s",
+            "--gateway-service=gateway.agent-operator-system.svc:8080",
+            "--runner-image=r",
+        ];
+        Line::try_parse_from(line.iter().chain(extra)).map(|line| line.args)
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_design() {
+        let args = parse(&["--controller-address=controller.svc:8443"]).unwrap();
+        assert_eq!((args.slots, args.runner_delivery.fixed()), (16, None));
+        assert_eq!(args.pod_retention, GoDuration::from_secs(600));
+        assert_eq!(args.task_namespaces, ["a", "b"]);
+    }
+
+    #[test]
+    fn an_address_with_a_scheme_is_refused() {
+        assert!(parse(&["--controller-address=https://controller.svc:8443"]).is_err());
+        assert!(parse(&["--controller-address=controller.svc"]).is_err());
+    }
+
+    #[test]
+    fn delivery_is_spelled_as_in_the_chart() {
+        let address = "--controller-address=c:1";
+        let args = parse(&[address, "--runner-delivery=initContainer"]).unwrap();
+        assert_eq!(args.runner_delivery.fixed(), Some(Delivery::InitContainer));
+    }
+}

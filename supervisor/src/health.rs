@@ -1,0 +1,54 @@
+//! `/livez`, `/readyz` and `/metrics`. Alive and ready both mean that the runner answers: neither
+//! depends on the session or the gateway, for a supervisor without them still does its work.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{metrics::Metrics, steps::runner::Input};
+
+/// A runner that does not answer within this time hangs (a stuck disk, most likely).
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+struct Shared {
+    metrics: Arc<Metrics>,
+    inputs: mpsc::Sender<Input>,
+}
+
+/// Serves on `address` until `shutdown`.
+pub async fn run(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    inputs: mpsc::Sender<Input>,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    let routes = Router::new()
+        .route("/livez", get(answers))
+        .route("/readyz", get(answers))
+        .route("/metrics", get(metrics_text))
+        .with_state(Shared { metrics, inputs });
+    axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}
+
+async fn answers(State(shared): State<Shared>) -> (StatusCode, &'static str) {
+    let (answer, snapshot) = oneshot::channel();
+    let ask = async {
+        shared.inputs.send(Input::Snapshot(answer)).await.ok()?;
+        snapshot.await.ok()
+    };
+    match tokio::time::timeout(ANSWER_TIMEOUT, ask).await {
+        Ok(Some(_)) => (StatusCode::OK, "ok\n"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "the runner does not answer\n"),
+    }
+}
+
+async fn metrics_text(State(shared): State<Shared>) -> Result<String, StatusCode> {
+    shared.metrics.encode().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+}

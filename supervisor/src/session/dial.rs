@@ -1,0 +1,122 @@
+//! Connections to the controller: TLS always, keepalive also while idle, the CA bundle from the
+//! release's `ConfigMap` and read anew after a failure (the controller rotates it).
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Client};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+/// Limit of a connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause between two HTTP/2 pings.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Unanswered for this long, the connection is dead: well within the node lease of 15 s.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit of reading the CA bundle.
+const CA_TIMEOUT: Duration = Duration::from_secs(5);
+/// Key of the bundle in its `ConfigMap`.
+const CA_KEY: &str = "ca.crt";
+
+/// The controller could not be dialled.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The address is no `host:port`.
+    #[error("{0:?} is not host:port")]
+    Address(String),
+    /// The CA bundle could not be read, and none is known from before.
+    #[error("could not read the controller's CA bundle: {0}")]
+    ReadCa(String),
+    /// Connect or TLS failed.
+    #[error("could not connect to the controller")]
+    Connect(#[source] tonic::transport::Error),
+}
+
+/// Opens connections to the controller.
+#[async_trait]
+pub trait Dial: Send + Sync {
+    /// A new connection to `address` (`host:port`).
+    async fn dial(&self, address: &str) -> Result<Channel, DialError>;
+}
+
+/// [`Dial`] over TLS.
+pub struct TlsDial {
+    maps: Api<ConfigMap>,
+    name: String,
+    /// Name that the controller's certificate must carry, whatever address is dialled.
+    server_name: String,
+    bundle: Mutex<Option<String>>,
+}
+
+impl TlsDial {
+    /// Trusts the bundle in the `ConfigMap` `name` of `namespace`; `address` is the controller's
+    /// Service, whose host the certificate must carry.
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        name: String,
+        address: &str,
+    ) -> Result<Self, DialError> {
+        let server_name = host(address)?.to_owned();
+        let maps = Api::namespaced(client, namespace);
+        Ok(Self { maps, name, server_name, bundle: Mutex::new(None) })
+    }
+
+    async fn bundle(&self) -> Result<String, DialError> {
+        let known = self.bundle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let read = tokio::time::timeout(CA_TIMEOUT, self.maps.get(&self.name)).await;
+        let map = read
+            .map_err(|_| DialError::ReadCa("no answer from the API server".to_owned()))?
+            .map_err(|error| DialError::ReadCa(error.to_string()))?;
+        let bundle = map.data.and_then(|mut data| data.remove(CA_KEY));
+        let bundle = bundle.ok_or_else(|| DialError::ReadCa(format!("no key {CA_KEY}")))?;
+        *self.bundle.lock().unwrap_or_else(PoisonError::into_inner) = Some(bundle.clone());
+        Ok(bundle)
+    }
+}
+
+fn host(address: &str) -> Result<&str, DialError> {
+    match address.rsplit_once(':') {
+        Some((host, _)) if !host.is_empty() => Ok(host.trim_matches(['[', ']'])),
+        _ => Err(DialError::Address(address.to_owned())),
+    }
+}
+
+/// The connection settings that TLS and tests share.
+pub fn endpoint(url: String) -> Result<Endpoint, DialError> {
+    let endpoint =
+        Endpoint::from_shared(url.clone()).map_err(|_| DialError::Address(url.clone()))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+#[async_trait]
+impl Dial for TlsDial {
+    async fn dial(&self, address: &str) -> Result<Channel, DialError> {
+        let bundle = self.bundle().await?;
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(bundle))
+            .domain_name(&self.server_name);
+        let endpoint = endpoint(format!("https://{address}"))?;
+        let connected = match endpoint.tls_config(tls) {
+            Ok(endpoint) => endpoint.connect().await,
+            Err(error) => Err(error),
+        };
+        connected.map_err(|error| {
+            // The CA may have been rotated: the next attempt reads it again.
+            *self.bundle.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            DialError::Connect(error)
+        })
+    }
+}
