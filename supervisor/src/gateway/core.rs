@@ -1,6 +1,9 @@
 //! What the routes and the link share.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use agent_operator::domain::{RunKey, secret::purpose};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -38,6 +41,8 @@ pub struct Gateway {
     pub egress: Egress,
     /// Everything that is spawned for an attempt: answers, tunnels, preparations, writes upstream.
     pub tasks: TaskTracker,
+    /// Whether quarantines of before the start have been removed.
+    pub(super) swept: AtomicBool,
     /// Ends all of it.
     pub shutdown: CancellationToken,
 }
@@ -95,8 +100,12 @@ pub(super) fn clean_up(gateway: &Shared, key: &RunKey) {
     gateway.tasks.spawn(async move { shared.git.discard(&key).await });
 }
 
-/// Removes the quarantines of all attempts but the live ones.
+/// Removes the quarantines of all attempts but the live ones; once after the start, for later an
+/// attempt's end removes its own.
 pub(super) fn retain(gateway: &Shared, live: Vec<RunKey>) {
+    if gateway.swept.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let shared = Arc::clone(gateway);
     gateway.tasks.spawn(async move {
         if let Err(error) = shared.git.retain(&live).await {
@@ -129,6 +138,7 @@ pub(super) fn build(args: &Args, shutdown: CancellationToken) -> anyhow::Result<
         egress: Egress::new(&config, args.egress_allow_private, tasks.clone()),
         config,
         tasks,
+        swept: AtomicBool::new(false),
         shutdown,
     }))
 }

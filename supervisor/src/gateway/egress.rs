@@ -32,7 +32,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the client's first message.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A tunnel without a byte in either direction ends after this time.
-const IDLE_MAX: Duration = Duration::from_secs(300);
+const IDLE_MAX: Duration = Duration::from_mins(5);
 /// Buffer of each direction.
 const BUFFER_BYTES: usize = 16 * 1024;
 

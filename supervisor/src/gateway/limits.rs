@@ -39,7 +39,7 @@ pub const HEADER_BYTES_MAX: usize = 32 * 1024;
 /// Most header lines.
 pub const HEADERS_MAX: usize = 64;
 /// Time for the whole body of an API request.
-pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(120);
+pub const BODY_READ_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Connections that are open, per address and in all.
 #[derive(Clone, Debug)]

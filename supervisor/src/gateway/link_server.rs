@@ -248,8 +248,12 @@ fn synced(gateway: &Shared) {
         tracing::info!(run = %attempt.key(), "attempt dropped: the supervisor does not know it");
         core::clean_up(gateway, attempt.key());
     }
-    let live: Vec<RunKey> =
-        gateway.grants.live().iter().map(|attempt| attempt.key().clone()).collect();
+    let live = gateway.grants.live();
+    for attempt in &live {
+        // Nothing is under way for an attempt of before a restart: ask at once.
+        attempt.ask_credentials_again();
+    }
+    let live: Vec<RunKey> = live.iter().map(|attempt| attempt.key().clone()).collect();
     tracing::info!(attempts = live.len(), "synced");
     core::retain(gateway, live);
 }

@@ -15,8 +15,8 @@
 //! memory with it.
 
 pub mod args;
-mod attempt_api;
-mod core;
+pub mod attempt_api;
+pub mod core;
 pub mod egress;
 pub mod events_relay;
 pub mod forge;
@@ -28,7 +28,7 @@ pub mod limits;
 pub mod link_server;
 pub mod llm;
 pub mod permit;
-mod respond;
+pub mod respond;
 pub mod server;
 #[cfg(test)]
 mod tests;

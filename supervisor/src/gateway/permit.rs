@@ -106,7 +106,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_older_epoch_neither_gives_nor_prolongs_permission() {
         let permit = Permit::granted(Epoch(7), Duration::from_secs(5));
-        let stale = permit.renew(Epoch(6), Duration::from_secs(60), Instant::now());
+        let stale = permit.renew(Epoch(6), Duration::from_mins(1), Instant::now());
         assert_eq!(stale, Err(StaleEpoch { offered: Epoch(6), seen: Epoch(7) }));
         tokio::time::advance(Duration::from_secs(6)).await;
         assert_eq!(permit.check(), Err(PermitError::Lapsed));

@@ -56,6 +56,15 @@ pub struct BudgetExhausted {
     pub unit: &'static str,
 }
 
+/// How far the runner's result has come.
+#[derive(Debug, Default)]
+enum Reported {
+    #[default]
+    No,
+    Sent(StepResult),
+    Recorded(StepResult),
+}
+
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) redemption: Option<Redemption>,
@@ -70,8 +79,7 @@ pub(super) struct State {
     counters_changed: bool,
     provider_failure: Option<String>,
     at_gate: Option<GateRequest>,
-    result: Option<StepResult>,
-    result_recorded: bool,
+    result: Reported,
 }
 
 /// One attempt.
@@ -110,8 +118,7 @@ impl Attempt {
                 counters_changed: false,
                 provider_failure: None,
                 at_gate: None,
-                result: None,
-                result_recorded: false,
+                result: Reported::No,
             }),
             signal: watch::Sender::new(signal),
             agent_ended: ended.child_token(),
@@ -342,12 +349,16 @@ impl Attempt {
 
     /// Whether the supervisor has the result on disk.
     pub fn result_recorded(&self) -> bool {
-        self.state().result_recorded
+        matches!(self.state().result, Reported::Recorded(_))
     }
 
     /// The supervisor has the result on disk.
     pub fn set_result_recorded(&self) {
-        self.state().result_recorded = true;
+        let mut state = self.state();
+        state.result = match std::mem::take(&mut state.result) {
+            Reported::Sent(result) | Reported::Recorded(result) => Reported::Recorded(result),
+            Reported::No => Reported::No,
+        };
     }
 
     /// Takes the runner's result: itself when it is the first or a repetition, else none. A plain
@@ -364,9 +375,10 @@ impl Attempt {
             }
         }
         match &state.result {
-            None => state.result = Some(result.clone()),
-            Some(known) if same_result(known, &result) => return Some(known.clone()),
-            Some(_) => return None,
+            Reported::No => state.result = Reported::Sent(result.clone()),
+            Reported::Sent(known) | Reported::Recorded(known) => {
+                return same_result(known, &result).then(|| known.clone());
+            }
         }
         Some(result)
     }
@@ -385,7 +397,7 @@ fn open_until(grant: &Grant, now: Instant) -> Option<Instant> {
 }
 
 /// Longest remaining time that is believed: no step may run for more than a month.
-const REMAINING_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
+const REMAINING_MAX: Duration = Duration::from_hours(31 * 24);
 
 /// The instant `millis` after `now`.
 pub(super) fn deadline(now: Instant, millis: u64) -> Instant {

@@ -64,7 +64,7 @@ impl RefusalCounts {
         let target = printable(truncate(target, TARGET_BYTES_MAX)).replace(['\n', '\t'], " ");
         let mut key = (kind.as_str().to_owned(), truncate(&target, TARGET_BYTES_MAX).to_owned());
         if !self.counts.contains_key(&key) && self.counts.len() >= TARGETS_MAX {
-            key.1 = OTHER.to_owned();
+            OTHER.clone_into(&mut key.1);
         }
         let count = self.counts.entry(key).or_insert(0);
         *count = count.saturating_add(1);

@@ -26,7 +26,7 @@ use super::{
 use crate::gateway::{grants::Attempt, respond::Answer};
 
 /// Longest silence within an answer; the provider sends pings meanwhile.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
+const SILENCE_MAX: Duration = Duration::from_mins(5);
 /// Pieces between provider and agent; a slow agent slows the provider down.
 const PIECES_MAX: usize = 16;
 /// Largest error body that is passed on.
@@ -162,7 +162,7 @@ async fn pump(
         whole = copy(&mut body, &sink, &mut meter) => whole,
     };
     if flow.counted {
-        settle(&flow, meter.finish(), whole, ended.is_cancelled());
+        settle(&flow, &meter.finish(), whole, ended.is_cancelled());
     }
     // The count stands before the agent sees the end, so its next call meets the new budget.
     if !whole {
@@ -192,7 +192,7 @@ async fn copy(
     }
 }
 
-fn settle(flow: &Flow, counted: Counted, whole: bool, cancelled: bool) {
+fn settle(flow: &Flow, counted: &Counted, whole: bool, cancelled: bool) {
     let model = counted.model.as_deref().unwrap_or(&flow.model);
     let price = flow.prices.of(model).or_else(|| flow.prices.of(&flow.model));
     let cost = price.map_or(0, |price| price.cost_micro_usd(&counted.usage));

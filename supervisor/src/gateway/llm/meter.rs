@@ -249,7 +249,7 @@ mod tests {
     fn long_lines_are_skipped_in_bounded_memory() {
         let mut meter = Meter::events();
         for _ in 0..100 {
-            meter.feed(&[b'x'; 64 * 1024]).unwrap();
+            meter.feed(&vec![b'x'; 64 * 1024]).unwrap();
             assert!(meter.line.len() <= LINE_BYTES_MAX);
         }
         meter.feed(b"\n").unwrap();

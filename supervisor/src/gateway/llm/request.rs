@@ -9,8 +9,17 @@ use std::{collections::HashSet, fmt};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// Types of tools that the client runs itself, by prefix; tools without a type are the client's too.
-const CLIENT_TOOLS: [&str; 6] =
-    ["custom", "bash_", "text_editor_", "memory_", "computer_", "tool_search_tool_"];
+const CLIENT_TOOLS: [&str; 7] = [
+    "custom",
+    "bash_",
+    "text_editor_",
+    "memory_",
+    "computer_",
+    "tool_search_tool_",
+    "tool_reference",
+];
+/// Server tools by the start of their dated types, wherever in the messages one is declared.
+const SERVER_TOOLS: [&str; 4] = ["web_search_2", "web_fetch_2", "code_execution_2", "mcp_toolset"];
 /// Longest model name.
 const MODEL_BYTES_MAX: usize = 256;
 /// Longest tool type that is quoted.
@@ -60,7 +69,7 @@ struct Scan<'a> {
 
 impl Scan<'_> {
     fn forbid(&mut self, what: impl Into<String>) {
-        self.forbidden.get_or_insert(what.into());
+        self.forbidden.get_or_insert_with(|| what.into());
     }
 
     fn tool(&mut self, kind: &str) {
@@ -81,6 +90,7 @@ enum At {
     Tools,
     Tool,
     ToolType,
+    ContentType,
     /// `source` of an image or document.
     Source,
     SourceType,
@@ -96,9 +106,12 @@ impl At {
     fn member(self, key: &str) -> Self {
         match (self, key) {
             (Self::Top, "model") => Self::Model,
-            (Self::Top, "tools") => Self::Tools,
-            (Self::Top, "mcp_servers") => Self::MustBeEmpty("mcp_servers"),
             (Self::Top, "container") => Self::MustBeEmpty("container"),
+            // Tools may also change in mid-conversation, inside a message.
+            (Self::Top | Self::Content, "tools") => Self::Tools,
+            (Self::Content, "tool") => Self::Tool,
+            (Self::Top | Self::Content, "mcp_servers") => Self::MustBeEmpty("mcp_servers"),
+            (Self::Content, "type") => Self::ContentType,
             (Self::Tool, "type") => Self::ToolType,
             (Self::Source, "type") => Self::SourceType,
             (Self::Tool | Self::Opaque, _) | (Self::Content, "input") => Self::Opaque,
@@ -171,6 +184,9 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
         match self.at {
             At::Model => self.scan.model = Some(text.to_owned()),
             At::ToolType => self.scan.tool(text),
+            At::ContentType if SERVER_TOOLS.iter().any(|tool| text.starts_with(tool)) => {
+                self.scan.tool(text);
+            }
             At::SourceType if matches!(text, "url" | "file") => {
                 self.scan.forbid(format!("a source of type {text}"));
             }
@@ -231,6 +247,9 @@ mod tests {
             r#"{"model":"m","tools":[{"type":"code_execution_20250522"}]}"#,
             r#"{"model":"m","mcp_servers":[{"type":"url","url":"https://evil"}]}"#,
             r#"{"model":"m","container":"c"}"#,
+            r#"{"model":"m","messages":[{"content":[{"type":"x","tools":[{"type":"web_fetch_20250910"}]}]}]}"#,
+            r#"{"model":"m","messages":[{"content":[{"tool":{"type":"code_execution_20250825"}}]}]}"#,
+            r#"{"model":"m","messages":[{"content":[{"type":"web_search_20250305"}]}]}"#,
             r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image","source":{"type":"url","url":"https://evil/?x"}}]}]}"#,
             r#"{"model":"m","messages":[{"content":[{"type":"tool_result","content":[{"type":"document","source":{"type":"file","file_id":"f"}}]}]}]}"#,
         ] {

@@ -255,7 +255,7 @@ impl Rig {
         let response = self.open(source, method, path, headers, body).await;
         let (parts, body) = response.into_parts();
         let body = timeout(PATIENCE, body.collect()).await.unwrap();
-        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 
