@@ -5,6 +5,8 @@
 mod chart;
 #[path = "api_server/policies.rs"]
 mod policies;
+#[path = "api_server/programs.rs"]
+mod programs;
 #[path = "api_server/refusals.rs"]
 mod refusals;
 #[path = "api_server/runs.rs"]

@@ -17,9 +17,11 @@ use super::{
 };
 
 /// An installed chart whose policies look at one namespace only, so that tests do not meet.
-struct Installed {
-    admin: Client,
-    namespace: String,
+pub(crate) struct Installed {
+    /// An administrator.
+    pub(crate) admin: Client,
+    /// Namespace of release and tasks.
+    pub(crate) namespace: String,
 }
 
 impl Installed {
@@ -28,7 +30,7 @@ impl Installed {
         &self.namespace
     }
 
-    async fn new() -> Option<Self> {
+    pub(crate) async fn new() -> Option<Self> {
         let admin = client().await?;
         let namespace = namespace(&admin).await;
         let mut documents = render(&namespace, &namespace, &in_namespace(&namespace));
@@ -78,7 +80,7 @@ impl Installed {
     }
 
     /// A client with a token of the supervisor's account; bound to a pod of `node` if one is given.
-    async fn supervisor(&self, node: Option<&str>) -> Client {
+    pub(crate) async fn supervisor(&self, node: Option<&str>) -> Client {
         let bound = match node {
             Some(node) => Some(self.bound_to(node).await),
             None => None,
