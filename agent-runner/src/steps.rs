@@ -52,7 +52,7 @@ fn with_agent(
     workspace: &Workspace,
     finish: Finish,
 ) -> Result<StepEnd, Failure> {
-    let files = StepFiles::write(context).map_err(|error| {
+    let files = StepFiles::write(context, &workspace.directory).map_err(|error| {
         Failure::new(Reason::InvalidTask, format!("the workspace cannot be written: {error}"))
     })?;
     let (result, usage) = match agent::run(context, &files, &workspace.directory) {

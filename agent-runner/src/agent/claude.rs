@@ -17,10 +17,14 @@ const PROGRAM: &str = "claude";
 /// What is kept of the CLI's error output, for the message of a failure.
 const ERROR_BYTES_MAX: usize = 4 * 1024;
 
-/// Settings that beat the repository's own. What a repository brings is content: its hooks, MCP
-/// servers and environment must not run or redirect anything.
-const SETTINGS: &str =
-    r#"{"disableAllHooks":true,"enableAllProjectMcpServers":false,"includeCoAuthoredBy":false}"#;
+/// Settings of every run. What a repository brings is content: its settings (hooks, key helpers,
+/// environment) and MCP servers are not loaded at all, see `--setting-sources` below.
+const SETTINGS: &str = r#"{"disableAllHooks":true,"includeCoAuthoredBy":false}"#;
+
+/// Tools that make no sense in a run that ends with its prompt, or put changes elsewhere than into
+/// the work tree that is committed.
+const DISALLOWED_TOOLS: &str =
+    "EnterWorktree,ExitWorktree,CronCreate,CronDelete,CronList,ScheduleWakeup";
 
 /// Variables that keep the CLI from calling anything but the model, and from waiting.
 const QUIET: [(&str, &str); 6] = [
@@ -39,7 +43,7 @@ pub(super) fn run(
     files: &StepFiles,
     directory: &Path,
 ) -> Result<AgentOutput, AgentFailure> {
-    let prompt = files.instructions(context);
+    let prompt = files.instructions();
     let invocation = Invocation {
         command: command_line(context),
         directory: directory.to_owned(),
@@ -80,7 +84,11 @@ fn command_line(context: &Context<'_>) -> Vec<String> {
         "--output-format",
         "stream-json",
         "--verbose",
+        "--setting-sources",
+        "user",
         "--strict-mcp-config",
+        "--disallowedTools",
+        DISALLOWED_TOOLS,
         "--no-session-persistence",
         "--settings",
         SETTINGS,

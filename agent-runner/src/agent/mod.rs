@@ -15,8 +15,15 @@ use agent_operator::domain::{Reason, Usage, assignment::AgentKind, limits::OUTPU
 
 use crate::{context::Context, files::read_bounded, result::Failure};
 
+/// Where the agent writes title and body of the pull request.
+const PULL_REQUEST_FILE: &str = "pull-request.json";
 /// Largest pull request file: the body's limit of 60,000 bytes as JSON with escapes.
 const PULL_REQUEST_FILE_BYTES_MAX: u64 = 512 * 1024;
+/// Files in which repositories speak to coding agents; the first that exists is passed on. The
+/// agent's own way of loading them is off, since it would load the repository's settings too.
+const GUIDES: [&str; 2] = ["CLAUDE.md", "AGENTS.md"];
+/// Longest guide: it is part of every model call.
+const GUIDE_BYTES_MAX: u64 = 32 * 1024;
 /// Read a little more than is kept, so that the cut is by the usual rule.
 const OUTPUT_FILE_BYTES_MAX: u64 = 64 * OUTPUT_BYTES_MAX as u64;
 
@@ -24,23 +31,31 @@ const OUTPUT_FILE_BYTES_MAX: u64 = 64 * OUTPUT_BYTES_MAX as u64;
 #[derive(Debug)]
 pub(crate) struct StepFiles {
     folder: PathBuf,
+    instructions: String,
     has_plan: bool,
     has_feedback: bool,
 }
 
 impl StepFiles {
-    /// Writes what the agent may read.
-    pub(crate) fn write(context: &Context<'_>) -> io::Result<Self> {
+    /// Writes what the agent may read about its work in `directory`.
+    pub(crate) fn write(context: &Context<'_>, directory: &Path) -> io::Result<Self> {
         let spec = context.spec;
+        let folder = context.layout.files();
+        let guide = GUIDES
+            .iter()
+            .find_map(|name| read_bounded(&directory.join(name), GUIDE_BYTES_MAX).ok());
+        let pull_request = folder.join(PULL_REQUEST_FILE);
+        let instructions =
+            prompt::instructions(spec, guide.as_deref(), &pull_request.to_string_lossy());
         let files = Self {
-            folder: context.layout.files(),
+            folder,
+            instructions,
             has_plan: spec.plan.is_some(),
             has_feedback: spec.feedback.is_some(),
         };
         fs::create_dir_all(&files.folder)?;
         fs::write(files.path("prompt.md"), &spec.prompt)?;
-        let instructions = prompt::instructions(spec, &files.pull_request().to_string_lossy());
-        fs::write(files.path("instructions.md"), instructions)?;
+        fs::write(files.path("instructions.md"), &files.instructions)?;
         if let Some(plan) = &spec.plan {
             fs::write(files.path("plan.md"), plan)?;
         }
@@ -51,8 +66,8 @@ impl StepFiles {
     }
 
     /// The agent's instructions.
-    pub(crate) fn instructions(&self, context: &Context<'_>) -> String {
-        prompt::instructions(context.spec, &self.pull_request().to_string_lossy())
+    pub(crate) fn instructions(&self) -> &str {
+        &self.instructions
     }
 
     /// What a `Command` agent wrote as its output.
@@ -63,11 +78,7 @@ impl StepFiles {
 
     /// The file with title and body of the pull request.
     pub(crate) fn read_pull_request(&self) -> io::Result<String> {
-        read_bounded(&self.pull_request(), PULL_REQUEST_FILE_BYTES_MAX)
-    }
-
-    fn pull_request(&self) -> PathBuf {
-        self.path("pull-request.json")
+        read_bounded(&self.path(PULL_REQUEST_FILE), PULL_REQUEST_FILE_BYTES_MAX)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -81,7 +92,7 @@ impl StepFiles {
         add("AGENT_PROMPT_FILE", "prompt.md");
         add("AGENT_INSTRUCTIONS_FILE", "instructions.md");
         add("AGENT_OUTPUT_FILE", "output.md");
-        add("AGENT_PULL_REQUEST_FILE", "pull-request.json");
+        add("AGENT_PULL_REQUEST_FILE", PULL_REQUEST_FILE);
         if self.has_plan {
             add("AGENT_PLAN_FILE", "plan.md");
         }
@@ -161,13 +172,16 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.spec = spec(StepName::Implement);
         fixture.spec.feedback = Some("it failed".to_owned());
+        fs::write(fixture.layout.workspace.join("AGENTS.md"), "use tabs").unwrap();
         let context = fixture.context();
-        let files = StepFiles::write(&context).unwrap();
+        let files = StepFiles::write(&context, &context.layout.workspace).unwrap();
         let variables = environment(&context, &files);
         let text_of = |name: &str| fs::read_to_string(&variables[name]).unwrap();
         assert_eq!(text_of("AGENT_PROMPT_FILE"), "Add a /healthz endpoint");
         assert_eq!(text_of("AGENT_FEEDBACK_FILE"), "it failed");
-        assert!(text_of("AGENT_INSTRUCTIONS_FILE").starts_with("Step: implement"));
+        let instructions = text_of("AGENT_INSTRUCTIONS_FILE");
+        assert!(instructions.starts_with("Step: implement"));
+        assert!(instructions.contains("use tabs"));
         assert!(!variables.contains_key("AGENT_PLAN_FILE"));
         assert_eq!(variables["ANTHROPIC_BASE_URL"], "http://127.0.0.1:1/llm");
         assert_eq!(variables["AGENT_STEP"], "implement");
@@ -176,7 +190,7 @@ mod tests {
     #[test]
     fn an_output_file_counts_only_with_something_in_it() {
         let fixture = Fixture::new();
-        let files = StepFiles::write(&fixture.context()).unwrap();
+        let files = StepFiles::write(&fixture.context(), &fixture.layout.workspace).unwrap();
         assert_eq!(files.read_output(), None);
         fs::write(files.path("output.md"), " \n").unwrap();
         assert_eq!(files.read_output(), None);

@@ -6,7 +6,11 @@ use agent_operator::{attempt::StepSpec, domain::StepName};
 
 /// The instructions for the agent in this step. The first line names the step; programs that only
 /// look at the prompt (such as a scripted model) rely on it.
-pub(crate) fn instructions(spec: &StepSpec, pull_request_file: &str) -> String {
+pub(crate) fn instructions(
+    spec: &StepSpec,
+    guide: Option<&str>,
+    pull_request_file: &str,
+) -> String {
     let repository = &spec.repository;
     let mut text = format!("Step: {}\n\n", spec.step);
     let _ = write!(
@@ -26,6 +30,8 @@ pub(crate) fn instructions(spec: &StepSpec, pull_request_file: &str) -> String {
         let _ = writeln!(text, "The file: `{pull_request_file}`");
         let _ = write!(text, "The changes: `git diff {}..HEAD`\n\n", repository.base_commit);
     }
+    // Above the task: it is the repository's word, the task is the user's.
+    section(&mut text, "repository-guide", guide);
     section(&mut text, "task", Some(&spec.prompt));
     section(&mut text, "plan", spec.plan.as_deref());
     section(&mut text, "failing-tests", spec.feedback.as_deref());
@@ -68,7 +74,7 @@ mod tests {
     #[test]
     fn every_step_says_its_name_first_and_holds_the_task() {
         for step in [StepName::Plan, StepName::Implement, StepName::PullRequest] {
-            let text = instructions(&spec(step), "/f.json");
+            let text = instructions(&spec(step), None, "/f.json");
             assert!(text.starts_with(&format!("Step: {step}\n")), "{text}");
             assert!(text.contains("<task>\nAdd a /healthz endpoint\n</task>"), "{text}");
         }
@@ -79,16 +85,21 @@ mod tests {
         let mut spec = spec(StepName::Implement);
         spec.plan = Some("1. server.js".to_owned());
         spec.feedback = Some("not ok 5".to_owned());
-        let text = instructions(&spec, "/f.json");
-        for part in ["<task>", "<plan>\n1. server.js\n</plan>", "not ok 5", "`ai/add-healthcheck`"]
-        {
+        let text = instructions(&spec, Some("use tabs"), "/f.json");
+        for part in [
+            "use tabs",
+            "<task>",
+            "<plan>\n1. server.js\n</plan>",
+            "not ok 5",
+            "`ai/add-healthcheck`",
+        ] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }
     }
 
     #[test]
     fn the_pull_request_step_names_the_file_and_the_changes() {
-        let text = instructions(&spec(StepName::PullRequest), "/workspace/f.json");
+        let text = instructions(&spec(StepName::PullRequest), None, "/workspace/f.json");
         assert!(text.contains("`/workspace/f.json`"));
         assert!(text.contains("git diff"));
     }

@@ -33,6 +33,8 @@ pub(crate) struct State {
     pub(crate) refuse_first: u32,
     pub(crate) remaining_millis: u64,
     pub(crate) stop: Option<StopOrder>,
+    /// Where `/llm` leads.
+    pub(crate) model: Option<String>,
     pub(crate) nonces: Vec<String>,
     pub(crate) gate: Option<GateRequest>,
     pub(crate) events: Vec<EventRecord>,
@@ -91,12 +93,17 @@ impl Gateway {
 
     /// The runner, ready to be started.
     pub(crate) fn runner(&self, wrapper: &[&str]) -> Command {
+        let binary = Path::new(env!("CARGO_BIN_EXE_agent-runner"));
+        self.runner_at(binary, wrapper)
+    }
+
+    /// As [`Gateway::runner`], with the runner's binary at `binary`.
+    pub(crate) fn runner_at(&self, binary: &Path, wrapper: &[&str]) -> Command {
         let folder = |name: &str| {
             let path = self.folder.path().join(name);
             std::fs::create_dir_all(&path).unwrap();
             path
         };
-        let binary = env!("CARGO_BIN_EXE_agent-runner");
         let mut command = match wrapper {
             [] => Command::new(binary),
             [program, arguments @ ..] => {
@@ -137,14 +144,35 @@ impl Gateway {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         // One request a connection keeps the parser honest and short.
         let Some(request) = Request::read(&mut reader) else { return };
-        let (status, content_type, body) = self.answer(&request);
         let mut stream = stream;
+        if request.path.starts_with("/llm") {
+            return self.pass_on(&request, &mut stream);
+        }
+        let (status, content_type, body) = self.answer(&request);
         let head = format!(
             "HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\
              connection: close\r\n\r\n",
             body.len()
         );
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+    }
+
+    /// Hands the request to the model and its answer back, byte by byte as it comes.
+    fn pass_on(&self, request: &Request, client: &mut TcpStream) {
+        let key = request.headers.get("x-api-key").cloned();
+        self.update(|state| state.requests.push((request.path.clone(), key)));
+        let mut model =
+            TcpStream::connect(self.read(|state| state.model.clone()).unwrap()).unwrap();
+        let path = request.path.trim_start_matches("/llm");
+        let head = format!(
+            "{} {path} HTTP/1.1\r\nhost: model\r\nconnection: close\r\nx-api-key: real-key\r\n\
+             content-length: {}\r\n\r\n",
+            request.method,
+            request.body.len()
+        );
+        model.write_all(head.as_bytes()).unwrap();
+        model.write_all(&request.body).unwrap();
+        let _ = std::io::copy(&mut model, client);
     }
 
     fn answer(&self, request: &Request) -> (u16, String, Vec<u8>) {

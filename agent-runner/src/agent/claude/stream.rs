@@ -92,15 +92,32 @@ impl<'a> Stream<'a> {
                 self.printer.print(&text);
                 self.events.push(AgentEvent::Status { text });
             }
+            "system" if event["subtype"] == "api_retry" => self.api_retry(event),
             "assistant" => blocks(event).iter().for_each(|block| self.assistant(block)),
             "user" => blocks(event).iter().for_each(|block| self.tool_result(block)),
             "result" => self.result(event),
+            // Notices for user interfaces.
+            "system" => {}
             // Other kinds come and go with versions of the CLI.
-            kind => {
-                let subtype = event["subtype"].as_str().unwrap_or_default();
-                self.printer.print(truncate(&format!("[{kind} {subtype}]"), CALL_BYTES_MAX));
-            }
+            kind => self.printer.print(truncate(&format!("[{kind}]"), CALL_BYTES_MAX)),
         }
+    }
+
+    fn api_retry(&self, event: &Value) {
+        let field = |name: &str| match &event[name] {
+            Value::Null => "?".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let text = format!(
+            "the model call failed ({} {}): retry {} of {}",
+            field("error_status"),
+            field("error"),
+            field("attempt"),
+            field("max_retries")
+        );
+        self.printer.print(&text);
+        self.events.push(AgentEvent::Status { text });
     }
 
     fn assistant(&self, block: &Value) {
