@@ -1,6 +1,10 @@
 //! Client of the attempt API.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use agent_operator::{
     attempt::{ApiError, BODY_BYTES_MAX},
@@ -11,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     clock,
     result::Failure,
-    stop::{Stop, Woken},
+    stop::{Stop, Stopping, Woken},
 };
 
 /// The gateway is on this node: a connection that takes longer will not come about.
@@ -38,6 +42,9 @@ pub(crate) enum CallError {
         /// Pause that the gateway asks for.
         retry_after: Option<Duration>,
     },
+    /// The step has to stop; the answer was not waited for.
+    #[error("{}", .0.message)]
+    Stopped(Stopping),
     /// An answer that does not parse.
     #[error("the gateway's answer cannot be read: {0}")]
     Malformed(String),
@@ -51,7 +58,7 @@ impl CallError {
             Self::Refused { status, error, .. } => {
                 error.retryable || matches!(status, 429 | 502 | 503 | 504)
             }
-            Self::Malformed(_) => false,
+            Self::Stopped(_) | Self::Malformed(_) => false,
         }
     }
 
@@ -59,6 +66,7 @@ impl CallError {
     pub(crate) fn into_failure(self, reason: Reason) -> Failure {
         let reason = match &self {
             Self::Refused { error, .. } => error.reason.unwrap_or(reason),
+            Self::Stopped(stopping) => stopping.reason,
             Self::Unreachable(_) | Self::Malformed(_) => reason,
         };
         Failure::new(reason, self.to_string())
@@ -67,7 +75,7 @@ impl CallError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,
-            Self::Unreachable(_) | Self::Malformed(_) => None,
+            Self::Unreachable(_) | Self::Stopped(_) | Self::Malformed(_) => None,
         }
     }
 }
@@ -179,12 +187,10 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, CallError> {
     serde_json::from_slice(body).map_err(|error| CallError::Malformed(error.to_string()))
 }
 
-/// Repeats `call` while it fails retryably, until the boot time `until`; a stop order ends it too
-/// unless `regardless`.
+/// Repeats `call` while it fails retryably, until the boot time `until`.
 pub(crate) fn patiently<T>(
     stop: &Stop,
     until: Duration,
-    regardless: bool,
     mut call: impl FnMut() -> Result<T, CallError>,
 ) -> Result<T, CallError> {
     let mut pause = PAUSE_MIN;
@@ -199,12 +205,33 @@ pub(crate) fn patiently<T>(
         }
         let asked = error.retry_after().unwrap_or_default();
         let wake_at = (now + asked.max(pause).min(PAUSE_MAX)).min(until);
-        if regardless {
-            stop.wait_regardless(Some(wake_at), || false);
-        } else if stop.wait(Some(wake_at), || false) != Woken::TimedOut {
-            return Err(error);
-        }
+        stop.wait_regardless(Some(wake_at), || false);
         pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// As [`patiently`], but a stop order ends it at once, also in the middle of a call: the call is
+/// left to a thread that ends with the process.
+pub(crate) fn until_stopped<T: Send + 'static>(
+    stop: &Arc<Stop>,
+    until: Duration,
+    call: impl Fn() -> Result<T, CallError> + Send + 'static,
+) -> Result<T, CallError> {
+    let answer = Arc::new(Mutex::new(None));
+    let (thread_answer, thread_stop) = (Arc::clone(&answer), Arc::clone(stop));
+    thread::spawn(move || {
+        let gave_up = || thread_stop.order().map(|stopping| Err(CallError::Stopped(stopping)));
+        let result = patiently(&thread_stop, until, || gave_up().unwrap_or_else(&call));
+        *thread_answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        thread_stop.wake();
+    });
+    let taken = || answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let is_there = || answer.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+    match stop.wait(None, is_there) {
+        Woken::Stopping(stopping) => taken().unwrap_or(Err(CallError::Stopped(stopping))),
+        Woken::Done | Woken::TimedOut => {
+            taken().unwrap_or_else(|| Err(CallError::Unreachable("no answer".to_owned())))
+        }
     }
 }
 
@@ -224,15 +251,32 @@ mod tests {
         let until = clock::boot_now() + Duration::from_secs(5);
         let mut left =
             vec![Ok(7), Err(refused(503, false)), Err(CallError::Unreachable(String::new()))];
-        let answer = patiently(&stop, until, false, || left.pop().unwrap());
+        let answer = patiently(&stop, until, || left.pop().unwrap());
         assert_eq!(answer.unwrap(), 7);
         let mut calls = 0;
-        let answer = patiently(&stop, until, false, || {
+        let answer = patiently(&stop, until, || {
             calls += 1;
             Err::<(), _>(refused(403, false))
         });
         assert!(answer.is_err());
         assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn a_stop_order_does_not_wait_for_an_answer() {
+        let stop = Arc::<Stop>::default();
+        let (thread_stop, until) = (Arc::clone(&stop), Duration::MAX);
+        let (_held, never) = std::sync::mpsc::channel::<()>();
+        let never = Mutex::new(never);
+        let order =
+            Stopping { reason: Reason::Cancelled, message: "x".into(), kill_at: Duration::ZERO };
+        let answer = until_stopped(&stop, until, move || {
+            thread_stop.request(order.clone());
+            let _ = never.lock().unwrap().recv();
+            Ok(())
+        });
+        let failure = answer.unwrap_err().into_failure(Reason::PushRefused);
+        assert_eq!(failure.reason, Reason::Cancelled);
     }
 
     #[test]

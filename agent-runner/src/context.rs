@@ -1,6 +1,6 @@
 //! What every part of a running step needs, and the environment of its children.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, sync::Arc};
 
 use agent_operator::{attempt::StepSpec, domain::event::AgentEvent};
 use base64::Engine as _;
@@ -57,7 +57,7 @@ pub(crate) struct Context<'a> {
     /// Children.
     pub(crate) processes: &'a Processes,
     /// The stop order.
-    pub(crate) stop: &'a Stop,
+    pub(crate) stop: &'a Arc<Stop>,
     /// PID 1's output.
     pub(crate) printer: &'a Printer,
     /// Typed events.

@@ -1,6 +1,6 @@
 //! From the one-time token to the open start gate.
 
-use std::{fmt::Write as _, fs, path::Path, time::Duration};
+use std::{fmt::Write as _, fs, path::Path, sync::Arc, time::Duration};
 
 use agent_operator::{
     attempt::{GateAnswer, GateRequest, POLL_SECONDS_MAX, RedeemRequest, Redeemed, StepSpec},
@@ -8,7 +8,7 @@ use agent_operator::{
 };
 
 use crate::{
-    attempt::{CallError, Client, patiently},
+    attempt::{Client, until_stopped},
     clock,
     result::Failure,
     stop::Stop,
@@ -24,7 +24,7 @@ const STEP_LIMIT: Duration = Duration::from_mins(1);
 const NONCE_BYTES: usize = 16;
 
 /// Trades the one-time token for the attempt's two.
-pub(crate) fn redeem(client: &Client, stop: &Stop) -> Result<Redeemed, Failure> {
+pub(crate) fn redeem(client: &Client, stop: &Arc<Stop>) -> Result<Redeemed, Failure> {
     let mut bytes = [0; NONCE_BYTES];
     getrandom::fill(&mut bytes)
         .map_err(|error| Failure::new(Reason::Unstarted, format!("no random bytes: {error}")))?;
@@ -33,27 +33,31 @@ pub(crate) fn redeem(client: &Client, stop: &Stop) -> Result<Redeemed, Failure> 
         text
     });
     let request = RedeemRequest { nonce };
-    patiently(stop, clock::boot_now() + GATEWAY_RETRY, false, || {
+    let client = client.clone();
+    until_stopped(stop, clock::boot_now() + GATEWAY_RETRY, move || {
         client.post("/v1/redeem", &request, ANSWER_LIMIT)
     })
     .map_err(|error| error.into_failure(Reason::Unstarted))
 }
 
 /// Fetches what to do.
-pub(crate) fn fetch_step(client: &Client, stop: &Stop) -> Result<StepSpec, Failure> {
-    patiently(stop, clock::boot_now() + GATEWAY_RETRY, false, || client.get("/v1/step", STEP_LIMIT))
-        .map_err(|error| error.into_failure(Reason::Unstarted))
+pub(crate) fn fetch_step(client: &Client, stop: &Arc<Stop>) -> Result<StepSpec, Failure> {
+    let client = client.clone();
+    until_stopped(stop, clock::boot_now() + GATEWAY_RETRY, move || {
+        client.get("/v1/step", STEP_LIMIT)
+    })
+    .map_err(|error| error.into_failure(Reason::Unstarted))
 }
 
 /// Stands at the gate until it opens; returns the time left for the step.
-pub(crate) fn pass(client: &Client, stop: &Stop) -> Result<Duration, Failure> {
+pub(crate) fn pass(client: &Client, stop: &Arc<Stop>) -> Result<Duration, Failure> {
     let request = GateRequest { sandbox: sandbox_status(Path::new("/")), iflink: iflink() };
     loop {
-        let asked = |error: CallError| error.into_failure(Reason::Unstarted);
-        let answer = patiently(stop, clock::boot_now() + GATEWAY_RETRY, false, || {
+        let (client, request) = (client.clone(), request.clone());
+        let answer = until_stopped(stop, clock::boot_now() + GATEWAY_RETRY, move || {
             client.post("/v1/gate", &request, POLL_LIMIT)
         })
-        .map_err(asked)?;
+        .map_err(|error| error.into_failure(Reason::Unstarted))?;
         match answer {
             // The poll was held by the gateway, so this does not spin.
             GateAnswer::Closed => {}

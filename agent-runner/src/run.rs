@@ -80,7 +80,7 @@ impl Runner {
                 result_until = deadline + Duration::from_secs(spec.grace_seconds);
                 self.step(&client, &spec, &agent_token)
             }
-            Err(failure) => failure.into(),
+            Err(failure) => StepEnd::from(failure).stopped_by(self.stop.order()),
         };
         self.processes.kill_everything();
         let code = self.say_end(&end);
@@ -125,7 +125,7 @@ impl Runner {
         let stop = Arc::clone(&self.stop);
         thread::spawn(move || {
             while stop.order().is_none() {
-                let asked = patiently(&stop, Duration::MAX, false, || {
+                let asked = patiently(&stop, Duration::MAX, || {
                     client.get::<Orders>("/v1/orders", gate::POLL_LIMIT)
                 });
                 match asked {
@@ -157,7 +157,7 @@ impl Runner {
         let now = clock::boot_now();
         self.events.flush(FLUSH_LIMIT.min(until.saturating_sub(now) / 2));
         let result = end.into_result(self.events.acknowledged());
-        let sent = patiently(&self.stop, until, true, || {
+        let sent = patiently(&self.stop, until, || {
             client.post_only("/v1/result", &result, gate::ANSWER_LIMIT)
         });
         if let Err(error) = sent {

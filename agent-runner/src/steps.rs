@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     agent::{self, AgentOutput, StepFiles},
-    attempt::patiently,
+    attempt::until_stopped,
     context::Context,
     result::{Failure, StepEnd},
     verify::verify,
@@ -126,9 +126,9 @@ fn pull_request(
         }
     };
     context.status(&format!("opening the pull request: {}", request.title));
-    let until = Duration::MAX;
-    let opened: PullRequestAnswer = patiently(context.stop, until, false, || {
-        context.client.post("/v1/pull-request", &request, PULL_REQUEST_LIMIT)
+    let client = context.client.clone();
+    let opened: PullRequestAnswer = until_stopped(context.stop, Duration::MAX, move || {
+        client.post("/v1/pull-request", &request, PULL_REQUEST_LIMIT)
     })
     .map_err(|error| error.into_failure(Reason::PushRefused))?;
     let message = format!("pull request {}", opened.url);

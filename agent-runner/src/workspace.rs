@@ -17,7 +17,7 @@ use agent_operator::{
 };
 
 use crate::{
-    attempt::patiently,
+    attempt::until_stopped,
     clock,
     confine::{EXIT_NOT_FOUND, Invocation},
     context::Context,
@@ -274,9 +274,9 @@ pub(crate) fn publish(context: &Context<'_>, commit: &str) -> Result<Published, 
         repository: context.spec.repository.name.clone(),
         commit: commit.to_owned(),
     };
-    let forever = Duration::MAX;
-    let answer = patiently(context.stop, forever, false, || {
-        context.client.post("/v1/publish", &request, PUBLISH_LIMIT)
+    let client = context.client.clone();
+    let answer = until_stopped(context.stop, Duration::MAX, move || {
+        client.post("/v1/publish", &request, PUBLISH_LIMIT)
     });
     answer.map_err(|error| error.into_failure(Reason::PushRefused))
 }

@@ -158,6 +158,33 @@ fn a_stop_order_ends_the_step_with_its_reason() {
 }
 
 #[test]
+fn a_stop_order_is_heeded_at_the_gate_as_well() {
+    let gateway = Gateway::start(StepName::Implement, "true");
+    gateway.update(|state| state.hold_gate = true);
+    let mut child = gateway.runner(&[]).spawn().unwrap();
+    gateway.wait_for(|state| state.gate.is_some());
+    gateway.update(|state| {
+        let message = "the task was deleted".to_owned();
+        state.stop = Some(StopOrder { reason: Reason::Cancelled, message, grace_millis: 60_000 });
+    });
+    // Long before the gate's answer and the grace would end.
+    gateway.wait_for(|state| state.result.is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(gateway.result().reason, Reason::Cancelled);
+}
+
+#[test]
+fn a_refused_token_ends_the_runner_without_a_result() {
+    let gateway = Gateway::start(StepName::Implement, "true");
+    let mut command = gateway.runner(&[]);
+    command.env("AGENT_OPERATOR_TOKEN", "used-up");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(75));
+    assert!(gateway.read(|state| state.result.is_none()));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("wrong token"));
+}
+
+#[test]
 fn p2_a_flood_of_output_neither_hangs_nor_fails_a_good_step() {
     let script = "head -c 30000000 /dev/zero | tr '\\0' 'x'; echo; echo the end";
     let gateway = Gateway::start(StepName::Test, script);

@@ -32,6 +32,8 @@ const LIMIT: Duration = Duration::from_mins(1);
 pub(crate) struct State {
     pub(crate) refuse_first: u32,
     pub(crate) remaining_millis: u64,
+    /// Keeps the start gate shut.
+    pub(crate) hold_gate: bool,
     pub(crate) stop: Option<StopOrder>,
     /// Where `/llm` leads.
     pub(crate) model: Option<String>,
@@ -215,6 +217,11 @@ impl Gateway {
                 if first {
                     return ok(&GateAnswer::Closed);
                 }
+                let state = self.state.lock().unwrap();
+                let patience = Duration::from_secs(20);
+                let opened =
+                    self.changed.wait_timeout_while(state, patience, |state| state.hold_gate);
+                drop(opened.unwrap());
                 let remaining_millis = self.read(|state| state.remaining_millis);
                 ok(&GateAnswer::Open { remaining_millis })
             }
