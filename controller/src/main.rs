@@ -1,2 +1,51 @@
-//! x
-fn main() {}
+//! The controller's binary.
+
+use std::{io::Write as _, process::ExitCode};
+
+use agent_operator::crd::all_crds;
+use agent_operator_controller::{
+    args::{Cli, Command},
+    run, telemetry,
+};
+use anyhow::Context as _;
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Some(Command::Crd) => print_crds(),
+        Some(Command::Run(args)) => start(*args),
+        None => start(cli.run),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The log may not have started; this is the one place where an error is told twice.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: agent_operator_controller::args::RunArgs) -> anyhow::Result<()> {
+    telemetry::start(args.log_format, &args.log)?;
+    // Both providers may be in a build by way of some dependency; without a choice rustls panics at
+    // its first use.
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("another TLS provider was installed before"))?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(run::run(args))
+}
+
+fn print_crds() -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for crd in all_crds() {
+        let yaml = serde_saphyr::to_string(&crd).context("write a definition as YAML")?;
+        write!(out, "---\n{yaml}").context("print the definitions")?;
+    }
+    Ok(())
+}

@@ -4,6 +4,9 @@
 //! This is the boundary between the gRPC edge (which implements [`Nodes`] and emits [`NodeEvent`])
 //! and the deciding side (which uses them).
 
+pub mod sessions;
+pub mod watchdog;
+
 use agent_operator::domain::{
     Assignment, Attempt, Credential, Epoch, NodeName, Reason, RunKey, RunPhase, RunRef,
     assignment::TaskBudget,
