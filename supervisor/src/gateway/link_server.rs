@@ -199,6 +199,7 @@ fn receive(gateway: &Shared, message: ToGateway) {
         ToGateway::Credentials { run, credentials } => {
             if let Some(attempt) = gateway.grants.get(&run) {
                 attempt.set_credentials(credentials);
+                attempt.preparation.forget_failure();
                 if attempt.is_waiting() {
                     core::prepare(gateway, &attempt);
                 }

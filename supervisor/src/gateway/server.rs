@@ -243,6 +243,8 @@ async fn dispatch(
 async fn git(gateway: &Shared, caller: &Caller, request: Request<Body>) -> Answer {
     let attempt = &caller.attempt;
     let path = request.uri().path().to_owned();
+    // The query of `info/refs` says whether a fetch or a push was meant.
+    let whole = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
     let refuse = |status, message: &str| {
         attempt.refuse(RefusalKind::Git, &format!("{} {path}", request.method()));
         respond::refused(status, message)
@@ -265,7 +267,7 @@ async fn git(gateway: &Shared, caller: &Caller, request: Request<Body>) -> Answe
     let grant = repository_grant(attempt);
     let answer = gateway.git.serve(&grant, credential.as_ref(), request).await;
     if answer.status() == StatusCode::FORBIDDEN {
-        attempt.refuse(RefusalKind::Git, &path);
+        attempt.refuse(RefusalKind::Git, &whole);
     }
     answer
 }

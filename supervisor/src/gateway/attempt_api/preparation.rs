@@ -49,6 +49,17 @@ impl Preparation {
         })
     }
 
+    /// New credentials may succeed where earlier ones failed for good.
+    pub fn forget_failure(&self) {
+        self.0.send_if_modified(|progress| {
+            let failed = matches!(progress, Progress::Failed(_));
+            if failed {
+                *progress = Progress::Idle;
+            }
+            failed
+        });
+    }
+
     /// Ends what [`Preparation::begin`] started.
     pub fn finish(&self, result: Result<StepRepository, Failure>) {
         self.0.send_replace(match result {

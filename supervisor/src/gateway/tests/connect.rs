@@ -89,7 +89,8 @@ async fn other_targets_are_refused_and_counted() {
 async fn a_name_that_stands_for_a_private_address_is_refused() {
     let port = echo().await;
     let host = format!("localhost:{port}");
-    let options = Options { allowed_hosts: vec![host.clone()], allow_private: false };
+    let options =
+        Options { allowed_hosts: vec![host.clone()], allow_private: false, ..Options::default() };
     let (rig, supervisor, tokens) = running(options).await;
     let answer = rig.call(POD, "CONNECT", &host, &proxy(&tokens.agent_token), "").await;
     assert_eq!(answer.status, 403);

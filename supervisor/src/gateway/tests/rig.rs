@@ -125,11 +125,13 @@ impl Model {
 pub(super) struct Options {
     pub(super) allowed_hosts: Vec<String>,
     pub(super) allow_private: bool,
+    /// Base URL of what stands behind github.com.
+    pub(super) forge: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { allowed_hosts: vec![], allow_private: true }
+        Self { allowed_hosts: vec![], allow_private: true, forge: "http://127.0.0.1:9".to_owned() }
     }
 }
 
@@ -163,7 +165,7 @@ impl Rig {
         let serving = tokio::spawn(model.clone().serve(listener));
         let config = serde_json::json!({
             "llm": {"baseURL": format!("http://{model_address}"), "host": "api.anthropic.com"},
-            "upstreams": [{"host": "github.com", "baseURL": "http://127.0.0.1:9", "forge": "gitea"}],
+            "upstreams": [{"host": "github.com", "baseURL": options.forge, "forge": "gitea"}],
             "egress": {"allowedHosts": options.allowed_hosts},
             "prices": {"claude-x": {"inputMicroUSDPerMTok": 1_000_000, "outputMicroUSDPerMTok": 2_000_000}},
         });
@@ -202,10 +204,19 @@ impl Rig {
 
     /// A supervisor with one synced attempt.
     pub(super) async fn with_attempt(&self, grant: Grant) -> Supervisor {
+        self.with_credentials(grant, credentials()).await
+    }
+
+    /// The same with credentials of the test's own.
+    pub(super) async fn with_credentials(
+        &self,
+        grant: Grant,
+        credentials: Vec<Credential>,
+    ) -> Supervisor {
         let supervisor = self.connect().await;
         supervisor.say(ToGateway::Register(Box::new(grant.clone()))).await;
         let run = grant.assignment.key();
-        supervisor.say(ToGateway::Credentials { run, credentials: credentials() }).await;
+        supervisor.say(ToGateway::Credentials { run, credentials }).await;
         supervisor.say(ToGateway::Synced).await;
         self.settled().await;
         supervisor

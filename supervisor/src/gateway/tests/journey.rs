@@ -1,0 +1,169 @@
+//! A step's whole way through the gateway: task, clone, push, publish, with a real git on both ends.
+
+use std::path::Path;
+
+use agent_operator::{
+    attempt::{ApiError, Published, Redeemed, StepSpec},
+    domain::{Credential, Epoch, Reason, Secret, StepName},
+};
+
+use super::rig::{Options, POD, Rig, Supervisor, bearer, credentials, eventually, grant};
+use crate::{
+    gateway::git::tests::upstream::{TOKEN, TestUpstream, client_async, run},
+    link::contract::{DurableEvent, FromGateway, ToGateway},
+};
+
+struct Journey {
+    rig: Rig,
+    supervisor: Supervisor,
+    tokens: Redeemed,
+    directory: tempfile::TempDir,
+    upstream: TestUpstream,
+}
+
+impl Journey {
+    async fn start(step: StepName, token: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("upstream");
+        std::fs::create_dir_all(root.join("o")).unwrap();
+        run(&root, "git", &["init", "-q", "--bare", "-b", "main", "o/r.git"]);
+        run(&root, "git", &["init", "-q", "-b", "main", "work"]);
+        let work = root.join("work");
+        std::fs::write(work.join("README"), "hello\n").unwrap();
+        run(&work, "git", &["add", "."]);
+        run(&work, "git", &["commit", "-qm", "first"]);
+        run(&work, "git", &["push", "-q", "../o/r.git", "main"]);
+        let upstream = TestUpstream::start(root).await;
+        let forge = format!("http://{}", upstream.address);
+        let rig = Rig::start_with(Options { forge, ..Options::default() }).await;
+        let mut all = credentials();
+        all.push(Credential {
+            id: "git/main".to_owned(),
+            purpose: "git".to_owned(),
+            host: "github.com".to_owned(),
+            scheme: "basic".to_owned(),
+            value: Secret::new(token),
+        });
+        let supervisor = rig.with_credentials(grant("a", step, None), all).await;
+        let tokens = rig.redeem("a").await;
+        Self { rig, supervisor, tokens, directory, upstream }
+    }
+
+    async fn step(&self) -> super::rig::Answer {
+        let runner = bearer(&self.tokens.runner_token);
+        // 503: the fetch is still going on.
+        eventually(async || {
+            let answer = self.rig.call(POD, "GET", "/v1/step", &runner, "").await;
+            (answer.status != 503).then_some(answer)
+        })
+        .await
+    }
+
+    async fn open_gate(&self) {
+        self.supervisor.open_gate("a", POD).await;
+        let runner = bearer(&self.tokens.runner_token);
+        let gate = self.rig.call(POD, "POST", "/v1/gate", &runner, "{\"sandbox\":{}}").await;
+        assert!(gate.text().contains("\"open\""), "{gate:?}");
+    }
+
+    fn remote(&self) -> String {
+        format!("http://x:{}@{}/git/main.git", self.tokens.agent_token, self.rig.address)
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    async fn publish(&self, commit: &str) -> super::rig::Answer {
+        let body = serde_json::json!({"repository": "main", "commit": commit}).to_string();
+        let runner = bearer(&self.tokens.runner_token);
+        self.rig.call(POD, "POST", "/v1/publish", &runner, &body).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_goes_from_the_sandbox_to_the_work_branch_upstream() {
+    let journey = Journey::start(StepName::Implement, TOKEN).await;
+    let answer = journey.step().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(!answer.text().contains(TOKEN));
+    let step: StepSpec = answer.json();
+    assert_eq!((step.prompt.as_str(), step.repository.may_push), ("do", true));
+
+    let early = client_async(journey.path(), &["clone", "-q", &journey.remote(), "early"]).await;
+    assert!(!early.status.success(), "the gate is closed");
+    journey.open_gate().await;
+    let clone = client_async(journey.path(), &["clone", "-q", &journey.remote(), "clone"]).await;
+    assert!(clone.status.success(), "{}", String::from_utf8_lossy(&clone.stderr));
+    let work = journey.path().join("clone");
+    run(&work, "git", &["checkout", "-q", &step.repository.start_commit]);
+    std::fs::write(work.join("new"), "new\n").unwrap();
+    run(&work, "git", &["add", "."]);
+    run(&work, "git", &["commit", "-qm", "change\n\nAgent-Operator-Task-Uid: 0a1b2c"]);
+    let commit = run(&work, "git", &["rev-parse", "HEAD"]);
+    let branch = format!("HEAD:refs/heads/{}", step.repository.work_branch);
+    let push = client_async(&work, &["push", "-q", &journey.remote(), &branch]).await;
+    assert!(push.status.success(), "{}", String::from_utf8_lossy(&push.stderr));
+
+    let held = journey.publish(&commit).await;
+    assert_eq!(held.status, 503, "no permission to write: {held:?}");
+    assert!(held.json::<ApiError>().retryable);
+    let permit = ToGateway::Permit { epoch: Epoch(1), valid_millis: 30_000 };
+    journey.supervisor.say(permit).await;
+    let answer = eventually(async || {
+        let answer = journey.publish(&commit).await;
+        (answer.status != 503).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json::<Published>().head_commit, commit);
+    let bare = journey.upstream.root.join("o/r.git");
+    assert_eq!(run(&bare, "git", &["rev-parse", "ai/task"]), commit);
+    journey
+        .supervisor
+        .wait(|message| match message {
+            FromGateway::Durable { event: DurableEvent::Published { head_commit, .. }, .. } => {
+                (*head_commit == commit).then_some(())
+            }
+            _ => None,
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_may_not_push_can_neither_push_nor_publish() {
+    let journey = Journey::start(StepName::Plan, TOKEN).await;
+    assert_eq!(journey.step().await.status, 200);
+    journey.open_gate().await;
+    let clone = client_async(journey.path(), &["clone", "-q", &journey.remote(), "clone"]).await;
+    assert!(clone.status.success(), "{}", String::from_utf8_lossy(&clone.stderr));
+    let work = journey.path().join("clone");
+    let push =
+        client_async(&work, &["push", "-q", &journey.remote(), "HEAD:refs/heads/ai/task"]).await;
+    assert!(!push.status.success());
+    assert_eq!(journey.publish(&"0".repeat(40)).await.status, 403);
+    for path in
+        ["/git/other.git/info/refs", "/git/main.git/HEAD", "/git/main.git/objects/info/packs"]
+    {
+        let agent = [("authorization", basic(&journey.tokens.agent_token))];
+        let answer = journey.rig.call(POD, "GET", path, &agent, "").await;
+        assert_eq!(answer.status, 404, "{path}");
+    }
+    journey.supervisor.refusal("git", "publish").await;
+    journey.supervisor.refusal("git", "git-receive-pack").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_that_the_upstream_refuses_ends_the_step_with_the_reason() {
+    let journey = Journey::start(StepName::Plan, "wrong-token").await;
+    let answer = journey.step().await;
+    assert_eq!(answer.status, 422, "{answer:?}");
+    let error: ApiError = answer.json();
+    assert_eq!((error.reason, error.retryable), (Some(Reason::InvalidTask), false));
+    assert!(!error.message.contains("wrong-token"));
+}
+
+fn basic(token: &str) -> String {
+    let (_, value) = super::rig::proxy(token).remove(0);
+    value
+}
