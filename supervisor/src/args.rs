@@ -6,6 +6,11 @@ use agent_operator::domain::GoDuration;
 
 use crate::ledger::Delivery;
 
+/// Port of the controller's Service.
+const CONTROLLER_PORT: u16 = 8443;
+/// Port of the gateway's Service.
+const GATEWAY_PORT: u16 = 8080;
+
 /// Supervisor and gateway of agent-operator.
 #[derive(Debug, clap::Parser)]
 #[command(name = "supervisor", version, about)]
@@ -56,11 +61,21 @@ pub struct Args {
     /// Namespace of this pod, with the controller's CA bundle.
     #[arg(long, env = "POD_NAMESPACE", value_parser = not_empty)]
     pub pod_namespace: String,
-    /// Controller, as host:port.
-    #[arg(long, env = "CONTROLLER_ADDRESS", value_parser = host_port)]
+    /// Controller, as host:port; an https URL and a missing port (8443) are understood.
+    #[arg(
+        long,
+        alias = "controller",
+        env = "CONTROLLER_ADDRESS",
+        value_parser = |text: &str| host_port(text, CONTROLLER_PORT)
+    )]
     pub controller_address: String,
     /// `ConfigMap` with the controller's CA bundle under the key ca.crt.
-    #[arg(long, env = "CONTROLLER_CA_CONFIGMAP", value_parser = not_empty)]
+    #[arg(
+        long,
+        alias = "ca-config-map",
+        env = "CONTROLLER_CA_CONFIGMAP",
+        value_parser = not_empty
+    )]
     pub controller_ca_configmap: String,
     /// File with the projected token of audience agent-operator.
     #[arg(long, env = "TOKEN_FILE")]
@@ -80,8 +95,12 @@ pub struct Args {
     /// Unix socket of the gateway.
     #[arg(long, env = "GATEWAY_SOCKET")]
     pub gateway_socket: PathBuf,
-    /// The gateway's Service, as host:port.
-    #[arg(long, env = "GATEWAY_SERVICE", value_parser = host_port)]
+    /// The gateway's Service, as host:port; without a port it is 8080.
+    #[arg(
+        long,
+        env = "GATEWAY_SERVICE",
+        value_parser = |text: &str| host_port(text, GATEWAY_PORT)
+    )]
     pub gateway_service: String,
     /// The kubelet's folder of pod logs.
     #[arg(long, env = "POD_LOG_DIR", default_value = "/var/log/pods")]
@@ -115,11 +134,18 @@ fn not_empty(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
-fn host_port(text: &str) -> Result<String, String> {
-    let valid = text
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
-    if valid { Ok(text.to_owned()) } else { Err("must be host:port, without a scheme".to_owned()) }
+/// Reads `host`, `host:port` or `https://host:port`. TLS is used in any case.
+fn host_port(text: &str, default_port: u16) -> Result<String, String> {
+    let wrong = || "must be host:port".to_owned();
+    let rest = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
+    if rest.contains('/') {
+        return Err(wrong());
+    }
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse::<u16>().map_err(|_| wrong())?),
+        None => (rest, default_port),
+    };
+    if host.is_empty() || port == 0 { Err(wrong()) } else { Ok(format!("{host}:{port}")) }
 }
 
 #[cfg(test)]
@@ -160,9 +186,15 @@ mod tests {
     }
 
     #[test]
-    fn an_address_with_a_scheme_is_refused() {
-        assert!(parse(&["--controller-address=https://controller.svc:8443"]).is_err());
-        assert!(parse(&["--controller-address=controller.svc"]).is_err());
+    fn an_address_without_tls_or_with_a_path_is_refused() {
+        let address = |text: &str| {
+            parse(&[&format!("--controller-address={text}")]).map(|args| args.controller_address)
+        };
+        assert_eq!(address("https://controller.svc:8443").unwrap(), "controller.svc:8443");
+        assert_eq!(address("controller.svc").unwrap(), "controller.svc:8443");
+        for text in ["http://controller.svc:80", "controller.svc:8443/x", "c:0", "c:port", ""] {
+            assert!(address(text).is_err(), "{text}");
+        }
     }
 
     #[test]

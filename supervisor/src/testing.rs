@@ -118,3 +118,14 @@ pub(crate) fn completed() -> StepResult {
 pub(crate) fn result_record(result: StepResult) -> Record {
     Record::Result { result: Box::new(result), usage: Usage::default(), refusals: vec![] }
 }
+
+/// A credential for the model.
+pub(crate) fn credential() -> agent_operator::domain::Credential {
+    agent_operator::domain::Credential {
+        id: "model".into(),
+        purpose: agent_operator::domain::secret::purpose::MODEL.into(),
+        host: "api.anthropic.com".into(),
+        scheme: "api-key".into(),
+        value: agent_operator::domain::Secret::new("CREDENTIAL-CANARY"),
+    }
+}

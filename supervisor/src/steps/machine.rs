@@ -603,3 +603,6 @@ impl Step<'_> {
         self.effects.push(Effect::Drop);
     }
 }
+
+#[cfg(test)]
+mod tests;
