@@ -1,6 +1,9 @@
 //! Against a real kube-apiserver and etcd without nodes: schemas, rules, policies and rights as the
 //! API server understands them. `tests/run api` starts one; alone they are reported as ignored.
 
+// Helpers of tests fail by panicking, as the tests themselves do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 #[path = "api_server/chart.rs"]
 mod chart;
 #[path = "api_server/policies.rs"]

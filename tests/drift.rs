@@ -1,6 +1,9 @@
 //! What must not drift apart, held by text: generated files and their sources, chart and code,
 //! versions, the borders between modules, sizes. Needs no cluster.
 
+// Helpers of tests fail by panicking, as the tests themselves do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 #[path = "drift/borders.rs"]
 mod borders;
 #[path = "drift/chart.rs"]

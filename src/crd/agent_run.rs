@@ -137,7 +137,7 @@ pub struct ResolvedSandbox {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub runtime_class_name: Option<String>,
-    /// Required or BestEffort.
+    /// `Required` or `BestEffort`.
     #[schemars(length(max = 32))]
     pub egress_policy: String,
     /// Refuse to start without a pids limit.

@@ -228,7 +228,7 @@ pub struct AgentSpec {
     /// `ClaudeCode` or `Command`.
     #[serde(rename = "type")]
     pub type_: AgentType,
-    /// For `Command`: program and arguments, from the agent image. The prompt is in the file that AGENT_PROMPT_FILE names.
+    /// For `Command`: program and arguments, from the agent image. The prompt is in the file that `AGENT_PROMPT_FILE` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), inner(length(max = 16_384)))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -398,7 +398,7 @@ pub enum EgressPolicySpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CodingTaskStatus {
-    /// Summary: Pending, Planning, Implementing, Testing, PullRequest, Complete or Failed.
+    /// Summary: `Pending`, `Planning`, `Implementing`, `Testing`, `PullRequest`, `Complete` or `Failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub phase: Option<String>,

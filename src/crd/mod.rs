@@ -3,10 +3,11 @@
 //! Optional settings have no schema default on purpose: the controller resolves task, then chart
 //! value, and records the result in `AgentRun.spec`, so a defaulted value never looks chosen.
 
-// kube's derive emits a `pub` twin of each validated struct inside a private scope.
-#[allow(unreachable_pub)]
+// kube's derive emits a `pub` twin of each validated struct inside a private scope, and its columns
+// repeat the same keys.
+#[allow(unreachable_pub, clippy::duplicated_attributes)]
 pub mod agent_run;
-#[allow(unreachable_pub)]
+#[allow(unreachable_pub, clippy::duplicated_attributes)]
 pub mod coding_task;
 pub mod conditions;
 pub mod definitions;

@@ -23,7 +23,7 @@ pub const GRPC_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const EVENT_BYTES_MAX: usize = 64 * 1024;
 
 /// Time from assignment to an open gate (image pull included) before a run counts as `Unstarted`.
-pub const START_DEADLINE: Duration = Duration::from_secs(300);
+pub const START_DEADLINE: Duration = Duration::from_mins(5);
 
 /// Time between the order to stop and SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -41,16 +41,16 @@ pub const NODE_LEASE: Duration = Duration::from_secs(15);
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1500);
 
 /// How long a supervisor shows its token again (its own lifetime is 10 minutes).
-pub const TOKEN_RENEWAL: Duration = Duration::from_secs(300);
+pub const TOKEN_RENEWAL: Duration = Duration::from_mins(5);
 
 /// Infrastructure retries of a task before it fails.
 pub const INFRASTRUCTURE_RETRIES: u32 = 3;
 
 /// How long a task waits for an unavailable provider before it fails.
-pub const PROVIDER_BUDGET: Duration = Duration::from_secs(2 * 3600);
+pub const PROVIDER_BUDGET: Duration = Duration::from_hours(2);
 
 /// How long a client in the sandbox retries its gateway before it gives up.
-pub const GATEWAY_RETRY: Duration = Duration::from_secs(60);
+pub const GATEWAY_RETRY: Duration = Duration::from_mins(1);
 
 /// Kubernetes' limit for label values and for names used as such.
 pub const LABEL_BYTES_MAX: usize = 63;

@@ -4,11 +4,11 @@
 /// mark between that counts what is missing. Failures stand at the end of an output, the command
 /// and its set-up at the start.
 pub fn head_and_tail(text: &str, max: usize) -> String {
+    // Room for the mark: "\n[... 18446744073709551615 bytes left out ...]\n".
+    const MARK_BYTES: usize = 48;
     if text.len() <= max {
         return text.to_owned();
     }
-    // Room for the mark: "\n[... 18446744073709551615 bytes left out ...]\n".
-    const MARK_BYTES: usize = 48;
     let room = max.saturating_sub(MARK_BYTES);
     let head = floor_char_boundary(text, room / 4);
     let tail = ceil_char_boundary(text, text.len() - (room - room / 4));

@@ -1,6 +1,6 @@
-//! CodingTasks that are wrong: each is refused by the API server with a sentence that names the field.
+//! Tasks that are wrong: each is refused by the API server with a sentence that names the field.
 
-use kube::api::PostParams;
+use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 
 use super::server::{client, from_json, namespace, refusal, sample, set, untyped};
@@ -131,7 +131,7 @@ async fn every_wrong_task_is_refused_with_a_sentence_that_names_the_field() {
         let short: String = format!("{changes:?}").chars().take(120).collect();
         if let Ok(created) = &result {
             let name = created.metadata.name.as_deref().unwrap();
-            api.delete(name, &Default::default()).await.unwrap();
+            api.delete(name, &DeleteParams::default()).await.unwrap();
             problems.push(format!("{short}: accepted"));
             continue;
         }

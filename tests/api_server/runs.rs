@@ -1,4 +1,4 @@
-//! AgentRuns: immutable spec, a terminal phase that stays, selectable fields.
+//! Runs: immutable spec, a terminal phase that stays, selectable fields.
 
 use agent_operator::crd::AgentRun;
 use kube::{

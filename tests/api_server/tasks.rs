@@ -1,4 +1,4 @@
-//! CodingTasks that are right: accepted as written, frozen where they must be.
+//! Tasks that are right: accepted as written, frozen where they must be.
 
 use kube::{
     Api,

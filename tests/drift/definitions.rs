@@ -35,7 +35,7 @@ fn chart_text() -> String {
     text
 }
 
-/// Compares a checked-in file with what it should be; writes it instead when AO_WRITE is set.
+/// Compares a checked-in file with what it should be; writes it instead when `AO_WRITE` is set.
 fn hold(path: &str, expected: &str) {
     let path = root().join(path);
     if std::env::var_os("AO_WRITE").is_some() {
@@ -48,7 +48,7 @@ fn hold(path: &str, expected: &str) {
         found == expected,
         "{} differs from the types (first at line {}); run `just crds`",
         path.display(),
-        line.map_or(found.lines().count(), |line| line) + 1
+        line.unwrap_or_else(|| found.lines().count()) + 1
     );
 }
 

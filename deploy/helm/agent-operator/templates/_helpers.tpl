@@ -63,16 +63,17 @@ capabilities: {drop: [ALL]}
 
 {{/* Arguments of `supervisor run`, as in supervisor/src/args.rs. */}}
 {{- define "ao.supervisorArgs" -}}
-- --controller=https://{{ include "ao.name" . }}-controller.{{ .Release.Namespace }}.svc:8443
-- --ca-config-map={{ include "ao.name" . }}-ca
+- --controller-address={{ include "ao.name" . }}-controller.{{ .Release.Namespace }}.svc:8443
+- --controller-ca-configmap={{ include "ao.name" . }}-ca
 - --token-file=/var/run/secrets/agent-operator/token
-- --gateway-service={{ include "ao.name" . }}-gateway
+- --gateway-service={{ include "ao.name" . }}-gateway.{{ .Release.Namespace }}.svc:8080
 - --gateway-socket=/run/agent-operator/gateway.sock
 - --data-dir=/var/lib/agent-operator/supervisor
 - --http-address=0.0.0.0:8081
 - --runner-image={{ .Values.images.runner }}
 - --runner-delivery={{ .Values.runner.delivery }}
 - --slots={{ .Values.supervisor.slots }}
+- --pod-retention={{ .Values.limits.taskEndPodTTL }}
 {{- range .Values.taskNamespaces }}
 - --task-namespace={{ . }}
 {{- end }}
