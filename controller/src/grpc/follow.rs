@@ -6,8 +6,6 @@
 mod cursor;
 mod lines;
 mod tell;
-#[cfg(test)]
-mod tests;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 

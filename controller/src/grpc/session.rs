@@ -267,3 +267,30 @@ async fn check_token(context: &Context, node: &NodeName, token: &str) -> Result<
     }
     Ok(clock::instant() + TOKEN_SHOWN_MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use agent_operator::domain::Epoch;
+
+    use super::*;
+    use crate::lease::Term;
+
+    #[tokio::test(start_paused = true)]
+    async fn permits_come_while_the_term_holds_never_outlive_it_and_stop_with_it() {
+        let (_commands, queue) = mpsc::channel(1);
+        let (answers, mut heard) = mpsc::channel(64);
+        let valid_until = clock::instant() + Duration::from_secs(5);
+        let (_terms, term) = watch::channel(Some(Term { epoch: Epoch(3), valid_until }));
+        let leadership = Leadership::new(term);
+        let speaking = tokio::spawn(async move { speak(&leadership, queue, &answers).await });
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        speaking.abort();
+        let mut validities = Vec::new();
+        while let Some(Ok(message)) = heard.recv().await {
+            let Some(Down::WritePermit(permit)) = message.message else { panic!() };
+            let valid_for = convert::duration("valid_for", permit.valid_for).unwrap();
+            validities.push(valid_for.as_millis());
+        }
+        assert_eq!(validities, [5000, 3500, 2000, 500]);
+    }
+}

@@ -1,1 +1,7 @@
+//! The whole port in one process: real TLS, real HTTP/2, a reviewer that knows three kinds of token.
 
+mod access;
+mod follows;
+mod sessions;
+mod support;
+mod uploads;

@@ -1,0 +1,220 @@
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Once},
+    time::Duration,
+};
+
+use agent_operator::{domain::Epoch, proto::v1};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Status, Streaming,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
+use v1::{
+    step_service_client::StepServiceClient, supervisor_service_client::SupervisorServiceClient,
+};
+
+use crate::{
+    catalog::Catalog,
+    clock,
+    fleet::{NodeEvent, sessions::Sessions},
+    grpc::{
+        Edge, ServeError,
+        auth::{
+            Authority,
+            tests::{FakeReviewer, SUPERVISOR},
+        },
+        serve,
+    },
+    lease::{Leadership, Term},
+    metrics::Metrics,
+    streams::{Limits, StreamStore},
+};
+
+/// Longest wait for anything: far above what it takes, so that only a real fault ends a test.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits, but not for ever.
+pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("took too long")
+}
+
+/// A served port and everything behind it.
+pub(super) struct Port {
+    address: SocketAddr,
+    certificate: String,
+    stop: CancellationToken,
+    served: JoinHandle<Result<(), ServeError>>,
+    pub(super) terms: watch::Sender<Option<Term>>,
+    pub(super) events: mpsc::Receiver<NodeEvent>,
+    pub(super) sessions: Sessions,
+    pub(super) catalog: Catalog,
+    pub(super) store: Arc<StreamStore>,
+    _folder: tempfile::TempDir,
+}
+
+/// A term that holds for the whole test.
+pub(super) fn term(epoch: u64) -> Term {
+    Term { epoch: Epoch(epoch), valid_until: clock::instant() + Duration::from_secs(600) }
+}
+
+fn identity() -> (String, rustls::ServerConfig) {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        // Another test module may have been first with the same provider.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    });
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let mut config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    (made.cert.pem(), config)
+}
+
+impl Port {
+    /// Serves on a port of the kernel's choice; leads under epoch 7; knows no task.
+    pub(super) async fn start() -> Self {
+        let (certificate, config) = identity();
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(StreamStore::open(folder.path(), Limits::default()).unwrap());
+        let (sender, events) = mpsc::channel(64);
+        let (terms, leadership) = watch::channel(Some(term(7)));
+        let metrics = Metrics::new();
+        let catalog = Catalog::new(metrics.clone());
+        catalog.set_tasks(vec![]);
+        catalog.set_runs(vec![]);
+        let sessions = Sessions::new(sender);
+        let edge = Edge {
+            authority: Authority::new(FakeReviewer::default(), SUPERVISOR.into()),
+            sessions: sessions.clone(),
+            leadership: Leadership::new(leadership),
+            catalog: catalog.clone(),
+            store: store.clone(),
+            metrics,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(serve(listener, Arc::new(config), edge, stop.clone()));
+        Self {
+            address,
+            certificate,
+            stop,
+            served,
+            terms,
+            events,
+            sessions,
+            catalog,
+            store,
+            _folder: folder,
+        }
+    }
+
+    /// A connection of its own.
+    pub(super) async fn connect(&self) -> Channel {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&self.certificate))
+            .domain_name("localhost");
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
+        soon(endpoint.tls_config(tls).unwrap().connect()).await.unwrap()
+    }
+
+    pub(super) async fn steps(&self) -> StepServiceClient<Channel> {
+        StepServiceClient::new(self.connect().await)
+    }
+
+    pub(super) async fn session(&self, token: &str) -> Result<Talk, Status> {
+        let mut client = SupervisorServiceClient::new(self.connect().await);
+        let (say, said) = mpsc::channel(16);
+        let request = with_token(ReceiverStream::new(said), token);
+        let hear = soon(client.session(request)).await?.into_inner();
+        Ok(Talk { say, hear })
+    }
+
+    pub(super) async fn uploads(&self, token: &str) -> Result<Upload, Status> {
+        let mut client = SupervisorServiceClient::new(self.connect().await);
+        let (send, sent) = mpsc::channel(16);
+        let request = with_token(ReceiverStream::new(sent), token);
+        let acks = soon(client.stream(request)).await?.into_inner();
+        Ok(Upload { send, acks })
+    }
+
+    pub(super) async fn event(&mut self) -> NodeEvent {
+        soon(self.events.recv()).await.unwrap()
+    }
+
+    /// Ends the port and waits until it has closed.
+    pub(super) async fn stop(self) {
+        self.stop.cancel();
+        soon(self.served).await.unwrap().unwrap();
+    }
+
+    /// Tells the port to end without waiting.
+    pub(super) fn cancel(&self) {
+        self.stop.cancel();
+    }
+}
+
+/// An open session.
+pub(super) struct Talk {
+    pub(super) say: mpsc::Sender<v1::SupervisorMessage>,
+    pub(super) hear: Streaming<v1::ControllerMessage>,
+}
+
+impl Talk {
+    pub(super) async fn say(&self, message: v1::supervisor_message::Message) {
+        let message = v1::SupervisorMessage { message: Some(message) };
+        soon(self.say.send(message)).await.unwrap();
+    }
+
+    pub(super) async fn hear(&mut self) -> v1::controller_message::Message {
+        soon(self.hear.message()).await.unwrap().expect("the session has ended").message.unwrap()
+    }
+
+    /// The next message that is not a permit.
+    pub(super) async fn hear_else(&mut self) -> v1::controller_message::Message {
+        loop {
+            match self.hear().await {
+                v1::controller_message::Message::WritePermit(_) => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+/// An open upload.
+pub(super) struct Upload {
+    pub(super) send: mpsc::Sender<v1::Chunk>,
+    pub(super) acks: Streaming<v1::Ack>,
+}
+
+pub(super) fn with_token<T>(message: T, token: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+pub(super) fn hello(node: &str) -> v1::Hello {
+    v1::Hello {
+        node_name: node.into(),
+        boot_id: "boot".into(),
+        instance_id: "instance".into(),
+        protocol_version: Some(v1::ProtocolVersion { major: 1, minor: 0 }),
+        build_version: "test".into(),
+        capacity: Some(v1::Capacity { slots: 2 }),
+        known_attempts: vec![],
+        highest_epoch: 3,
+        runner_delivery: "imageVolume".into(),
+    }
+}

@@ -1,0 +1,111 @@
+use agent_operator::{domain::stream::Channel, proto::v1};
+use tonic::Code;
+use v1::chunk::Payload;
+
+use super::support::{Port, Upload, soon};
+use crate::{
+    catalog::RunView,
+    streams::{Piece, StreamKey},
+};
+
+fn chunk(offset: u64, payload: Payload) -> v1::Chunk {
+    v1::Chunk {
+        run: Some(v1::RunRef { namespace: "ns".into(), name: "r".into(), uid: "uid-r".into() }),
+        attempt: 1,
+        channel: v1::Channel::Log.into(),
+        offset,
+        payload: Some(payload),
+    }
+}
+
+fn data(offset: u64, text: &str) -> v1::Chunk {
+    chunk(offset, Payload::Data(text.as_bytes().to_vec()))
+}
+
+impl Upload {
+    async fn send(&self, chunk: v1::Chunk) {
+        soon(self.send.send(chunk)).await.unwrap();
+    }
+
+    /// The acknowledgement at `offset`; earlier ones may have been joined.
+    async fn acked(&mut self, offset: u64) -> v1::Ack {
+        loop {
+            let ack = soon(self.acks.message()).await.unwrap().expect("uploads have ended");
+            if ack.offset >= offset {
+                assert_eq!(ack.offset, offset);
+                return ack;
+            }
+        }
+    }
+
+    async fn refusal(&mut self) -> Code {
+        loop {
+            if let Err(status) = soon(self.acks.message()).await {
+                return status.code();
+            }
+        }
+    }
+}
+
+async fn port() -> Port {
+    let port = Port::start().await;
+    port.catalog.put_run(RunView::sample("r", "t", 1));
+    port
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_from_the_acknowledged_offset_with_its_gap() {
+    let port = port().await;
+    let mut first = port.uploads("node:n1").await.unwrap();
+    first.send(chunk(0, Payload::Open(v1::StreamOpen {}))).await;
+    first.acked(0).await;
+    first.send(data(0, "hello ")).await;
+    first.acked(6).await;
+    drop(first);
+
+    let mut second = port.uploads("node:n1").await.unwrap();
+    second.send(chunk(0, Payload::Open(v1::StreamOpen {}))).await;
+    assert!(!second.acked(6).await.complete);
+    let gap = v1::Gap { from: 6, to: 9, reason: "Rotated".into() };
+    second.send(chunk(6, Payload::Gap(gap))).await;
+    second.acked(9).await;
+    second.send(data(9, "world")).await;
+    second.acked(14).await;
+    second.send(chunk(14, Payload::End(v1::StreamEnd {}))).await;
+    soon(async { while !second.acked(14).await.complete {} }).await;
+
+    let key = StreamKey { run: "uid-r".into(), channel: Channel::Log };
+    assert_eq!(port.store.read(&key, 0, 99).unwrap(), Piece::Data("hello ".into()));
+    assert!(matches!(port.store.read(&key, 6, 99).unwrap(), Piece::Gap(gap) if gap.to == 9));
+    assert_eq!(port.store.read(&key, 9, 99).unwrap(), Piece::Data("world".into()));
+}
+
+#[tokio::test]
+async fn a_run_that_is_not_known_yet_is_waited_for() {
+    let port = Port::start().await;
+    let mut upload = port.uploads("node:n1").await.unwrap();
+    upload.send(chunk(0, Payload::Open(v1::StreamOpen {}))).await;
+    port.catalog.put_run(RunView::sample("r", "t", 1));
+    upload.acked(0).await;
+}
+
+#[tokio::test]
+async fn what_breaks_the_rules_ends_the_uploads_with_its_code() {
+    let port = port().await;
+    let open = || chunk(0, Payload::Open(v1::StreamOpen {}));
+    let cases = [
+        ("node:n2", vec![open()], Code::PermissionDenied),
+        ("node:n1", vec![data(0, "x")], Code::FailedPrecondition),
+        ("node:n1", vec![open(), data(5, "x")], Code::OutOfRange),
+        ("node:n1", vec![v1::Chunk { payload: None, ..open() }], Code::InvalidArgument),
+        ("node:n1", vec![v1::Chunk { channel: 9, ..open() }], Code::InvalidArgument),
+        ("node:n1", vec![open(), data(0, &"x".repeat(300_000))], Code::InvalidArgument),
+    ];
+    for (token, chunks, code) in cases {
+        let mut upload = port.uploads(token).await.unwrap();
+        for chunk in chunks {
+            upload.send(chunk).await;
+        }
+        assert_eq!(upload.refusal().await, code, "{token}");
+    }
+}
