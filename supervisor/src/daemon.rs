@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Pause between two rounds of retention.
-const RETENTION_PACE: Duration = Duration::from_secs(60);
+const RETENTION_PACE: Duration = Duration::from_mins(1);
 /// Random bytes of an instance id.
 const INSTANCE_BYTES: usize = 8;
 

@@ -261,7 +261,7 @@ impl Session {
                 Err(wire::Unusable { error, answer }) => {
                     tracing::error!(%error, "the controller sent something unusable");
                     if let Some(answer) = answer {
-                        send(wire, answer).await?;
+                        send(wire, *answer).await?;
                     }
                 }
             }

@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 use self::spool::{Spool, SpoolError};
 
 /// How long the streams of a finished attempt stay on the node.
-pub const RETENTION: Duration = Duration::from_secs(24 * 3600);
+pub const RETENTION: Duration = Duration::from_hours(24);
 /// Most bytes of finished attempts on the node; the oldest go first.
 pub const RETENTION_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// File with the attempt's identity, so that streams are uploaded after the ledger forgot it.
@@ -157,6 +157,12 @@ impl Streams {
         attempts.insert(key, Arc::clone(&streams));
         self.changed.notify_one();
         Ok(streams)
+    }
+
+    /// The streams of an attempt, if they are (still) here.
+    pub fn known(&self, run: &RunKey) -> Option<Arc<AttemptStreams>> {
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        attempts.get(run).map(Arc::clone)
     }
 
     /// All streams, in order.

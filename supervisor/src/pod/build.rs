@@ -143,7 +143,7 @@ fn saturating(seconds: u64) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
-/// Pins the pod to the node through the scheduler, as DaemonSets do: unlike a preset `nodeName`,
+/// Pins the pod to the node through the scheduler, as a `DaemonSet` does: unlike a preset `nodeName`,
 /// this keeps the scheduler's check of free resources.
 fn affinity(node: &str) -> Affinity {
     let term = NodeSelectorTerm {

@@ -201,9 +201,8 @@ impl PodApi for KubePods {
             ..DeleteParams::default()
         };
         match limited(self.api(namespace).delete(name, &params)).await {
-            Ok(_) => Ok(()),
-            // Another uid under this name, or nothing: the pod that was meant is gone.
-            Err(PodError::Precondition) => Ok(()),
+            // Another uid under this name: the pod that was meant is gone.
+            Ok(_) | Err(PodError::Precondition) => Ok(()),
             Err(PodError::Refused(_)) if self.get(namespace, name).await?.is_none() => Ok(()),
             Err(error) => Err(error),
         }

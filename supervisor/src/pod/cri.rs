@@ -146,9 +146,10 @@ mod tests {
         let mut decoder = Decoder::default();
         let mut out = Vec::new();
         decoder.decode(format!("{TIME} stdout F ").as_bytes(), &mut out);
+        let piece = vec![b'x'; 65536];
         for _ in 0..1600 {
             out.clear();
-            decoder.decode(&[b'x'; 65536], &mut out);
+            decoder.decode(&piece, &mut out);
             assert_eq!(out.len(), 65536);
         }
         assert!(decoder.header.capacity() <= 2 * HEADER_BYTES_MAX);

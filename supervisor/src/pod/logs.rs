@@ -255,7 +255,7 @@ fn files(folder: &Path) -> Vec<(PathBuf, u64)> {
             continue;
         };
         let Ok(number) = number.parse::<u32>() else { continue };
-        if rest.ends_with(".gz") || rest.ends_with(".tmp") {
+        if [".gz", ".tmp"].iter().any(|suffix| rest.ends_with(suffix)) {
             continue;
         }
         if let Ok(data) = entry.metadata() {

@@ -4,13 +4,14 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use agent_operator::domain::{NodeName, RunKey, names};
+use backon::ExponentialBuilder;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
     runtime::{
         WatchStreamExt as _,
-        watcher::{self, Event},
+        watcher::{self, Event, ExponentialBackoff},
     },
 };
 use tokio::sync::mpsc;
@@ -20,6 +21,20 @@ use crate::steps::runner::Input;
 
 /// The server ends each watch after this time, so that a silent one cannot stay for ever.
 const WATCH_SECONDS: u32 = 120;
+/// Limit of a TCP and TLS connect to the API server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Idle time before the kernel probes a connection.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+/// Pause between two probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+/// Unanswered probes before the connection counts as dead.
+const KEEPALIVE_RETRIES: u32 = 3;
+/// Idle time plus probes: below the 15 s within which a half-open watch must be noticed.
+const DEAD_AFTER: Duration = Duration::from_secs(14);
+/// First pause before a failed watch is tried again.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// Longest pause: an API server that is back is used within seconds.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// A watch that failed is reported once in this many failures: an API server that is away for
 /// minutes must not flood the log.
 const REPORT_EVERY: u32 = 20;
@@ -31,7 +46,13 @@ pub async fn run(client: Client, namespace: String, node: NodeName, inputs: mpsc
         .fields(&format!("spec.nodeName={node}"))
         .timeout(WATCH_SECONDS);
     let api = Api::<Pod>::namespaced(client, &namespace);
-    let mut events = watcher::watcher(api, config).default_backoff().boxed();
+    let backoff = ExponentialBuilder::default()
+        .with_min_delay(BACKOFF_MIN)
+        .with_max_delay(BACKOFF_MAX)
+        .with_jitter()
+        .without_max_times();
+    let backoff = ExponentialBackoff::from(backoff);
+    let mut events = watcher::watcher(api, config).backoff(backoff).boxed();
     let mut seen = BTreeSet::new();
     let mut failures = 0_u32;
     while let Some(event) = events.next().await {
@@ -100,14 +121,3 @@ pub fn client(config: kube::Config) -> Result<Client, kube::Error> {
         .service(hyper_util::client::legacy::Client::builder(executor).build(https));
     Ok(Client::new(service, config.default_namespace))
 }
-
-/// Limit of a TCP and TLS connect to the API server.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle time before the kernel probes a connection.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-/// Pause between two probes.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-/// Unanswered probes before the connection counts as dead.
-const KEEPALIVE_RETRIES: u32 = 3;
-/// Idle time plus probes: below the 15 s within which a half-open watch must be noticed.
-const DEAD_AFTER: Duration = Duration::from_secs(14);

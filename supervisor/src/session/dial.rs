@@ -90,9 +90,9 @@ fn host(address: &str) -> Result<&str, DialError> {
 }
 
 /// The connection settings that TLS and tests share.
-pub fn endpoint(url: String) -> Result<Endpoint, DialError> {
+pub fn endpoint(url: &str) -> Result<Endpoint, DialError> {
     let endpoint =
-        Endpoint::from_shared(url.clone()).map_err(|_| DialError::Address(url.clone()))?;
+        Endpoint::from_shared(url.to_owned()).map_err(|_| DialError::Address(url.to_owned()))?;
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -108,7 +108,7 @@ impl Dial for TlsDial {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(bundle))
             .domain_name(&self.server_name);
-        let endpoint = endpoint(format!("https://{address}"))?;
+        let endpoint = endpoint(&format!("https://{address}"))?;
         let connected = match endpoint.tls_config(tls) {
             Ok(endpoint) => endpoint.connect().await,
             Err(error) => Err(error),

@@ -24,7 +24,7 @@ struct PlainDial;
 #[async_trait]
 impl Dial for PlainDial {
     async fn dial(&self, address: &str) -> Result<Channel, DialError> {
-        dial::endpoint(format!("http://{address}"))?.connect().await.map_err(DialError::Connect)
+        dial::endpoint(&format!("http://{address}"))?.connect().await.map_err(DialError::Connect)
     }
 }
 

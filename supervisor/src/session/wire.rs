@@ -26,7 +26,7 @@ pub struct Unusable {
     /// What is wrong.
     pub error: ConvertError,
     /// What to say to the controller, if there is somebody waiting.
-    pub answer: Option<Said>,
+    pub answer: Option<Box<Said>>,
 }
 
 impl From<ConvertError> for Unusable {
@@ -118,12 +118,12 @@ fn assignment(order: v1::AssignmentOrder) -> Result<Input, Unusable> {
     };
     read().map_err(|error| {
         let answer = key.map(|(run, epoch)| {
-            Said::AssignmentAck(v1::AssignmentAck {
+            Box::new(Said::AssignmentAck(v1::AssignmentAck {
                 run: Some(run),
                 epoch,
                 refused: REFUSED_INVALID.to_owned(),
                 message: error.to_string(),
-            })
+            }))
         });
         Unusable { error, answer }
     })

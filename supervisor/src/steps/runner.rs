@@ -371,7 +371,10 @@ impl Runner {
                 let _ = answer.send(self.snapshot());
                 Ok(())
             }
-            Input::LinkUp(link) => self.link_up(link),
+            Input::LinkUp(link) => {
+                self.link_up(link);
+                Ok(())
+            }
             Input::LinkDown => {
                 self.link = None;
                 self.metrics.link_up.set(0);

@@ -234,8 +234,10 @@ impl Workers {
         });
     }
 
-    /// No more output will come: reads the log to its end and completes both streams.
+    /// No more output will come: reads the log to its end and completes both streams. Streams that
+    /// retention has dropped are not made anew.
     pub fn close_streams(&mut self, run: &RunKey, at: &RunRef, uid: Option<&PodUid>) {
+        let Some(streams) = self.tools.streams.known(run) else { return };
         if let Some(uid) = uid {
             self.open_streams(run, at, uid);
         }
@@ -243,7 +245,6 @@ impl Workers {
         if let Some(drain) = drain {
             drain.cancel();
         }
-        let Some(streams) = attempt_streams(&self.tools.streams, at, run) else { return };
         let done = if uid.is_none() { streams.log.complete() } else { Ok(()) };
         if let Err(error) = done.and_then(|()| streams.events.complete()) {
             tracing::warn!(run = at.name, %error, "could not complete a stream");

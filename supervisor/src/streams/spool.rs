@@ -282,7 +282,7 @@ impl Spool {
                 if read == 0 {
                     break;
                 }
-                lines += buffer[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
+                lines += buffer[..read].split(|byte| *byte == b'\n').count() as u64 - 1;
             }
         }
         Ok(lines)

@@ -17,6 +17,7 @@ use super::{AttemptStreams, Streams, spool::Piece};
 const WINDOW_BYTES: u64 = 1024 * 1024;
 
 /// How far a stream is.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own about the stream")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Progress {
     /// Opened on this connection.
@@ -67,7 +68,7 @@ impl Upload {
     }
 
     /// The next chunk to send; none when there is nothing to do until something changes.
-    pub fn next(&mut self) -> Option<v1::Chunk> {
+    pub fn next_chunk(&mut self) -> Option<v1::Chunk> {
         let all = self.streams.all();
         self.progress.retain(|(key, _), _| all.iter().any(|streams| streams.key() == *key));
         let mut turns: Vec<_> = all
@@ -151,19 +152,19 @@ pub async fn pump(
     let changed = Arc::clone(&streams.changed);
     let mut upload = Upload::new(streams);
     loop {
-        let next = upload.next();
+        let next = upload.next_chunk();
         let idle = next.is_none();
-        let send = async {
+        let sending = async {
             match next {
                 Some(chunk) => chunks.send(chunk).await.is_ok(),
                 None => std::future::pending().await,
             }
         };
         // A chunk that is due is sent before anything else is looked at: it counts as sent already.
-        tokio::pin!(send);
+        tokio::pin!(sending);
         loop {
             tokio::select! {
-                sent = &mut send => {
+                sent = &mut sending => {
                     if !sent {
                         return Ok(());
                     }
@@ -213,11 +214,12 @@ mod tests {
         attempt.log.append(b"x").unwrap();
         attempt.log.complete().unwrap();
         let mut upload = Upload::new(streams);
-        let opened: Vec<_> = std::iter::from_fn(|| upload.next()).collect();
+        let opened: Vec<_> = std::iter::from_fn(|| upload.next_chunk()).collect();
         assert_eq!(opened.len(), 2, "both channels open and then wait for an answer");
         upload.acknowledge(&ack(Channel::Log, 4, false));
-        let chunks: Vec<_> =
-            std::iter::from_fn(|| upload.next()).map(|c| (c.offset, c.payload.unwrap())).collect();
+        let chunks: Vec<_> = std::iter::from_fn(|| upload.next_chunk())
+            .map(|c| (c.offset, c.payload.unwrap()))
+            .collect();
         assert_eq!(chunks[0], (4, Payload::Data(b"456789".to_vec())));
         assert!(matches!(&chunks[1], (10, Payload::Gap(gap)) if gap.to == 15));
         assert_eq!(chunks[2], (15, Payload::Data(b"x".to_vec())));
@@ -231,12 +233,12 @@ mod tests {
         let mebibytes = 3 * usize::try_from(WINDOW_BYTES).unwrap();
         attempt.log.append(&vec![b'x'; mebibytes]).unwrap();
         let mut upload = Upload::new(streams);
-        while upload.next().is_some() {}
+        while upload.next_chunk().is_some() {}
         upload.acknowledge(&ack(Channel::Log, 0, false));
-        let sent = std::iter::from_fn(|| upload.next()).count() * CHUNK_BYTES_MAX;
+        let sent = std::iter::from_fn(|| upload.next_chunk()).count() * CHUNK_BYTES_MAX;
         assert_eq!(sent as u64, WINDOW_BYTES);
         upload.acknowledge(&ack(Channel::Log, WINDOW_BYTES, false));
-        assert!(upload.next().is_some());
+        assert!(upload.next_chunk().is_some());
     }
 
     #[test]
@@ -245,8 +247,8 @@ mod tests {
         attempt.log.append(b"abc").unwrap();
         attempt.log.complete().unwrap();
         let mut upload = Upload::new(streams);
-        while upload.next().is_some() {}
+        while upload.next_chunk().is_some() {}
         upload.acknowledge(&ack(Channel::Log, 3, true));
-        assert_eq!(upload.next(), None);
+        assert_eq!(upload.next_chunk(), None);
     }
 }

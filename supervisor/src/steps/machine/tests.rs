@@ -1,4 +1,7 @@
-use agent_operator::domain::{Epoch, report::LogSummary};
+use agent_operator::{
+    attempt::StepResult,
+    domain::{Epoch, report::LogSummary},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -15,7 +18,7 @@ fn take(machine: &mut Machine, seconds: i64, event: Event) -> Vec<Effect> {
         now: at(seconds),
         boot_id: &boot_id,
         log: LogSummary { bytes: 5, gaps: 0 },
-        pod_retention: Duration::from_secs(600),
+        pod_retention: Duration::from_mins(10),
     };
     machine.step(event, &context)
 }
@@ -101,7 +104,7 @@ fn the_gate_opens_once_runner_and_kubelet_agree_in_whatever_order() {
         let all: Vec<_> =
             order.iter().flat_map(|at| take(&mut machine, 2, events[*at].clone())).collect();
         let open =
-            Effect::OpenGate { pod_ip: IP.parse().unwrap(), remaining: Duration::from_secs(60) };
+            Effect::OpenGate { pod_ip: IP.parse().unwrap(), remaining: Duration::from_mins(1) };
         assert_eq!(all.iter().filter(|effect| **effect == open).count(), 1, "{order:?}");
         let armed = Effect::ArmTimer { timer: Timer::Deadline, at: at(62).boot };
         assert!(all.contains(&armed));
@@ -157,6 +160,9 @@ fn the_runners_result_decides_once_the_cgroup_is_empty_without_waiting_for_the_k
     assert!(effects.contains(&Effect::Revoke) && effects.contains(&Effect::CloseStreams));
 }
 
+/// Name, the runner's word, the kubelet's record, and what they must mean.
+type Row = (&'static str, Option<StepResult>, Exit, Reason, Option<i32>);
+
 /// Rows: what is on record > reason and exit code. All with an open gate.
 #[test]
 fn the_verdict_table() {
@@ -167,7 +173,7 @@ fn the_verdict_table() {
     let evicted = Exit { pod_reason: "Evicted".into(), ..exited(137, "Error") };
     let deadline = Exit { pod_reason: "DeadlineExceeded".into(), ..exited(143, "Error") };
     let shutdown = Exit { pod_reason: "Terminated".into(), ..exited(143, "Error") };
-    let rows: [(&str, Option<StepResult>, Exit, Reason, Option<i32>); 13] = [
+    let rows: [Row; 13] = [
         ("agreement", Some(completed()), exited(0, "Completed"), Completed, Some(0)),
         ("failure", Some(failed.clone()), exited(3, "Error"), Reason::VerifyFailed, Some(3)),
         (
@@ -454,6 +460,17 @@ fn a_foreign_pod_under_our_name_changes_nothing() {
     };
     assert_eq!(take(&mut machine, 9, observed(foreign)), vec![]);
     assert!(!machine.finished());
+}
+
+#[test]
+fn a_pod_seen_before_its_creation_was_answered_is_not_overlooked() {
+    let mut machine = Machine::new(facts());
+    take(&mut machine, 0, Event::Accepted);
+    assert_eq!(take(&mut machine, 1, observed(running_pod())), vec![]);
+    take(&mut machine, 1, created());
+    take(&mut machine, 2, Event::Redeemed(redemption()));
+    take(&mut machine, 2, Event::AtGate(GateRequest::default()));
+    assert!(machine.facts.opened.is_some());
 }
 
 #[test]

@@ -42,12 +42,8 @@ impl Runner {
             self.metrics.drop_one("unknown_attempt");
             return Ok(());
         };
-        let assignment = &machine.facts.assignment;
-        let log = self
-            .workers
-            .streams()
-            .attempt(&assignment.run, assignment.attempt)
-            .map_or_else(|_| Default::default(), |streams| streams.log_summary());
+        let streams = self.workers.streams().known(run);
+        let log = streams.map_or_else(Default::default, |streams| streams.log_summary());
         let context = Context {
             now: clock::now(),
             boot_id: &self.boot_id,
@@ -204,7 +200,9 @@ impl Runner {
             })
             .map(|(run, _)| run.clone())
             .collect();
-        missing.iter().for_each(|run| self.observe(run));
+        for run in &missing {
+            self.observe(run);
+        }
     }
 
     pub(super) fn check_scheduled(&mut self, run: &RunKey) {

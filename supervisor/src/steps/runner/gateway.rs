@@ -22,7 +22,7 @@ impl Runner {
     }
 
     /// Brings a (re)connected gateway up to date.
-    pub(super) fn link_up(&mut self, link: mpsc::Sender<ToGateway>) -> Result<(), RunnerError> {
+    pub(super) fn link_up(&mut self, link: mpsc::Sender<ToGateway>) {
         self.link = Some(link);
         self.metrics.link_up.set(1);
         let now = clock::now();
@@ -38,7 +38,6 @@ impl Runner {
             self.tell_gateway(message);
         }
         self.ask_for_credentials();
-        Ok(())
     }
 
     pub(super) fn grant(&self, machine: &Machine, now: Now) -> Grant {

@@ -1,0 +1,211 @@
+//! How an attempt comes to its end: result, deadline, orders to stop, and what follows an outcome.
+
+use std::time::Duration;
+
+use agent_operator::{
+    attempt::StepResult,
+    domain::{
+        Reason, Usage,
+        ids::PodUid,
+        report::{Refusal, RunState},
+    },
+};
+
+use super::{SEQUENCE_FINISHED, SEQUENCE_RUNNING, SEQUENCE_UNKNOWN, STUCK_AFTER, Step, grace_end};
+use crate::steps::{
+    event::{Effect, Timer},
+    record::{Record, Stop},
+    verdict,
+};
+
+impl Step<'_> {
+    pub(super) fn result(&mut self, result: Box<StepResult>, usage: Usage, refusals: Vec<Refusal>) {
+        if self.machine.finished() || self.facts().result.is_some() {
+            return;
+        }
+        self.record(Record::Result { result, usage, refusals });
+        self.await_exit();
+        self.conclude();
+    }
+
+    /// The runner has said its last word; its container must end within the grace.
+    pub(super) fn await_exit(&mut self) {
+        let at = self.now().boot.plus(self.facts().assignment.grace());
+        self.arm(Timer::Grace, at);
+        if let Some(uid) = self.facts().pod_uid.clone() {
+            self.watch_cgroup(uid, false);
+        }
+    }
+
+    pub(super) fn watch_cgroup(&mut self, uid: PodUid, missing_is_empty: bool) {
+        let container_id = self.machine.sight.container_id.clone();
+        self.effects.push(Effect::WatchCgroup { uid, container_id, missing_is_empty });
+    }
+
+    pub(super) fn timer(&mut self, timer: Timer) {
+        if timer == Timer::Retention {
+            return self.retention_over();
+        }
+        if self.machine.finished() {
+            return;
+        }
+        match timer {
+            Timer::Start if self.facts().opened.is_none() => {
+                let words = self.machine.sight.waiting.clone();
+                let message = words.map_or_else(
+                    || "its start gate did not open before the start deadline".to_owned(),
+                    |words| format!("not running at the start deadline: {words}"),
+                );
+                self.stop(Reason::Unstarted, message, Duration::ZERO);
+            }
+            Timer::Unschedulable if self.machine.sight.unschedulable => {
+                let words = self.machine.sight.waiting.clone().unwrap_or_default();
+                let message = format!("could not be scheduled: {words}");
+                self.stop(Reason::Unstarted, message, Duration::ZERO);
+            }
+            Timer::Deadline if self.facts().opened.is_some() => self.time_out(),
+            Timer::Grace => self.delete_pod(),
+            Timer::Stuck => {
+                self.machine.sight.stuck = true;
+                let state = Box::new(self.machine.stuck_state());
+                self.effects.push(Effect::Report { sequence: SEQUENCE_UNKNOWN, state });
+                self.effects.push(Effect::ObservePod);
+            }
+            Timer::Start | Timer::Unschedulable | Timer::Deadline | Timer::Retention => {}
+        }
+    }
+
+    /// A result that came before the deadline decides; the grace then sees to the container.
+    pub(super) fn time_out(&mut self) {
+        if self.facts().result.is_none() {
+            let seconds = self.facts().assignment.timeout_seconds;
+            let message = format!("did not end within its timeout of {seconds} s");
+            self.stop(Reason::TimedOut, message, self.facts().assignment.grace());
+        }
+    }
+
+    pub(super) fn record_stop(&mut self, reason: Reason, message: String, grace: Duration) {
+        let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let at = self.moment();
+        self.record(Record::Stopping(Stop { reason, message, at, grace_millis }));
+    }
+
+    /// Orders the end of the attempt. The first order holds.
+    pub(super) fn stop(&mut self, reason: Reason, message: String, grace: Duration) {
+        if self.machine.finished() || self.facts().stop.is_some() {
+            return;
+        }
+        // Nothing runs behind a closed gate that would need time to save its work.
+        let grace = if self.facts().opened.is_some() { grace } else { Duration::ZERO };
+        self.record_stop(reason, message, grace);
+        self.enforce_stop();
+        self.conclude();
+    }
+
+    pub(super) fn enforce_stop(&mut self) {
+        if let Some(order) = self.machine.stop_order(self.now()) {
+            self.effects.push(Effect::StopRunner(order));
+        }
+        if self.facts().pod_uid.is_none() {
+            self.effects.push(Effect::AbortCreate);
+            return;
+        }
+        let Some(end) = self.facts().stop.as_ref().map(grace_end) else { return };
+        if end <= self.now().boot {
+            self.delete_pod();
+        } else {
+            self.arm(Timer::Grace, end);
+        }
+        if let Some(uid) = self.facts().pod_uid.clone().filter(|_| self.facts().opened.is_some()) {
+            self.watch_cgroup(uid, false);
+        }
+    }
+
+    pub(super) fn delete_pod(&mut self) {
+        let Some(uid) = self.facts().pod_uid.clone() else { return };
+        if self.machine.finished() || self.machine.sight.delete_ordered {
+            return;
+        }
+        self.machine.sight.delete_ordered = true;
+        self.effects.push(Effect::DeletePod { uid });
+        let at = self.now().boot.plus(STUCK_AFTER);
+        self.arm(Timer::Stuck, at);
+    }
+
+    /// Writes the outcome once nothing of the attempt runs any more.
+    pub(super) fn conclude(&mut self) {
+        if self.machine.finished() {
+            return;
+        }
+        let facts = self.facts();
+        let sight = &self.machine.sight;
+        let word = facts.result.is_some() || facts.stop.is_some() || sight.pod_gone;
+        if facts.exit.is_some() || (sight.cgroup_empty && word) {
+            self.finish();
+        }
+    }
+
+    pub(super) fn finish(&mut self) {
+        let sight = &self.machine.sight;
+        let seen = verdict::Seen {
+            deleted_outside: sight.deleted_outside,
+            disruption: sight.disruption.as_deref(),
+        };
+        let context = self.context;
+        let outcome = verdict::outcome(self.facts(), seen, context.log, context.now.wall);
+        self.record(Record::Finished { outcome: Box::new(outcome) });
+        self.effects.push(Effect::Revoke);
+        self.effects.push(Effect::CloseStreams);
+        self.settle();
+    }
+
+    /// What follows from an outcome: report it until acknowledged, then let the pod go.
+    pub(super) fn settle(&mut self) {
+        let Some(outcome) = self.facts().outcome.clone() else { return };
+        if !self.facts().acked && self.facts().forgotten.is_none() {
+            let state = Box::new(RunState::Finished(outcome));
+            self.effects.push(Effect::Report { sequence: SEQUENCE_FINISHED, state });
+            return;
+        }
+        if let Some(uid) = self.facts().pod_uid.clone() {
+            self.effects.push(Effect::RemoveFinalizer { uid });
+        }
+        if let Some(forgotten) = &self.facts().forgotten {
+            let at = forgotten.boot.plus(self.context.pod_retention);
+            self.arm(Timer::Retention, at);
+        }
+    }
+
+    pub(super) fn acked(&mut self, sequence: u64) {
+        match sequence {
+            SEQUENCE_RUNNING => self.machine.sight.running_acked = true,
+            SEQUENCE_FINISHED if self.machine.finished() && !self.facts().acked => {
+                self.record(Record::Acked);
+                self.settle();
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn forget(&mut self) {
+        if self.facts().forgotten.is_none() {
+            self.record(Record::Forgotten { at: self.moment() });
+        }
+        if self.machine.finished() {
+            self.settle();
+        } else {
+            let message = "its run is gone".to_owned();
+            self.stop(Reason::Deleted, message, Duration::ZERO);
+        }
+    }
+
+    fn retention_over(&mut self) {
+        if !self.machine.finished() || self.facts().forgotten.is_none() {
+            return;
+        }
+        if let Some(uid) = self.facts().pod_uid.clone() {
+            self.effects.push(Effect::DeletePod { uid });
+        }
+        self.effects.push(Effect::Drop);
+    }
+}
