@@ -169,6 +169,10 @@ impl<'a> Replay<'a> {
     fn new(observed: &'a Observed) -> Self {
         let spec = &observed.task.spec;
         let settings = &observed.settings;
+        let count = |number: i32| u32::try_from(number).unwrap_or(0);
+        let max_retries = spec.max_retries.map_or(settings.max_retries, count);
+        // A retry that the status says was granted is not taken back when a limit is lowered.
+        let granted = observed.task.status.retries.unwrap_or_default();
         Self {
             observed,
             records: records(observed),
@@ -176,10 +180,8 @@ impl<'a> Replay<'a> {
             reached: BTreeMap::new(),
             counts: Counts::default(),
             limits: Limits {
-                application: spec
-                    .max_retries
-                    .map_or(settings.max_retries, |max| u32::try_from(max).unwrap_or(0)),
-                infrastructure: settings.infrastructure_retries,
+                application: max_retries.max(count(granted.application)),
+                infrastructure: settings.infrastructure_retries.max(count(granted.infrastructure)),
                 provider: settings.provider_budget.get(),
             },
             chain: None,

@@ -1,0 +1,173 @@
+//! Decisions under any order of events: the invariants hold at every pass (the model checks them),
+//! deciding again writes nothing, what has ended stays ended, and every task ends.
+
+#[path = "decide/mod.rs"]
+mod decide;
+
+use agent_operator::domain::{Budget, Reason, StepName};
+use agent_operator_controller::decide::{CredentialState, Delivery};
+use decide::Model;
+use proptest::prelude::*;
+
+/// Something that happens to a task.
+#[derive(Clone, Debug)]
+enum Happening {
+    Wait(u64),
+    Start,
+    End(Reason, bool),
+    Disconnect(usize),
+    Connect(usize),
+    Fence(usize),
+    Unfence(usize),
+    Crowd(usize, u32),
+    Suspend(bool),
+    MaxRetries(Option<i32>),
+    Secret(bool),
+    /// The controller restarts: what it sent is not known any more.
+    Restart,
+    /// The live run's object is deleted by somebody.
+    LoseLive,
+    /// An ended run's object is deleted by somebody.
+    LoseEnded(usize),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let reason = prop::sample::select(Reason::ALL.to_vec());
+    prop_oneof![
+        4 => (1_u64..2000).prop_map(Happening::Wait),
+        4 => Just(Happening::Start),
+        3 => Just(Happening::End(Reason::Completed, true)),
+        6 => (reason, any::<bool>()).prop_map(|(reason, output)| Happening::End(reason, output)),
+        1 => (0_usize..2).prop_map(Happening::Disconnect),
+        2 => (0_usize..2).prop_map(Happening::Connect),
+        1 => (0_usize..2).prop_map(Happening::Fence),
+        1 => (0_usize..2).prop_map(Happening::Unfence),
+        1 => (0_usize..2, 0_u32..3).prop_map(|(node, slots)| Happening::Crowd(node, slots)),
+        1 => any::<bool>().prop_map(Happening::Suspend),
+        1 => prop::option::of(0_i32..5).prop_map(Happening::MaxRetries),
+        1 => any::<bool>().prop_map(Happening::Secret),
+        1 => Just(Happening::Restart),
+        1 => Just(Happening::LoseLive),
+        1 => (0_usize..8).prop_map(Happening::LoseEnded),
+    ]
+}
+
+fn happen(model: &mut Model, happening: &Happening) {
+    match happening {
+        Happening::Wait(seconds) => model.advance(*seconds),
+        Happening::Start => model.start_live(),
+        Happening::End(reason, output) => {
+            let connected = model.live().is_some_and(|run| {
+                let node = run.node();
+                model.nodes.iter().any(|facts| facts.name == node && facts.session.is_some())
+            });
+            if connected {
+                model.end_live(*reason, output.then_some("some output\nlast line"));
+            }
+        }
+        Happening::Disconnect(index) => model.disconnect(*index),
+        Happening::Connect(index) => model.connect(*index),
+        Happening::Fence(index) => model.nodes[*index].fenced = Some("gone".to_owned()),
+        Happening::Unfence(index) => model.nodes[*index].fenced = None,
+        Happening::Crowd(index, slots) => model.nodes[*index].used.slots = *slots,
+        Happening::Suspend(suspend) => model.task.spec.suspend = Some(*suspend),
+        Happening::MaxRetries(max) => model.task.spec.max_retries = *max,
+        Happening::Secret(there) => {
+            model.credentials = if *there {
+                CredentialState::Ready
+            } else {
+                let message = "Secret agent-secrets does not exist".to_owned();
+                CredentialState::Refused { reason: "SecretMissing", message }
+            };
+        }
+        Happening::Restart => {
+            for run in &mut model.runs {
+                run.delivery = if run.is_live() { Delivery::Known } else { Delivery::Unsent };
+            }
+        }
+        Happening::LoseLive => model.runs.retain(|run| !run.is_live()),
+        Happening::LoseEnded(index) => {
+            if model.runs.get(*index).is_some_and(|run| !run.is_live()) {
+                model.runs.remove(*index);
+            }
+        }
+    }
+}
+
+/// All reasons but the one after which a task waits for a person, which has no clock.
+fn clocked() -> Vec<Reason> {
+    Reason::ALL.iter().copied().filter(|reason| *reason != Reason::BudgetExceeded).collect()
+}
+
+/// What may never change again once the task has ended.
+fn ending(model: &Model) -> Option<String> {
+    model.finished().then(|| {
+        let status = &model.task.status;
+        format!("{:?} {:?} {:?}", status.phase, status.completion_time, status.pull_request)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_order_of_events_keeps_the_invariants(
+        happenings in prop::collection::vec(happening(), 1..60),
+    ) {
+        let mut model = Model::new();
+        model.settle();
+        for happening in &happenings {
+            let before = ending(&model);
+            let ended: Vec<_> = model
+                .runs
+                .iter()
+                .filter(|run| !run.is_live())
+                .map(|run| (run.run.name.clone(), run.status.clone()))
+                .collect();
+            happen(&mut model, happening);
+            model.settle();
+            if let Some(before) = before {
+                prop_assert_eq!(Some(before), ending(&model), "after {:?}", happening);
+            }
+            for (name, status) in ended {
+                if let Some(run) = model.runs.iter().find(|run| run.run.name == name) {
+                    prop_assert_eq!(&run.status, &status, "{} after {:?}", name, happening);
+                }
+            }
+            let live = model.runs.iter().filter(|run| run.is_live()).count();
+            prop_assert!(live <= 1, "{} live runs after {:?}", live, happening);
+            let pulls = model.created.keys().filter(|(step, _)| *step == StepName::PullRequest);
+            prop_assert!(pulls.count() == 0 || model.task.status.plan.is_some()
+                || model.task.status.agent_runs.iter().any(|run| run.step == "test"));
+        }
+    }
+
+    #[test]
+    fn every_task_ends_whatever_its_runs_end_with(
+        reasons in prop::collection::vec(prop::sample::select(clocked()), 1..40),
+        max_retries in 0_i32..6,
+    ) {
+        let mut model = Model::new();
+        model.task.spec.max_retries = Some(max_retries);
+        model.settle();
+        for reason in reasons.iter().cycle().take(500) {
+            if model.live().is_some() {
+                model.through(*reason, None);
+            }
+            // Longer than any backoff, so that each round makes progress.
+            model.advance(700);
+            model.settle();
+        }
+        prop_assert!(model.finished(), "no end in sight: {}", model.message());
+        let failures = |budget: Budget| {
+            let charged = |run: &&agent_operator_controller::decide::RunView| {
+                run.reason.is_some_and(|reason| reason != Reason::Completed && reason.budget() == budget)
+            };
+            model.runs.iter().filter(charged).count()
+        };
+        let most = usize::try_from(max_retries).unwrap() + 1;
+        prop_assert!(failures(Budget::Application) <= most);
+        prop_assert!(failures(Budget::Infrastructure) <= 4);
+        prop_assert!(model.task.status.retry_count <= Some(max_retries));
+    }
+}

@@ -1,0 +1,128 @@
+//! Whole plans for the named scenarios, so that a change of any effect is seen in review. Accept
+//! changes with `INSTA_UPDATE=always cargo test --test golden_plans`.
+
+#[path = "decide/mod.rs"]
+mod decide;
+
+use agent_operator::domain::{Reason, StepName};
+use agent_operator_controller::{
+    decide::{CredentialState, Delivery},
+    plan::Plan,
+};
+use decide::Model;
+
+/// A task whose present step is `step`, in its first attempt.
+fn until(step: StepName) -> Model {
+    let mut model = Model::new();
+    model.settle();
+    for done in StepName::ALL.into_iter().take_while(|done| *done != step) {
+        let output = (done == StepName::Plan).then_some("1. add the route\n2. test it");
+        model.through(Reason::Completed, output);
+    }
+    model
+}
+
+/// The plan after the live run ended.
+fn after(model: &mut Model, reason: Reason, output: Option<&str>) -> Plan {
+    model.start_live();
+    model.advance(90);
+    model.end_live(reason, output);
+    model.pass()
+}
+
+#[test]
+fn new_task() {
+    insta::assert_yaml_snapshot!(Model::new().pass());
+}
+
+#[test]
+fn plan_ended_well() {
+    let mut model = until(StepName::Plan);
+    insta::assert_yaml_snapshot!(after(&mut model, Reason::Completed, Some("1. add the route")));
+}
+
+#[test]
+fn tests_fail_and_the_work_goes_back() {
+    let mut model = until(StepName::Test);
+    let output = Some("1 failing\n  GET /healthz: expected 200, got 404");
+    insta::assert_yaml_snapshot!(after(&mut model, Reason::VerifyFailed, output));
+}
+
+#[test]
+fn tests_fail_for_the_last_time() {
+    let mut model = until(StepName::Test);
+    model.task.spec.max_retries = Some(0);
+    let output = Some("1 failing\n  GET /healthz: expected 200, got 404");
+    insta::assert_yaml_snapshot!(after(&mut model, Reason::VerifyFailed, output));
+}
+
+#[test]
+fn pull_request_opened() {
+    let mut model = until(StepName::PullRequest);
+    insta::assert_yaml_snapshot!(after(&mut model, Reason::Completed, None));
+}
+
+#[test]
+fn run_never_started() {
+    let mut model = until(StepName::Plan);
+    model.end_live(Reason::Unstarted, None);
+    let waits = model.pass();
+    model.advance(2);
+    insta::assert_yaml_snapshot!([waits, model.pass()]);
+}
+
+#[test]
+fn provider_unavailable() {
+    let mut model = until(StepName::Implement);
+    insta::assert_yaml_snapshot!(after(&mut model, Reason::ProviderUnavailable, None));
+}
+
+#[test]
+fn node_silent_then_fenced() {
+    let mut model = until(StepName::Implement);
+    model.start_live();
+    let index = usize::from(model.live().is_some_and(|run| run.node().as_str() == "node-b"));
+    model.disconnect(index);
+    model.advance(15);
+    let silent = model.pass();
+    model.settle();
+    model.nodes[index].fenced = Some("its Node object is gone".to_owned());
+    insta::assert_yaml_snapshot!([silent, model.pass(), model.pass()]);
+}
+
+#[test]
+fn secret_missing() {
+    let mut model = Model::new();
+    let message = "Secret agent-secrets does not exist in namespace agent-system; create it";
+    let (reason, message) = ("SecretMissing", message.to_owned());
+    model.credentials = CredentialState::Refused { reason, message };
+    insta::assert_yaml_snapshot!(model.pass());
+}
+
+#[test]
+fn task_timed_out() {
+    let mut model = until(StepName::Implement);
+    model.start_live();
+    model.advance(6 * 3600);
+    let cancels = model.pass();
+    model.advance(120);
+    insta::assert_yaml_snapshot!([cancels, model.pass()]);
+}
+
+#[test]
+fn controller_restarted_in_mid_step() {
+    let mut model = until(StepName::Implement);
+    model.start_live();
+    for run in &mut model.runs {
+        run.delivery = Delivery::Known;
+    }
+    insta::assert_yaml_snapshot!(model.pass());
+}
+
+#[test]
+fn finished_ten_minutes_ago() {
+    let mut model = until(StepName::PullRequest);
+    after(&mut model, Reason::Completed, None);
+    model.advance(600);
+    insta::assert_yaml_snapshot!(model.pass());
+}
