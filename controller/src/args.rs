@@ -9,7 +9,7 @@ use crate::telemetry::LogFormat;
 /// Longest name of a Kubernetes object.
 const NAME_BYTES_MAX: usize = 253;
 
-/// Controller of agent-operator: reconciles CodingTasks, assigns their steps to nodes, and serves
+/// Controller of agent-operator: reconciles coding tasks, assigns their steps to nodes, and serves
 /// their logs and events over gRPC.
 ///
 /// Without a subcommand it runs: inside a cluster with its service account, outside by kubeconfig.

@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use agent_operator::domain::{NodeName, RunUid, TaskUid};
+use agent_operator::domain::{RunUid, TaskUid};
 use tokio::sync::watch as changes;
 
 use crate::metrics::Metrics;
@@ -77,11 +77,6 @@ impl Catalog {
     /// A run by uid.
     pub fn run(&self, uid: &RunUid) -> Option<Arc<RunView>> {
         self.read().runs.get(uid).cloned()
-    }
-
-    /// The node that a run was given to.
-    pub fn node_of(&self, uid: &RunUid) -> Option<NodeName> {
-        self.read().runs.get(uid).map(|run| run.node.clone())
     }
 
     /// The runs of a task in the order in which they were made.

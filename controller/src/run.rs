@@ -40,10 +40,10 @@ use crate::{
 const NODE_EVENTS_MAX: usize = 1024;
 
 /// Pause between two looks at what the stream store need not keep.
-const SWEEP_PERIOD: Duration = Duration::from_secs(60);
+const SWEEP_PERIOD: Duration = Duration::from_mins(1);
 
 /// How long a run that no longer exists keeps its streams: for whoever follows it right now.
-const SWEEP_IDLE: Duration = Duration::from_secs(600);
+const SWEEP_IDLE: Duration = Duration::from_mins(10);
 
 /// Pause before certificates are asked for again while the API server is away.
 const TLS_RETRY: Duration = Duration::from_secs(2);

@@ -43,7 +43,7 @@ const CA_DAYS: i64 = 3650;
 /// Life of the server certificate; a third of it is left when the next one is made.
 const SERVER_DAYS: i64 = 90;
 /// How often the certificate is looked at, here and for a renewal by another replica.
-const LOOK_AGAIN: Duration = Duration::from_secs(600);
+const LOOK_AGAIN: Duration = Duration::from_mins(10);
 /// Limit of each API call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Field manager of the ConfigMap.

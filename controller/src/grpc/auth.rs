@@ -28,7 +28,7 @@ use tonic::Status;
 use crate::clock;
 
 /// How long a positive review is believed: a token that was withdrawn dies within this time.
-const CACHE_TTL: Duration = Duration::from_secs(60);
+const CACHE_TTL: Duration = Duration::from_mins(1);
 
 /// Tokens in the cache: every node and some thousand people at once, in under 10 MiB.
 const CACHE_ENTRIES_MAX: usize = 10_000;

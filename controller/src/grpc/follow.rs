@@ -352,7 +352,7 @@ impl Follower {
     ) -> Result<(), Stop> {
         let lost = tokio::select! {
             waited = self.wait(changes, until) => return waited,
-            changed = arrivals.changed() => changed.is_err(),
+            arrived = arrivals.changed() => arrived.is_err(),
         };
         if lost {
             // Retention took the run out of the store; a new entry may come.
@@ -366,7 +366,7 @@ impl Follower {
         changes: &mut watch::Receiver<u64>,
         until: Option<Instant>,
     ) -> Result<(), Stop> {
-        let changed = async {
+        let change = async {
             match until {
                 // Elapsed is as good a reason to look as a change.
                 Some(until) => timeout_at(until, changes.changed()).await.unwrap_or(Ok(())),
@@ -375,8 +375,8 @@ impl Follower {
         };
         tokio::select! {
             () = self.out.closed() => Err(Stop::Gone),
-            changed = changed => {
-                changed.map_err(|_| Stop::Status(Status::unavailable("shutting down")))
+            seen = change => {
+                seen.map_err(|_| Stop::Status(Status::unavailable("shutting down")))
             }
         }
     }

@@ -34,7 +34,7 @@ const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 
 /// Longest time between two showings of the token: two renewals and a minute, so that one may be
 /// lost with a reconnect.
-const TOKEN_SHOWN_MAX: Duration = Duration::from_secs(2 * 300 + 60);
+const TOKEN_SHOWN_MAX: Duration = Duration::from_mins(11);
 
 /// What a session needs of the process.
 #[derive(Clone)]

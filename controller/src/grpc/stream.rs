@@ -26,8 +26,9 @@ use crate::{
     streams::{Position, StoreError, StreamKey, StreamStore},
 };
 
-/// Streams that one node may have open: two for each of its attempts, finished ones included.
-const STREAMS_MAX: usize = 4096;
+/// Streams that one node may have open: two for each attempt that it keeps, which is a day's worth.
+/// Some 10 MiB at most.
+const STREAMS_MAX: usize = 65_536;
 
 /// What the uploads of a node need of the process.
 #[derive(Clone)]
@@ -84,11 +85,11 @@ struct Upload {
 
 impl Upload {
     async fn run(&mut self, mut inbound: Streaming<v1::Chunk>, acks: &Acks) -> Result<(), Status> {
-        let stop = self.context.stop.clone();
+        let stopping = self.context.stop.clone();
         let mut changes = self.context.catalog.changes();
         loop {
             tokio::select! {
-                () = stop.cancelled() => return Err(Status::unavailable("shutting down")),
+                () = stopping.cancelled() => return Err(Status::unavailable("shutting down")),
                 room = acks.reserve(), if !self.unsent.is_empty() => {
                     let Ok(room) = room else { return Ok(()) };
                     let next = self.unsent.keys().next().cloned();
@@ -96,8 +97,8 @@ impl Upload {
                         room.send(Ok(ack));
                     }
                 }
-                changed = changes.changed(), if !self.waiting.is_empty() => {
-                    if changed.is_err() { return Err(Status::unavailable("shutting down")); }
+                seen = changes.changed(), if !self.waiting.is_empty() => {
+                    if seen.is_err() { return Err(Status::unavailable("shutting down")); }
                     self.retry_waiting().await?;
                 }
                 message = inbound.message() => match message? {
@@ -139,27 +140,31 @@ impl Upload {
         if self.opened.len() + self.waiting.len() >= STREAMS_MAX {
             return Err(Status::resource_exhausted("too many open streams on one connection"));
         }
-        match self.context.catalog.node_of(&piece.key.run) {
-            Some(owner) if owner == self.node => {
-                self.opened.insert(piece.key.clone());
-                self.store(piece).await
-            }
-            Some(owner) => Err(Status::permission_denied(format!(
-                "run {} is of node {owner}, not of {}",
-                piece.run.name, self.node
-            ))),
-            None => {
-                self.waiting.insert(piece.key.clone(), piece);
-                Ok(())
-            }
+        let Some(run) = self.context.catalog.run(&piece.key.run) else {
+            self.waiting.insert(piece.key.clone(), piece);
+            return Ok(());
+        };
+        if run.node != self.node {
+            return Err(Status::permission_denied(format!(
+                "run {} is of node {}, not of {}",
+                run.name, run.node, self.node
+            )));
         }
+        self.opened.insert(piece.key.clone());
+        let store = &self.context.store;
+        if run.is_terminal() && store.position(&piece.key).is_none() && store.is_crowded() {
+            // Retention took it out, and would take it out again.
+            self.acknowledge(piece.key, &piece.run, Position { offset: 0, complete: true });
+            return Ok(());
+        }
+        self.store(piece).await
     }
 
     async fn retry_waiting(&mut self) -> Result<(), Status> {
         let known: Vec<StreamKey> = self
             .waiting
             .keys()
-            .filter(|key| self.context.catalog.node_of(&key.run).is_some())
+            .filter(|key| self.context.catalog.run(&key.run).is_some())
             .cloned()
             .collect();
         for key in known {
@@ -186,14 +191,18 @@ impl Upload {
         let position = written
             .map_err(|_| Status::internal("the stream store failed"))?
             .map_err(|error| from_store(&error))?;
+        self.acknowledge(key, &run, position);
+        Ok(())
+    }
+
+    fn acknowledge(&mut self, key: StreamKey, run: &RunRef, position: Position) {
         let ack = v1::Ack {
-            run: Some((&run).into()),
+            run: Some(run.into()),
             channel: v1::Channel::from(key.channel).into(),
             offset: position.offset,
             complete: position.complete,
         };
         self.unsent.insert(key, ack);
-        Ok(())
     }
 }
 

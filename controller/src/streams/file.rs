@@ -26,12 +26,12 @@ enum IndexLine {
     End { offset: u64 },
 }
 
-/// An open stream: where it stands and its holes, in memory; its bytes on disk.
+/// A stream: where it stands and its holes, in memory; its bytes on disk. Holds no open file: there
+/// may be many thousands of streams, and an open costs little beside a chunk.
 #[derive(Debug)]
 pub(super) struct StreamFile {
     data_path: PathBuf,
     index_path: PathBuf,
-    data: File,
     stored: u64,
     lost: u64,
     gaps: Vec<Gap>,
@@ -44,22 +44,10 @@ impl StreamFile {
     pub(super) fn open(folder: &Path, channel: Channel) -> Result<Self, StoreError> {
         let data_path = folder.join(format!("{channel}.data"));
         let index_path = folder.join(format!("{channel}.index"));
-        let data = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .read(true)
-            .open(&data_path)
-            .map_err(|source| failed("open", &data_path, source))?;
+        let data = append_to(&data_path).map_err(|source| failed("open", &data_path, source))?;
         let stored = data.metadata().map_err(|source| failed("inspect", &data_path, source))?.len();
-        let mut stream = Self {
-            data_path,
-            index_path,
-            data,
-            stored,
-            lost: 0,
-            gaps: Vec::new(),
-            complete: false,
-        };
+        let mut stream =
+            Self { data_path, index_path, stored, lost: 0, gaps: Vec::new(), complete: false };
         stream.load_index()?;
         Ok(stream)
     }
@@ -130,9 +118,14 @@ impl StreamFile {
 
     /// Appends bytes at the resume offset.
     pub(super) fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
-        let written = self.data.write_all(data);
-        // After a short write the true length is what the file says, not what was hoped for.
-        let length = self.data.metadata().map_or(self.stored, |meta| meta.len());
+        let write = || {
+            let mut file = append_to(&self.data_path)?;
+            let written = file.write_all(data);
+            // After a short write the true length is what the file says, not what was hoped for.
+            Ok((file.metadata()?.len(), written))
+        };
+        let (length, written) =
+            write().map_err(|source| failed("append to", &self.data_path, source))?;
         self.stored = length;
         written.map_err(|source| failed("append to", &self.data_path, source))
     }
@@ -160,9 +153,7 @@ impl StreamFile {
             .map_err(io::Error::from)
             .map_err(|source| failed("encode a line of", &self.index_path, source))?;
         text.push(b'\n');
-        let append = || {
-            OpenOptions::new().create(true).append(true).open(&self.index_path)?.write_all(&text)
-        };
+        let append = || append_to(&self.index_path)?.write_all(&text);
         append().map_err(|source| failed("append to", &self.index_path, source))
     }
 
@@ -195,6 +186,10 @@ impl StreamFile {
         read().map_err(|source| failed("read", &self.data_path, source))?;
         Ok(Piece::Data(Bytes::from(buffer)))
     }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// Removes the folder of a run.

@@ -1,7 +1,7 @@
 //! All streams of all runs.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map},
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -187,11 +187,12 @@ impl StreamStore {
         })
     }
 
-    /// Records that the stream is complete at `offset`.
+    /// Records that the stream is complete at `offset`. A node that remembers less than is here (its
+    /// disk lost the tail) cannot take back what it sent.
     pub fn end(&self, key: &StreamKey, offset: u64, now: Instant) -> Result<Position, StoreError> {
         self.write(key, now, |stream| {
             let Position { offset: expected, complete } = stream.position();
-            if offset != expected {
+            if offset > expected {
                 return Err(StoreError::OutOfOrder { expected, got: offset });
             }
             if complete { Ok(()) } else { stream.finish() }
@@ -245,6 +246,12 @@ impl StreamStore {
         lock(&self.table).bytes
     }
 
+    /// Whether so much is here that old streams are better not asked for again: they would only push
+    /// out one another.
+    pub fn is_crowded(&self) -> bool {
+        self.bytes() > self.limits.total_bytes / 4 * 3
+    }
+
     fn find(&self, uid: &RunUid) -> Option<Arc<Run>> {
         lock(&self.table).runs.get(uid).map(|entry| entry.run.clone())
     }
@@ -278,13 +285,14 @@ impl StreamStore {
     ) -> Result<Position, StoreError> {
         let run = self.find_or_insert(&key.run)?;
         let mut streams = lock(&run.streams);
-        if !streams.contains_key(&key.channel) {
-            fs::create_dir_all(&run.folder)
-                .map_err(|source| failed("create", &run.folder, source))?;
-            streams.insert(key.channel, StreamFile::open(&run.folder, key.channel)?);
-        }
-        let stream =
-            streams.get_mut(&key.channel).expect("the stream was inserted under this lock");
+        let stream = match streams.entry(key.channel) {
+            hash_map::Entry::Occupied(known) => known.into_mut(),
+            hash_map::Entry::Vacant(free) => {
+                fs::create_dir_all(&run.folder)
+                    .map_err(|source| failed("create", &run.folder, source))?;
+                free.insert(StreamFile::open(&run.folder, key.channel)?)
+            }
+        };
         let before = stream.position();
         let result = change(stream);
         let position = stream.position();

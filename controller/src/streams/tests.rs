@@ -82,7 +82,7 @@ fn a_chunk_that_does_not_connect_is_refused_with_the_offset_to_go_on_from() {
     store.append(&key("r1"), 0, b"ab", now()).unwrap();
     let error = store.append(&key("r1"), 3, b"x", now()).unwrap_err();
     assert!(matches!(error, StoreError::OutOfOrder { expected: 2, got: 3 }), "{error}");
-    assert!(store.end(&key("r1"), 1, now()).is_err());
+    assert!(store.end(&key("r1"), 3, now()).is_err());
     assert_eq!(dump(&store, &key("r1")), "ab");
 }
 
@@ -188,7 +188,7 @@ async fn a_sweep_drops_idle_runs_that_nobody_wants_or_follows() {
         store.append(&key(run), 0, b"x", now()).unwrap();
     }
     let follower = store.subscribe(&"followed".into()).unwrap();
-    let idle = Duration::from_secs(60);
+    let idle = Duration::from_mins(1);
     let wanted = |uid: &RunUid| uid.as_str() == "wanted";
     store.sweep(&wanted, idle, now());
     assert!(store.position(&key("forgotten")).is_some());
@@ -244,4 +244,24 @@ proptest! {
         let text = dump(&store, &key("r1"));
         prop_assert_eq!(text.as_bytes(), TEXT);
     }
+}
+
+#[test]
+fn a_node_that_remembers_less_than_it_sent_can_still_end_its_stream() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    store.append(&key("r1"), 0, b"abcd", now()).unwrap();
+    let end = store.end(&key("r1"), 2, now()).unwrap();
+    assert_eq!(end, Position { offset: 4, complete: true });
+}
+
+#[test]
+fn a_store_is_crowded_above_three_quarters() {
+    let root = tempfile::tempdir().unwrap();
+    let limits = Limits { total_bytes: 8, stream_bytes: 8 };
+    let store = StreamStore::open(root.path(), limits).unwrap();
+    store.append(&key("r1"), 0, b"123456", now()).unwrap();
+    assert!(!store.is_crowded());
+    store.append(&key("r1"), 6, b"7", now()).unwrap();
+    assert!(store.is_crowded());
 }

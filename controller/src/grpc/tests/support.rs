@@ -62,7 +62,7 @@ pub(super) struct Port {
 
 /// A term that holds for the whole test.
 pub(super) fn term(epoch: u64) -> Term {
-    Term { epoch: Epoch(epoch), valid_until: clock::instant() + Duration::from_secs(600) }
+    Term { epoch: Epoch(epoch), valid_until: clock::instant() + Duration::from_mins(10) }
 }
 
 fn identity() -> (String, rustls::ServerConfig) {
@@ -84,9 +84,14 @@ fn identity() -> (String, rustls::ServerConfig) {
 impl Port {
     /// Serves on a port of the kernel's choice; leads under epoch 7; knows no task.
     pub(super) async fn start() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    /// The same with a store of another size.
+    pub(super) async fn with(limits: Limits) -> Self {
         let (certificate, config) = identity();
         let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(StreamStore::open(folder.path(), Limits::default()).unwrap());
+        let store = Arc::new(StreamStore::open(folder.path(), limits).unwrap());
         let (sender, events) = mpsc::channel(64);
         let (terms, leadership) = watch::channel(Some(term(7)));
         let metrics = Metrics::new();
@@ -135,16 +140,16 @@ impl Port {
 
     pub(super) async fn session(&self, token: &str) -> Result<Talk, Status> {
         let mut client = SupervisorServiceClient::new(self.connect().await);
-        let (say, said) = mpsc::channel(16);
-        let request = with_token(ReceiverStream::new(said), token);
+        let (say, queue) = mpsc::channel(16);
+        let request = with_token(ReceiverStream::new(queue), token);
         let hear = soon(client.session(request)).await?.into_inner();
         Ok(Talk { say, hear })
     }
 
     pub(super) async fn uploads(&self, token: &str) -> Result<Upload, Status> {
         let mut client = SupervisorServiceClient::new(self.connect().await);
-        let (send, sent) = mpsc::channel(16);
-        let request = with_token(ReceiverStream::new(sent), token);
+        let (send, queue) = mpsc::channel(16);
+        let request = with_token(ReceiverStream::new(queue), token);
         let acks = soon(client.stream(request)).await?.into_inner();
         Ok(Upload { send, acks })
     }

@@ -5,7 +5,8 @@ use v1::chunk::Payload;
 use super::support::{Port, Upload, soon};
 use crate::{
     catalog::RunView,
-    streams::{Piece, StreamKey},
+    clock,
+    streams::{Limits, Piece, StreamKey},
 };
 
 fn chunk(offset: u64, payload: Payload) -> v1::Chunk {
@@ -107,5 +108,21 @@ async fn what_breaks_the_rules_ends_the_uploads_with_its_code() {
             upload.send(chunk).await;
         }
         assert_eq!(upload.refusal().await, code, "{token}");
+    }
+}
+
+#[tokio::test]
+async fn an_old_stream_is_not_asked_for_again_when_the_store_is_crowded() {
+    let port = Port::with(Limits { total_bytes: 8, stream_bytes: 8 }).await;
+    let other = StreamKey { run: "other".into(), channel: Channel::Log };
+    port.store.append(&other, 0, b"1234567", clock::instant()).unwrap();
+    for (phase, complete) in [("Running", false), ("Failed", true)] {
+        let name = format!("r-{phase}");
+        port.catalog.put_run(RunView { phase: phase.into(), ..RunView::sample(&name, "t", 1) });
+        let mut upload = port.uploads("node:n1").await.unwrap();
+        let mut open = chunk(0, Payload::Open(v1::StreamOpen {}));
+        open.run.as_mut().unwrap().uid = format!("uid-{name}");
+        upload.send(open).await;
+        assert_eq!(upload.acked(0).await.complete, complete, "{phase}");
     }
 }
