@@ -85,7 +85,7 @@ pub enum SessionError {
     #[error("the token is not a header value")]
     FormToken,
     /// The controller ended the call.
-    #[error("the controller ended the session: {0}")]
+    #[error("the controller ended the session")]
     Ended(#[from] tonic::Status),
     /// The controller closed the stream without a word.
     #[error("the controller closed the session")]

@@ -184,8 +184,9 @@ impl Streams {
         let size = |streams: &AttemptStreams| streams.log.stored() + streams.events.stored();
         let mut total: u64 = finished.iter().map(|(_, streams)| size(streams)).sum();
         for (modified, streams) in finished {
-            let age = modified.and_then(|modified| now.duration_since(modified).ok());
-            let old = age.is_none_or(|age| age > RETENTION);
+            // A time in the future (the wall clock was set back) is young, an unreadable one is old.
+            let young = |at| now.duration_since(at).map_or(true, |age| age <= RETENTION);
+            let old = !modified.is_some_and(young);
             if !old && total <= RETENTION_BYTES_MAX {
                 continue;
             }
