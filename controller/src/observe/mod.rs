@@ -26,7 +26,7 @@ use kube::{
     Api, Client, ResourceExt as _,
     runtime::reflector::{ObjectRef, Store, store::WriterDropped},
 };
-use tokio::sync::broadcast;
+use tokio::sync::{OnceCell, broadcast};
 
 pub use views::{ViewError, run_view};
 pub use watch::{Change, WatchEnded, Watches, watches};
@@ -74,6 +74,7 @@ pub struct World {
     /// Room that decisions took whose runs are being created, by namespace and name.
     reserved: Mutex<HashMap<(String, String), (NodeName, Amounts)>>,
     changes: broadcast::Sender<Change>,
+    filled: OnceCell<()>,
 }
 
 impl World {
@@ -91,6 +92,7 @@ impl World {
             fresh_runs: Overlay::default(),
             reserved: Mutex::default(),
             changes,
+            filled: OnceCell::new(),
         }
     }
 
@@ -116,9 +118,13 @@ impl World {
 
     /// Waits until all stores have been filled once.
     pub async fn ready(&self) -> Result<(), WriterDropped> {
-        self.tasks.wait_until_ready().await?;
-        self.runs.wait_until_ready().await?;
-        self.nodes.wait_until_ready().await
+        // A store remembers the waker of one waiter only, so one waits for all of us.
+        let filled = async {
+            self.tasks.wait_until_ready().await?;
+            self.runs.wait_until_ready().await?;
+            self.nodes.wait_until_ready().await
+        };
+        self.filled.get_or_try_init(|| filled).await.copied()
     }
 
     /// A task by name.
