@@ -77,8 +77,12 @@ async fn supervise(mut tasks: Tasks, stop: CancellationToken) -> anyhow::Result<
     }
     stop.cancel();
     while let Some(ended) = tasks.join_next().await {
-        if let Ok((name, Err(error))) = ended {
-            tracing::warn!(task = name, error = format!("{error:#}"), "ended badly");
+        match ended {
+            Ok((name, Ok(()))) => tracing::debug!(task = name, "ended"),
+            Ok((name, Err(error))) => {
+                tracing::warn!(task = name, error = format!("{error:#}"), "ended badly");
+            }
+            Err(error) => tracing::error!(%error, "a task panicked"),
         }
     }
     outcome
