@@ -200,3 +200,75 @@ fn annotation_allows(secret: &core::Secret, host: &str) -> bool {
             hosts.split(',').any(|allowed| allowed.trim().eq_ignore_ascii_case(host))
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+
+    use super::*;
+
+    fn secret(value: &str) -> core::Secret {
+        core::Secret {
+            data: Some([("key".to_owned(), ByteString(value.into()))].into()),
+            ..core::Secret::default()
+        }
+    }
+
+    fn grant_of(secret: &core::Secret, host: &str) -> Result<Credential, CredentialError> {
+        let source = SecretKeyRef { name: "s".to_owned(), key: "key".to_owned() };
+        let want = Wanted {
+            id: GIT_ID,
+            purpose: purpose::GIT,
+            scheme: "basic",
+            host: host.to_owned(),
+            source: &source,
+        };
+        grant(&want, secret, &Settings::default())
+    }
+
+    fn reason(result: Result<Credential, CredentialError>) -> &'static str {
+        match result {
+            Err(CredentialError::Refuse { reason, .. }) => reason,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_host_of_a_url_is_taken_with_its_port_and_without_a_user() {
+        for (url, host) in [
+            ("https://github.com/a/b.git", Some("github.com")),
+            ("http://Forge.Test:3000/a/b", Some("forge.test:3000")),
+            ("https://user@github.com/a", Some("github.com")),
+            ("ssh://git@github.com/a/b", None),
+            ("https:///a", None),
+        ] {
+            assert_eq!(url_host(url).as_deref(), host, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_secret_goes_to_listed_and_to_annotated_hosts_only() {
+        assert!(grant_of(&secret("t"), "github.com").is_ok());
+        assert_eq!(reason(grant_of(&secret("t"), "evil.test")), "HostNotAllowed");
+        let mut annotated = secret("t");
+        let hosts = "a.test, evil.test".to_owned();
+        annotated.metadata.annotations =
+            Some([(ANNOTATION_ALLOWED_HOSTS.to_owned(), hosts)].into());
+        assert!(grant_of(&annotated, "evil.test").is_ok());
+        assert_eq!(reason(grant_of(&annotated, "sub.evil.test")), "HostNotAllowed");
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_a_token_is_refused_and_a_final_newline_is_dropped() {
+        assert_eq!(grant_of(&secret("abc\n"), "github.com").unwrap().value.expose(), "abc");
+        for value in ["", "\n", "a b", "a\r\nX-Header: b", "\u{e4}"] {
+            assert_eq!(
+                reason(grant_of(&secret(value), "github.com")),
+                "SecretMissing",
+                "{value:?}"
+            );
+        }
+        let error = grant_of(&core::Secret::default(), "github.com");
+        assert_eq!(reason(error), "SecretMissing");
+    }
+}

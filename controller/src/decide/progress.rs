@@ -290,7 +290,8 @@ impl<'a> Replay<'a> {
             }
             Verdict::Again(wait) => {
                 self.again(record, reason, next, chain);
-                self.not_before = ended.map(|ended| deadline::after(ended, wait));
+                self.not_before =
+                    ended.filter(|_| !wait.is_zero()).map(|ended| deadline::after(ended, wait));
                 None
             }
         }

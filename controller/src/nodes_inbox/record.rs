@@ -14,6 +14,7 @@ use agent_operator::{
         text::{head_and_tail, printable, truncate},
     },
 };
+use jiff::Timestamp;
 
 /// Limits of the schema, in the unit of the schema or below.
 const COMMAND_WORDS_MAX: usize = 64;
@@ -26,15 +27,20 @@ const REFUSAL_TARGET_BYTES_MAX: usize = 253;
 const EGRESS_BYTES_MAX: usize = 32;
 const URL_BYTES_MAX: usize = 2048;
 
-/// The status after `state` was reported; none when it changes nothing.
-pub(super) fn recorded(before: &AgentRunStatus, state: &RunState) -> Option<AgentRunStatus> {
+/// The status after `state` was reported at `now`; none when it changes nothing. A node's clock may be
+/// ahead of ours, and waits count from these times, so none of them is taken to lie in the future.
+pub(super) fn recorded(
+    before: &AgentRunStatus,
+    state: &RunState,
+    now: Timestamp,
+) -> Option<AgentRunStatus> {
     let phase = before.phase.as_deref();
     if matches!(phase, Some("Succeeded" | "Failed")) {
         return None;
     }
     let after = match state {
-        RunState::Running(started) => running(before, started),
-        RunState::Finished(outcome) => finished(before, outcome),
+        RunState::Running(started) => running(before, started, now),
+        RunState::Finished(outcome) => finished(before, outcome, now),
         RunState::Unknown { message } => {
             let mut after = before.clone();
             after.phase = Some(RunPhase::Unknown.as_str().to_owned());
@@ -59,18 +65,18 @@ pub(super) fn minimal(status: &AgentRunStatus) -> AgentRunStatus {
     }
 }
 
-fn running(before: &AgentRunStatus, started: &Started) -> AgentRunStatus {
+fn running(before: &AgentRunStatus, started: &Started, now: Timestamp) -> AgentRunStatus {
     let mut after = before.clone();
     after.phase = Some(RunPhase::Running.as_str().to_owned());
     after.message = None;
     after.pod_name = Some(cut(&started.pod_name, NAME_BYTES_MAX));
     // The first report of a start stands: a repetition must not move it.
-    after.start_time.get_or_insert(started.started_at);
+    after.start_time.get_or_insert(started.started_at.min(now));
     after.sandbox = Some(sandbox(&started.sandbox));
     after
 }
 
-fn finished(before: &AgentRunStatus, outcome: &Outcome) -> AgentRunStatus {
+fn finished(before: &AgentRunStatus, outcome: &Outcome, now: Timestamp) -> AgentRunStatus {
     let mut after = before.clone();
     let facts = &outcome.result;
     let commit = |text: &Option<String>| text.as_deref().map(|text| cut(text, COMMIT_BYTES_MAX));
@@ -82,8 +88,8 @@ fn finished(before: &AgentRunStatus, outcome: &Outcome) -> AgentRunStatus {
         .as_deref()
         .map(|name| cut(name, NAME_BYTES_MAX))
         .or_else(|| before.pod_name.clone());
-    after.start_time = before.start_time.or(outcome.started_at);
-    after.completion_time = Some(outcome.completed_at);
+    after.start_time = before.start_time.or(outcome.started_at.map(|at| at.min(now)));
+    after.completion_time = Some(outcome.completed_at.min(now));
     // The kernel gives 0 to 255; anything else is no exit code.
     after.exit_code = outcome.exit_code.filter(|code| (0..=255).contains(code));
     after.output = facts.output.as_deref().map(|output| {
@@ -142,13 +148,13 @@ fn line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use agent_operator::domain::{
         Reason, Usage,
         report::{LogSummary, StepFacts},
     };
-    use jiff::Timestamp;
 
-    use super::*;
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
     fn outcome(reason: Reason) -> RunState {
         RunState::Finished(Box::new(Outcome {
@@ -172,10 +178,10 @@ mod tests {
 
     #[test]
     fn a_terminal_status_never_changes() {
-        let first = recorded(&AgentRunStatus::default(), &outcome(Reason::TimedOut)).unwrap();
+        let first = recorded(&AgentRunStatus::default(), &outcome(Reason::TimedOut), NOW).unwrap();
         assert_eq!(first.reason.as_deref(), Some("TimedOut"));
-        assert_eq!(recorded(&first, &outcome(Reason::Completed)), None);
-        assert_eq!(recorded(&first, &RunState::Unknown { message: "?".into() }), None);
+        assert_eq!(recorded(&first, &outcome(Reason::Completed), NOW), None);
+        assert_eq!(recorded(&first, &RunState::Unknown { message: "?".into() }, NOW), None);
     }
 
     #[test]
@@ -186,14 +192,15 @@ mod tests {
             started_at: Timestamp::UNIX_EPOCH,
             sandbox: SandboxStatus::default(),
         });
-        let running = recorded(&AgentRunStatus::default(), &started).unwrap();
+        let running = recorded(&AgentRunStatus::default(), &started, NOW).unwrap();
         assert_eq!(running.phase.as_deref(), Some("Running"));
-        assert_eq!(recorded(&running, &started), None);
+        assert_eq!(recorded(&running, &started, NOW), None);
     }
 
     #[test]
     fn what_a_sandbox_says_is_cut_to_what_the_schema_takes() {
-        let status = recorded(&AgentRunStatus::default(), &outcome(Reason::AgentFailed)).unwrap();
+        let status =
+            recorded(&AgentRunStatus::default(), &outcome(Reason::AgentFailed), NOW).unwrap();
         assert!(status.output.unwrap().len() <= OUTPUT_BYTES_MAX);
         assert_eq!(status.command.len(), COMMAND_WORDS_MAX);
         assert_eq!(status.refusals.len(), REFUSALS_MAX);

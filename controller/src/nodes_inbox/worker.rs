@@ -219,7 +219,7 @@ impl Worker {
         let mut tries = 0;
         loop {
             let before = run.status.clone().unwrap_or_default();
-            let Some(after) = recorded(&before, &report.state) else { break };
+            let Some(after) = recorded(&before, &report.state, clock::timestamp()) else { break };
             match self.write(&run, &after).await {
                 Ok(written) => {
                     self.tell(&written, &after);

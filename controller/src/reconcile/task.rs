@@ -91,6 +91,14 @@ impl Context {
         }
         self.note_waiting(&namespace, &name, plan.waits_for_node);
         let requeue = plan.requeue_after;
+        tracing::debug!(
+            namespace,
+            task = name,
+            creates = plan.run_creates.len(),
+            commands = plan.commands.len(),
+            writes_status = plan.status.is_some(),
+            "decided"
+        );
         match self.applier.apply(&task, &observed, plan, &credentials).await {
             Ok(()) => Ok(requeue.map_or_else(Action::await_change, Action::requeue)),
             // Somebody wrote in between: the next pass decides on what is there now.

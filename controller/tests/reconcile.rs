@@ -1,0 +1,345 @@
+//! The deciding side against a real kube-apiserver and etcd, with scripted nodes: election, passes,
+//! reports and credentials as they meet real conflicts, schemas and watches.
+
+// Helpers of tests fail by panicking, as the tests themselves do.
+#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
+
+#[path = "reconcile/support.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use agent_operator::{
+    crd::AgentRun,
+    domain::{Attempt, Epoch, Reason, RunKey, RunRef, StepName, report::RunState},
+};
+use agent_operator_controller::{
+    fleet::{Command, NodeEvent},
+    lease::{Election, ElectionConfig, EpochFloor, identity},
+};
+use futures::StreamExt as _;
+use k8s_openapi::api::{coordination::v1::Lease, events::v1::Event};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde_json::json;
+use support::{Controller, Fleet, all_well, eventually, ground, hang_at, outcome};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn the_sample_completes_with_one_status_write_for_each_step() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.node("node-b").await;
+    ground.secret().await;
+    let controller =
+        Controller::start(&ground, Fleet::new(&["node-a", "node-b"], all_well())).await;
+    controller.epoch().await;
+
+    let versions = tokio::spawn({
+        let config = watcher::Config::default().fields("metadata.name=sample");
+        let mut events = Box::pin(watcher(ground.tasks(), config).touched_objects());
+        async move {
+            let mut versions = std::collections::BTreeSet::new();
+            while let Some(Ok(task)) = events.next().await {
+                versions.insert(task.resource_version());
+                if task.status.is_some_and(|status| status.phase.as_deref() == Some("Complete")) {
+                    break;
+                }
+            }
+            versions.len()
+        }
+    });
+    ground.task("sample", json!({})).await;
+    let task = ground.phase("sample", "Complete").await;
+    let status = task.status.unwrap();
+    assert_eq!(status.pull_request.unwrap().number, 7);
+    assert_eq!(status.usage.unwrap().turns, 4);
+    assert_eq!(status.plan.unwrap().text, "output of plan 1");
+    assert_eq!(status.repositories[0].head_commit.as_deref(), Some("c".repeat(40).as_str()));
+
+    let runs = ground.all_runs().await;
+    assert_eq!(runs.len(), 4);
+    for run in &runs {
+        let status = run.status.clone().unwrap();
+        assert_eq!((status.phase.as_deref(), status.exit_code), (Some("Succeeded"), Some(0)));
+        assert!(status.pod_name.is_some() && !run.spec.node_name.is_empty());
+        assert_eq!(run.owner_references()[0].name, "sample");
+        // Creation, Running and outcome: generation stays 1, so count by managed fields' manager.
+        assert_eq!(run.metadata.generation, Some(1));
+    }
+    // The creation and one write for each started step, and one for the end.
+    let versions = tokio::time::timeout(Duration::from_secs(10), versions).await.unwrap().unwrap();
+    assert!(versions <= 6, "{versions} versions of the task");
+
+    // Credentials: the test step gets no model key, and a trailing newline is not part of a key.
+    for (assignment, credentials) in controller.fleet.assignments() {
+        let ids: Vec<_> = credentials.iter().map(|credential| credential.id.as_str()).collect();
+        if assignment.step == StepName::Test {
+            assert_eq!(ids, ["git/main"]);
+        } else {
+            assert_eq!(ids, ["git/main", "model/anthropic"]);
+            assert_eq!(credentials[1].value.expose(), "sk-canary");
+            assert_eq!(credentials[1].host, "api.anthropic.com");
+        }
+        assert_eq!(credentials[0].host, "github.com");
+        assert!(!serde_json::to_string(&assignment).unwrap().contains("canary"));
+    }
+
+    // Converged: nothing is written any more (I6).
+    let before = task.metadata.resource_version;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(ground.tasks().get("sample").await.unwrap().metadata.resource_version, before);
+    let events: Api<Event> = Api::namespaced(ground.client.clone(), &ground.namespace);
+    let reasons: Vec<_> = events
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .into_iter()
+        .filter_map(|event| event.reason)
+        .collect();
+    for phase in ["Planning", "Implementing", "Testing", "PullRequest", "Complete", "Running"] {
+        assert!(reasons.iter().any(|reason| reason == phase), "{phase} in {reasons:?}");
+    }
+    controller.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn f1_a_killed_controller_is_replaced_without_a_second_run() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.secret().await;
+    let fleet = Fleet::new(&["node-a"], hang_at(StepName::Implement));
+    let first = Controller::start(&ground, fleet.clone()).await;
+    let before = first.epoch().await;
+    ground.task("sample", json!({})).await;
+    ground.phase("sample", "Implementing").await;
+    let hanging = eventually("the step hangs", async || fleet.hanging().pop()).await;
+    first.kill().await;
+    // The step ends while no controller is there.
+    let killed = Instant::now();
+    let second = Controller::start(&ground, fleet.clone()).await;
+    let after = second.epoch().await;
+    assert!(killed.elapsed() < Duration::from_secs(7), "{:?}", killed.elapsed());
+    assert!(after > before, "{after} after {before}");
+    eventually("the run is handed out again under the new term", async || {
+        let again = |(assignment, _): &(agent_operator::domain::Assignment, _)| {
+            assignment.run == hanging.run && assignment.epoch == after
+        };
+        fleet.assignments().iter().any(again).then_some(())
+    })
+    .await;
+    fleet.finish(&hanging, outcome(&hanging, Reason::Completed)).await;
+    ground.phase("sample", "Complete").await;
+    assert_eq!(ground.all_runs().await.len(), 4);
+    second.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn f25_a_missing_secret_is_a_condition_and_its_appearance_is_noticed() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    let controller = Controller::start(&ground, Fleet::new(&["node-a"], all_well())).await;
+    ground.task("sample", json!({})).await;
+    let task = ground.phase("sample", "Pending").await;
+    let conditions = task.status.unwrap().conditions;
+    let accepted = conditions.iter().find(|condition| condition.type_ == "Accepted").unwrap();
+    assert_eq!((accepted.status.as_str(), accepted.reason.as_str()), ("False", "SecretMissing"));
+    assert!(accepted.message.contains("agent-secrets"), "{}", accepted.message);
+    assert!(ground.all_runs().await.is_empty());
+    ground.secret().await;
+    ground.phase("sample", "Complete").await;
+    controller.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn a_secret_does_not_go_to_a_host_that_its_owner_did_not_allow() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.secret().await;
+    let fleet = Fleet::new(&["node-a"], all_well());
+    let controller = Controller::start(&ground, fleet.clone()).await;
+    let repository = json!({"url": "https://evil.example/a/b.git"});
+    ground.task("foreign", json!({"repository": repository})).await;
+    let task = ground.phase("foreign", "Pending").await;
+    let status = task.status.unwrap();
+    let accepted = status.conditions.iter().find(|c| c.type_ == "Accepted").unwrap();
+    assert_eq!(accepted.reason, "HostNotAllowed");
+    assert!(accepted.message.contains("agents.wearn.dev/allowed-hosts"), "{}", accepted.message);
+    assert!(fleet.commands().is_empty());
+    let secrets: Api<k8s_openapi::api::core::v1::Secret> =
+        Api::namespaced(ground.client.clone(), &ground.namespace);
+    let hosts = "github.com, EVIL.example";
+    let patch = json!({"metadata": {"annotations": {"agents.wearn.dev/allowed-hosts": hosts}}});
+    secrets.patch("agent-secrets", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    ground.phase("foreign", "Complete").await;
+    controller.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn f24_deleting_a_task_cancels_its_step_at_once() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.secret().await;
+    let fleet = Fleet::new(&["node-a"], hang_at(StepName::Plan));
+    let controller = Controller::start(&ground, fleet.clone()).await;
+    ground.task("sample", json!({})).await;
+    let hanging = eventually("the step hangs", async || fleet.hanging().pop()).await;
+    ground.tasks().delete("sample", &DeleteParams::default()).await.unwrap();
+    let cancels = eventually("the step is cancelled", async || {
+        Some(fleet.cancels()).filter(|cancels| !cancels.is_empty())
+    })
+    .await;
+    assert_eq!(cancels[0], (hanging.key(), Reason::Deleted));
+    controller.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn a_failing_test_is_implemented_again_and_a_terminal_run_never_changes() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.secret().await;
+    let script: support::Script = Box::new(|assignment| {
+        let fails = assignment.step == StepName::Test && assignment.attempt == Attempt(1);
+        Some(outcome(assignment, if fails { Reason::VerifyFailed } else { Reason::Completed }))
+    });
+    let fleet = Fleet::new(&["node-a"], script);
+    let controller = Controller::start(&ground, fleet.clone()).await;
+    ground.task("sample", json!({})).await;
+    let task = ground.phase("sample", "Complete").await;
+    assert_eq!(task.status.unwrap().retry_count, Some(1));
+    let again = fleet
+        .assignments()
+        .into_iter()
+        .map(|(assignment, _)| assignment)
+        .find(|a| a.step == StepName::Implement && a.attempt == Attempt(2))
+        .unwrap();
+    assert_eq!(again.work.feedback.as_deref(), Some("output of test 1"));
+    assert_eq!(again.work.plan.as_deref(), Some("output of plan 1"));
+
+    // A late and contradicting report of an ended run is acknowledged and changes nothing.
+    let before = run_of(&ground.all_runs().await, &again.run);
+    let reports_before = acknowledged(&fleet, &again.key());
+    fleet.finish(&again, outcome(&again, Reason::AgentFailed)).await;
+    eventually("it is acknowledged", async || {
+        (acknowledged(&fleet, &again.key()) > reports_before).then_some(())
+    })
+    .await;
+    assert_eq!(run_of(&ground.all_runs().await, &again.run).status, before.status);
+
+    // A report of a run that does not exist is acknowledged and forgotten.
+    let mut unknown = again.clone();
+    unknown.run.uid = "00000000-0000-0000-0000-000000000000".into();
+    let report = agent_operator::domain::report::Report {
+        run: unknown.run.clone(),
+        attempt: unknown.attempt,
+        epoch: unknown.epoch,
+        sequence: 9,
+        state: RunState::Finished(Box::new(outcome(&unknown, Reason::Completed))),
+    };
+    fleet.say(NodeEvent::Report { node: unknown.node.clone(), report: Box::new(report) }).await;
+    eventually("it is forgotten", async || {
+        let key = unknown.key();
+        let forgets = |command: &Command| matches!(command, Command::Forget { run } if *run == key);
+        fleet.commands().iter().any(forgets).then_some(())
+    })
+    .await;
+    controller.stop().await;
+}
+
+fn run_of(runs: &[AgentRun], wanted: &RunRef) -> AgentRun {
+    runs.iter().find(|run| run.name_any() == wanted.name).unwrap().clone()
+}
+
+fn acknowledged(fleet: &Fleet, wanted: &RunKey) -> usize {
+    let commands = fleet.commands();
+    let acks = commands.iter().filter(
+        |command| matches!(command, Command::ReportAck { run, sequence: 2 } if run == wanted),
+    );
+    acks.count()
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn ten_tasks_share_two_nodes_and_no_node_holds_more_than_it_can() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.node("node-b").await;
+    ground.secret().await;
+    let fleet = Fleet::new(&["node-a", "node-b"], all_well());
+    let controller = Controller::start(&ground, fleet.clone()).await;
+    for index in 0..10 {
+        ground.task(&format!("task-{index}"), json!({})).await;
+    }
+    for index in 0..10 {
+        ground.phase(&format!("task-{index}"), "Complete").await;
+    }
+    let runs = ground.all_runs().await;
+    assert_eq!(runs.len(), 40);
+    for node in ["node-a", "node-b"] {
+        assert!(runs.iter().any(|run| run.spec.node_name == node), "{node} idled");
+    }
+    controller.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn a_clean_hand_over_is_immediate_and_raises_the_epoch() {
+    let Some(ground) = ground().await else { return };
+    let elect = |floor: &EpochFloor| {
+        let config = ElectionConfig::new(&ground.namespace, "lease", identity("x").unwrap());
+        Election::new(ground.client.clone(), config, floor.clone())
+    };
+    let term = async |leadership: &mut agent_operator_controller::lease::Leadership| loop {
+        if let Some(term) = leadership.term(tokio::time::Instant::now()) {
+            return term;
+        }
+        leadership.changed().await.unwrap();
+    };
+    let (floor, stop) = (EpochFloor::default(), CancellationToken::new());
+    let (first, mut first_leads) = elect(&floor);
+    let running = tokio::spawn(first.run(stop.clone()));
+    let one = term(&mut first_leads).await;
+    let (second, mut second_leads) = elect(&floor);
+    let second_stop = CancellationToken::new();
+    let second_running = tokio::spawn(second.run(second_stop.clone()));
+    // Longer than the Lease: a renewed term is not taken.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(second_leads.term(tokio::time::Instant::now()).is_none());
+    assert_eq!(first_leads.term(tokio::time::Instant::now()).unwrap().epoch, one.epoch);
+
+    let asked = Instant::now();
+    stop.cancel();
+    running.await.unwrap();
+    let two = tokio::time::timeout(Duration::from_secs(5), term(&mut second_leads)).await.unwrap();
+    assert!(asked.elapsed() < Duration::from_millis(1000), "{:?}", asked.elapsed());
+    assert_eq!(two.epoch, Epoch(one.epoch.0 + 1));
+    assert!(first_leads.term(tokio::time::Instant::now()).is_none());
+
+    // A supervisor that has obeyed a higher epoch raises the term.
+    floor.raise(Epoch(40));
+    eventually("the term is raised", async || {
+        let term = second_leads.term(tokio::time::Instant::now());
+        term.filter(|term| term.epoch == Epoch(41))
+    })
+    .await;
+    // A deleted Lease does not bring the epoch down.
+    second_stop.cancel();
+    second_running.await.unwrap();
+    let leases: Api<Lease> = Api::namespaced(ground.client.clone(), &ground.namespace);
+    leases.delete("lease", &DeleteParams::default()).await.unwrap();
+    let (third, mut third_leads) = elect(&floor);
+    let third_stop = CancellationToken::new();
+    let third_running = tokio::spawn(third.run(third_stop.clone()));
+    assert_eq!(term(&mut third_leads).await.epoch, Epoch(41));
+    third_stop.cancel();
+    third_running.await.unwrap();
+}

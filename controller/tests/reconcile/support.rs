@@ -1,0 +1,508 @@
+//! The controller's deciding side on a real API server, with scripted nodes instead of supervisors.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, Once},
+    time::Duration,
+};
+
+use agent_operator::{
+    crd::{AgentRun, CodingTask, all_crds},
+    domain::{
+        Assignment, Attempt, Credential, Epoch, NodeName, Reason, RunKey, Usage,
+        ids::{BootId, InstanceId, PodUid},
+        report::{
+            LogSummary, Outcome, PullRequest, Report, RunState, SandboxStatus, Started, StepFacts,
+        },
+        step::StepName,
+    },
+};
+use agent_operator_controller::{
+    fleet::{Command, KnownAttempt, NodeEvent, NodeView, Nodes, SendError},
+    lease::{Election, ElectionConfig, EpochFloor, Leadership, identity},
+    observe,
+    reconcile::{self, Deps},
+    settings::Settings,
+};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Namespace, Node, Secret},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, Client, Config, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::{
+    sync::{MutexGuard, OnceCell, mpsc},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long something may take that happens in the background.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A task is seen by every controller of the cluster, so tests take turns.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// One test's part of the API server, or none after saying that the test is skipped.
+pub struct Ground {
+    pub client: Client,
+    pub namespace: String,
+    _turn: MutexGuard<'static, ()>,
+}
+
+pub async fn ground() -> Option<Ground> {
+    let client = client().await?;
+    let turn = TURN.lock().await;
+    clear(&client).await;
+    let namespace: Namespace = from_json(json!({"metadata": {"generateName": "reconcile-"}}));
+    let namespace = Api::all(client.clone())
+        .create(&PostParams::default(), &namespace)
+        .await
+        .unwrap()
+        .name_any();
+    Some(Ground { client, namespace, _turn: turn })
+}
+
+async fn client() -> Option<Client> {
+    static PROVIDER: Once = Once::new();
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    PROVIDER.call_once(|| {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_ansi(false)
+            .with_test_writer()
+            .init();
+    });
+    // A developer's own cluster is never taken: KUBECONFIG counts only beside the folder that
+    // `deploy/local/apiserver` prints.
+    let of = |name| std::env::var_os(name).map(PathBuf::from);
+    let Some(path) = of("AO_APISERVER_STATE").and_then(|_| of("KUBECONFIG")) else {
+        let required = std::env::var_os("AO_REQUIRE_APISERVER").is_some_and(|value| value == "1");
+        assert!(!required, "a kube-apiserver is required: eval \"$(deploy/local/apiserver up)\"");
+        eprintln!("skipped: no kube-apiserver; eval \"$(deploy/local/apiserver up)\" starts one");
+        return None;
+    };
+    let file = Kubeconfig::read_from(path).unwrap();
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+    let client = Client::try_from(config).unwrap();
+    INSTALLED.get_or_init(|| install(client.clone())).await;
+    Some(client)
+}
+
+async fn install(client: Client) {
+    let api: Api<CustomResourceDefinition> = Api::all(client);
+    for crd in all_crds() {
+        let params = PatchParams::apply("api-tests").force();
+        api.patch(&crd.name_any(), &params, &Patch::Apply(&crd)).await.unwrap();
+        eventually("the definition is served", async || {
+            let found = api.get(&crd.name_any()).await.unwrap();
+            let conditions = found.status.unwrap_or_default().conditions.unwrap_or_default();
+            conditions.iter().any(|c| c.type_ == "Established" && c.status == "True").then_some(())
+        })
+        .await;
+    }
+}
+
+/// What earlier tests left; no garbage collector runs here.
+async fn clear(client: &Client) {
+    let tasks: Api<CodingTask> = Api::all(client.clone());
+    for task in tasks.list(&ListParams::default()).await.unwrap() {
+        let api: Api<CodingTask> = Api::namespaced(client.clone(), &task.namespace().unwrap());
+        let _ = api.delete(&task.name_any(), &DeleteParams::default()).await;
+    }
+    let runs: Api<AgentRun> = Api::all(client.clone());
+    for run in runs.list(&ListParams::default()).await.unwrap() {
+        let api: Api<AgentRun> = Api::namespaced(client.clone(), &run.namespace().unwrap());
+        let _ = api.delete(&run.name_any(), &DeleteParams::default()).await;
+    }
+    let nodes: Api<Node> = Api::all(client.clone());
+    for node in nodes.list(&ListParams::default()).await.unwrap() {
+        let _ = nodes.delete(&node.name_any(), &DeleteParams::default()).await;
+    }
+}
+
+impl Ground {
+    pub fn tasks(&self) -> Api<CodingTask> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn runs(&self) -> Api<AgentRun> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub async fn node(&self, name: &str) {
+        let node: Node = from_json(json!({
+            "metadata": {"name": name},
+            "status": {"allocatable": {"cpu": "2", "memory": "4Gi"}},
+        }));
+        let api: Api<Node> = Api::all(self.client.clone());
+        api.create(&PostParams::default(), &node).await.unwrap();
+        // The server taints new nodes as not ready, and no node controller runs to take that back.
+        let ready = json!({"spec": {"taints": null}});
+        api.patch(name, &PatchParams::default(), &Patch::Merge(&ready)).await.unwrap();
+    }
+
+    pub async fn secret(&self) {
+        let secret: Secret = from_json(json!({
+            "metadata": {"name": "agent-secrets"},
+            "stringData": {"anthropic-api-key": "sk-canary\n", "github-token": "ghp-canary"},
+        }));
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        api.create(&PostParams::default(), &secret).await.unwrap();
+    }
+
+    pub async fn task(&self, name: &str, more: Value) -> CodingTask {
+        let mut object = json!({
+            "apiVersion": "agents.wearn.dev/v1alpha1",
+            "kind": "CodingTask",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {
+                "source": {"type": "chat", "chat": {"sessionId": "manual-test", "userId": "jackson"}},
+                "repository": {"url": "https://github.com/jcwearn/example-repo.git", "branch": "main"},
+                "prompt": "Add a /healthz endpoint that returns 200 OK",
+                "anthropicApiKeyRef": {"name": "agent-secrets", "key": "anthropic-api-key"},
+                "gitCredentialsRef": {"name": "agent-secrets", "key": "github-token"},
+            },
+        });
+        for (field, value) in more.as_object().into_iter().flatten() {
+            object["spec"][field] = value.clone();
+        }
+        self.tasks().create(&PostParams::default(), &from_json(object)).await.unwrap()
+    }
+
+    /// Waits until the task's phase is `phase`.
+    pub async fn phase(&self, name: &str, phase: &str) -> CodingTask {
+        let api = self.tasks();
+        eventually(&format!("{name} is {phase}"), async || {
+            let task = api.get(name).await.unwrap();
+            let present = task.status.as_ref().and_then(|status| status.phase.clone());
+            (present.as_deref() == Some(phase)).then_some(task)
+        })
+        .await
+    }
+
+    pub async fn all_runs(&self) -> Vec<AgentRun> {
+        self.runs().list(&ListParams::default()).await.unwrap().items
+    }
+}
+
+/// A controller's deciding side, as `run.rs` wires it.
+pub struct Controller {
+    pub leadership: Leadership,
+    pub fleet: Arc<Fleet>,
+    shutdown: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Controller {
+    pub async fn start(ground: &Ground, fleet: Arc<Fleet>) -> Self {
+        let mut settings = Settings::default();
+        settings.agent.image = "registry.test/agent:1".to_owned();
+        settings.agent.requests.cpu = "100m".to_owned();
+        settings.agent.requests.memory = "256Mi".to_owned();
+        settings.task_namespaces = vec![ground.namespace.clone()];
+        let shutdown = CancellationToken::new();
+        let (events, receiver) = mpsc::channel(256);
+        let floor = EpochFloor::default();
+        let identity = identity("controller").unwrap();
+        let config = ElectionConfig::new(&ground.namespace, "controller", &identity);
+        let (election, leadership) = Election::new(ground.client.clone(), config, floor.clone());
+        let (world, watches) = observe::watches(ground.client.clone());
+        let deps = Deps {
+            client: ground.client.clone(),
+            settings: Arc::new(settings),
+            world,
+            watches,
+            nodes: Arc::clone(&fleet) as Arc<dyn Nodes>,
+            leadership: leadership.clone(),
+            floor,
+            identity,
+        };
+        let mut tasks = JoinSet::new();
+        let token = shutdown.clone();
+        tasks.spawn(async move { election.run(token).await });
+        let token = shutdown.clone();
+        tasks.spawn(async move { reconcile::run(deps, receiver, token).await.unwrap() });
+        fleet.attach(events).await;
+        Self { leadership, fleet, shutdown, tasks }
+    }
+
+    /// SIGTERM: the Lease is let go.
+    pub async fn stop(mut self) {
+        self.shutdown.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+
+    /// SIGKILL: nothing is let go.
+    pub async fn kill(mut self) {
+        self.tasks.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    pub async fn epoch(&self) -> Epoch {
+        let mut leadership = self.leadership.clone();
+        let wait = async {
+            loop {
+                if let Some(term) = leadership.term(tokio::time::Instant::now()) {
+                    return term.epoch;
+                }
+                leadership.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(LIMIT, wait).await.expect("a term begins")
+    }
+}
+
+/// What a scripted node does with a step.
+pub type Script = Box<dyn Fn(&Assignment) -> Option<Outcome> + Send + Sync>;
+
+/// Scripted nodes.
+pub struct Fleet {
+    nodes: Vec<NodeName>,
+    script: Script,
+    inner: Mutex<FleetInner>,
+}
+
+#[derive(Default)]
+struct FleetInner {
+    events: Option<mpsc::Sender<NodeEvent>>,
+    /// Every command with a name of its kind, in order.
+    commands: Vec<(NodeName, Command)>,
+    /// Attempts the nodes hold: what became of them, if it is not acknowledged.
+    ledger: BTreeMap<RunKey, (NodeName, Assignment, Option<Outcome>)>,
+    acknowledged: Vec<RunKey>,
+    highest: Epoch,
+}
+
+impl Fleet {
+    pub fn new(nodes: &[&str], script: Script) -> Arc<Self> {
+        let nodes = nodes.iter().copied().map(NodeName::from).collect();
+        Arc::new(Self { nodes, script, inner: Mutex::default() })
+    }
+
+    fn view(&self, name: &NodeName) -> NodeView {
+        NodeView {
+            name: name.clone(),
+            instance: InstanceId::from("instance"),
+            boot: BootId::from("boot"),
+            slots: 4,
+            running: 0,
+            highest_epoch: self.inner.lock().unwrap().highest,
+            runner_delivery: "imageVolume".to_owned(),
+        }
+    }
+
+    /// All nodes say hello to a controller, and then report what it does not know.
+    async fn attach(&self, events: mpsc::Sender<NodeEvent>) {
+        self.inner.lock().unwrap().events = Some(events.clone());
+        for name in &self.nodes {
+            let held: Vec<_> = {
+                let inner = self.inner.lock().unwrap();
+                let held = inner
+                    .ledger
+                    .iter()
+                    .filter(|(key, (node, ..))| node == name && !inner.acknowledged.contains(key));
+                held.map(|(_, (_, assignment, outcome))| (assignment.clone(), outcome.clone()))
+                    .collect()
+            };
+            let known = held
+                .iter()
+                .map(|(assignment, outcome)| KnownAttempt {
+                    run: assignment.run.clone(),
+                    attempt: assignment.attempt,
+                    epoch: assignment.epoch,
+                    phase: outcome
+                        .as_ref()
+                        .map_or("Running", |o| o.phase().as_str())
+                        .parse()
+                        .unwrap(),
+                })
+                .collect();
+            let node = self.view(name);
+            events.send(NodeEvent::Connected { node, known }).await.unwrap();
+            for (assignment, outcome) in held {
+                if let Some(outcome) = outcome {
+                    let report = finished(&assignment, outcome);
+                    events.send(NodeEvent::Report { node: name.clone(), report }).await.unwrap();
+                }
+            }
+        }
+    }
+
+    pub async fn say(&self, event: NodeEvent) {
+        let events = self.inner.lock().unwrap().events.clone().unwrap();
+        events.send(event).await.unwrap();
+    }
+
+    /// The attempts that a node holds and that go on, by step.
+    pub fn hanging(&self) -> Vec<Assignment> {
+        let inner = self.inner.lock().unwrap();
+        let ledger = inner.ledger.values();
+        ledger.filter(|(_, _, end)| end.is_none()).map(|(_, a, _)| a.clone()).collect()
+    }
+
+    pub async fn finish(&self, assignment: &Assignment, outcome: Outcome) {
+        let report = finished(assignment, outcome.clone());
+        {
+            let mut inner = self.inner.lock().unwrap();
+            inner.ledger.get_mut(&assignment.key()).unwrap().2 = Some(outcome);
+        }
+        self.say(NodeEvent::Report { node: assignment.node.clone(), report }).await;
+    }
+
+    pub fn assignments(&self) -> Vec<(Assignment, Vec<Credential>)> {
+        let inner = self.inner.lock().unwrap();
+        let of = |(_, command): &(NodeName, Command)| match command {
+            Command::Assign { assignment, credentials } => {
+                Some(((**assignment).clone(), credentials.clone()))
+            }
+            _ => None,
+        };
+        inner.commands.iter().filter_map(of).collect()
+    }
+
+    pub fn cancels(&self) -> Vec<(RunKey, Reason)> {
+        let inner = self.inner.lock().unwrap();
+        let of = |(_, command): &(NodeName, Command)| match command {
+            Command::Cancel { run, reason, .. } => Some((run.clone(), *reason)),
+            _ => None,
+        };
+        inner.commands.iter().filter_map(of).collect()
+    }
+
+    pub fn commands(&self) -> Vec<Command> {
+        self.inner.lock().unwrap().commands.iter().map(|(_, command)| command.clone()).collect()
+    }
+}
+
+impl Nodes for Fleet {
+    fn snapshot(&self) -> Vec<NodeView> {
+        self.nodes.iter().map(|name| self.view(name)).collect()
+    }
+
+    fn send(&self, node: &NodeName, command: Command) -> Result<(), SendError> {
+        let mut inner = self.inner.lock().unwrap();
+        inner.commands.push((node.clone(), command.clone()));
+        match command {
+            Command::Assign { assignment, .. } => {
+                assert!(assignment.epoch >= inner.highest, "an older epoch");
+                inner.highest = assignment.epoch;
+                if inner.ledger.contains_key(&assignment.key()) {
+                    return Ok(());
+                }
+                let outcome = (self.script)(&assignment);
+                let key = assignment.key();
+                inner.ledger.insert(key, (node.clone(), (*assignment).clone(), outcome.clone()));
+                let events = inner.events.clone().unwrap();
+                let node = node.clone();
+                tokio::spawn(async move {
+                    let report = Box::new(started(&assignment));
+                    let _ = events.send(NodeEvent::Report { node: node.clone(), report }).await;
+                    if let Some(outcome) = outcome {
+                        let report = finished(&assignment, outcome);
+                        let _ = events.send(NodeEvent::Report { node, report }).await;
+                    }
+                });
+            }
+            Command::ReportAck { run, sequence: 2 } => inner.acknowledged.push(run),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn started(assignment: &Assignment) -> Report {
+    report(
+        assignment,
+        1,
+        RunState::Running(Started {
+            pod_name: format!("{}-pod", assignment.run.name),
+            pod_uid: PodUid::from("pod"),
+            started_at: Timestamp::from_second(1_800_000_000).unwrap(),
+            sandbox: SandboxStatus::default(),
+        }),
+    )
+}
+
+fn finished(assignment: &Assignment, outcome: Outcome) -> Box<Report> {
+    Box::new(report(assignment, 2, RunState::Finished(Box::new(outcome))))
+}
+
+fn report(assignment: &Assignment, sequence: u64, state: RunState) -> Report {
+    Report {
+        run: assignment.run.clone(),
+        attempt: assignment.attempt,
+        epoch: assignment.epoch,
+        sequence,
+        state,
+    }
+}
+
+/// How a step ends.
+pub fn outcome(assignment: &Assignment, reason: Reason) -> Outcome {
+    let well = reason == Reason::Completed;
+    let step = assignment.step;
+    Outcome {
+        reason,
+        message: format!("step {step} ended"),
+        exit_code: Some(i32::from(!well)),
+        pod_name: Some(format!("{}-pod", assignment.run.name)),
+        started_at: Some(Timestamp::from_second(1_800_000_000).unwrap()),
+        completed_at: Timestamp::from_second(1_800_000_010).unwrap(),
+        result: StepFacts {
+            output: Some(format!("output of {step} {}", assignment.attempt)),
+            command: (step == StepName::Test).then(|| vec!["npm".to_owned(), "test".to_owned()]),
+            base_commit: (step == StepName::Plan).then(|| "b".repeat(40)),
+            head_commit: (step == StepName::Implement && well).then(|| "c".repeat(40)),
+            work_branch: (step == StepName::Implement).then(|| "ai/sample".to_owned()),
+            pull_request: (step == StepName::PullRequest && well).then(|| PullRequest {
+                url: "https://github.com/jcwearn/example-repo/pull/7".to_owned(),
+                number: 7,
+            }),
+        },
+        usage: Usage { turns: 1, input_tokens: 100, ..Usage::default() },
+        sandbox: SandboxStatus::default(),
+        log: LogSummary { bytes: 10, gaps: 0 },
+        refusals: Vec::new(),
+    }
+}
+
+/// A script in which every step ends well.
+pub fn all_well() -> Script {
+    Box::new(|assignment| Some(outcome(assignment, Reason::Completed)))
+}
+
+/// A script in which `step` hangs the first time and all else ends well.
+pub fn hang_at(step: StepName) -> Script {
+    Box::new(move |assignment| {
+        let hangs = assignment.step == step && assignment.attempt == Attempt(1);
+        (!hangs).then(|| outcome(assignment, Reason::Completed))
+    })
+}
+
+pub fn from_json<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+/// Repeats `attempt` until it gives something, within a limit.
+pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    let repeat = async {
+        loop {
+            if let Some(result) = attempt().await {
+                return result;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, repeat).await.unwrap_or_else(|_| panic!("not in {LIMIT:?}: {what}"))
+}
