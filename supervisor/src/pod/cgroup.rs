@@ -1,5 +1,9 @@
 //! Whether anything of a container still runs, from its cgroup: known 1-2 ms after the exit, a second
-//! before the kubelet says so. Works on cgroup v1 (any one controller) and v2, read-only.
+//! before the kubelet says so. Works on cgroup v1 (the pids controller) and v2, read-only.
+//!
+//! Never by `cgroup.procs`: that file leaves out every process that the reader's own PID namespace
+//! cannot see, so from inside a container it is empty for all other pods. Counts have no such blind
+//! spot: `cgroup.events` (v2) and `pids.current` (v1) include the cgroups below.
 
 use std::{
     collections::VecDeque,
@@ -19,8 +23,8 @@ const POLL_ORPHAN: Duration = Duration::from_millis(250);
 const DEPTH_MAX: usize = 7;
 /// Most folders visited in one search: thousands of containers, with room.
 const FOLDERS_MAX: usize = 50_000;
-/// v1 controllers in the order in which they are tried; one suffices.
-const V1_CONTROLLERS: [&str; 6] = ["pids", "memory", "cpu,cpuacct", "cpuacct", "systemd", "cpuset"];
+/// The v1 controller that counts processes.
+const V1_CONTROLLER: &str = "pids";
 
 /// The node's cgroups as mounted into this container.
 #[derive(Clone, Debug)]
@@ -42,11 +46,9 @@ enum Place {
 impl Cgroups {
     /// Over the mount at `root` (`/sys/fs/cgroup`).
     pub fn new(root: &Path) -> Self {
-        if root.join("cgroup.controllers").exists() {
-            return Self { root: root.to_owned() };
-        }
-        let v1 = V1_CONTROLLERS.iter().map(|name| root.join(name)).find(|path| path.is_dir());
-        Self { root: v1.unwrap_or_else(|| root.to_owned()) }
+        let v1 = root.join(V1_CONTROLLER);
+        let v2 = root.join("cgroup.controllers").exists();
+        Self { root: if v2 || !v1.is_dir() { root.to_owned() } else { v1 } }
     }
 
     /// Waits until nothing of the container runs. With `missing_is_empty` a pod without any folder
@@ -120,19 +122,17 @@ fn find(root: &Path, pod_uid: &str, container_id: Option<&str>) -> Place {
     found
 }
 
-/// Whether no process is in the cgroup or below; a folder that is gone has none.
+/// Whether no process is in the cgroup or below; a folder that is gone has none. Without either
+/// count nothing is known, and the kubelet's record has to decide.
 fn is_empty(folder: &Path) -> bool {
-    match std::fs::read_to_string(folder.join("cgroup.procs")) {
-        Ok(text) if !text.trim().is_empty() => return false,
-        Ok(_) => {}
+    match std::fs::read_to_string(folder.join("cgroup.events")) {
+        Ok(events) => return events.lines().any(|line| line == "populated 0"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return gone(&error),
     }
-    match std::fs::read_dir(folder) {
-        Ok(entries) => entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .all(|entry| is_empty(&entry.path())),
-        Err(error) => gone(&error),
+    match std::fs::read_to_string(folder.join("pids.current")) {
+        Ok(count) => count.trim() == "0",
+        Err(error) => gone(&error) && !folder.exists(),
     }
 }
 
@@ -148,12 +148,15 @@ mod tests {
 
     const POD: &str = "0a1b-2c3d";
 
-    fn rig(layout: &[(&str, &str)]) -> tempfile::TempDir {
+    /// Folders with one file each. `cgroup.procs` is empty everywhere, as a reader in another PID
+    /// namespace sees it.
+    fn rig(layout: &[(&str, &str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        for (folder, procs) in layout {
+        for (folder, file, text) in layout {
             let folder = dir.path().join(folder);
             std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(folder.join("cgroup.procs"), procs).unwrap();
+            std::fs::write(folder.join("cgroup.procs"), "").unwrap();
+            std::fs::write(folder.join(file), text).unwrap();
         }
         dir
     }
@@ -165,13 +168,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_container_ends_when_its_procs_are_gone_though_the_sandbox_lives_on() {
+    async fn a_container_ends_when_its_count_is_zero_though_the_sandbox_lives_on() {
         let agent = format!("pids/node-b/kubepods/burstable/pod{POD}/c0ffee");
         let pause = format!("pids/node-b/kubepods/burstable/pod{POD}/pause");
-        let dir = rig(&[(&agent, "7\n"), (&pause, "3\n")]);
+        let dir = rig(&[(&agent, "pids.current", "7\n"), (&pause, "pids.current", "1\n")]);
         let cgroups = Cgroups::new(dir.path());
-        assert!(!ends(&cgroups, Some("c0ffee"), false).await);
-        std::fs::write(dir.path().join(&agent).join("cgroup.procs"), "").unwrap();
+        assert!(!ends(&cgroups, Some("c0ffee"), false).await, "other namespaces' processes count");
+        std::fs::write(dir.path().join(&agent).join("pids.current"), "0\n").unwrap();
         assert!(ends(&cgroups, Some("c0ffee"), false).await);
         std::fs::remove_dir_all(dir.path().join(&agent)).unwrap();
         assert!(
@@ -181,20 +184,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn systemd_names_of_v2_are_found_and_children_count() {
+    async fn systemd_names_of_v2_are_found_and_the_populated_flag_decides() {
         let scope = "kubepods.slice/kubepods-pod0a1b_2c3d.slice/cri-containerd-c0ffee.scope";
-        let child = format!("{scope}/inner");
-        let dir = rig(&[("", ""), (scope, ""), (&child, "9\n")]);
-        std::fs::write(dir.path().join("cgroup.controllers"), "pids").unwrap();
+        let dir = rig(&[
+            ("", "cgroup.controllers", "pids"),
+            (scope, "cgroup.events", "populated 1\nfrozen 0\n"),
+        ]);
         let cgroups = Cgroups::new(dir.path());
         assert!(!ends(&cgroups, Some("c0ffee"), false).await);
-        std::fs::write(dir.path().join(&child).join("cgroup.procs"), "").unwrap();
+        let events = dir.path().join(scope).join("cgroup.events");
+        std::fs::write(events, "populated 0\nfrozen 0\n").unwrap();
         assert!(ends(&cgroups, Some("c0ffee"), false).await);
     }
 
     #[tokio::test]
+    async fn a_cgroup_without_any_count_proves_nothing() {
+        let agent = format!("memory/kubepods/pod{POD}/c0ffee");
+        let dir = rig(&[(&agent, "memory.usage_in_bytes", "0\n")]);
+        let cgroups = Cgroups::new(dir.path());
+        assert!(!ends(&cgroups, Some("c0ffee"), false).await);
+    }
+
+    #[tokio::test]
     async fn a_missing_pod_is_an_end_only_where_its_object_is_gone_too() {
-        let dir = rig(&[("pids/kubepods/other", "1\n")]);
+        let dir = rig(&[("pids/kubepods/other", "pids.current", "1\n")]);
         let cgroups = Cgroups::new(dir.path());
         assert!(!ends(&cgroups, Some("c0ffee"), false).await);
         assert!(ends(&cgroups, None, true).await);
