@@ -17,7 +17,7 @@ async fn deleting_a_task_in_mid_step_leaves_no_pod_no_branch_and_no_finalizer() 
     let cluster = Cluster::connect().await;
     let name = unique("deleted");
     // Changes the tree first, so that a late push would be seen as a branch.
-    let script = "[ \"$AGENT_STEP\" = plan ] && exit 0; echo x > x.txt; sleep 7907";
+    let script = "echo in step $AGENT_STEP; [ \"$AGENT_STEP\" = plan ] && exit 0; echo x > x.txt; sleep 7907";
     cluster.create(NAMESPACE, &task(&name, "Wait.", &command_agent(script))).await;
     let running = cluster.run_in_phase(NAMESPACE, &name, "implement", "Running").await;
     let pod_name = running.status.and_then(|status| status.pod_name).expect("a pod");

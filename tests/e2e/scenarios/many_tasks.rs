@@ -16,8 +16,7 @@ const SECOND_NAMESPACE: &str = "agent-second";
 const LIMIT: Duration = Duration::from_secs(420);
 
 /// Writes a file named after the prompt, so that mixed-up tasks would show.
-const SCRIPT: &str =
-    "[ \"$AGENT_STEP\" = implement ] && cp \"$AGENT_PROMPT_FILE\" mark.txt; exit 0";
+const SCRIPT: &str = "echo in step $AGENT_STEP; [ \"$AGENT_STEP\" = implement ] && cp \"$AGENT_PROMPT_FILE\" mark.txt; exit 0";
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
