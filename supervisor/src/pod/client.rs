@@ -22,6 +22,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Seconds that the kubelet gives a container at deletion: the runner has had its grace before. Not
 /// 0, which would take the object away while the processes still live.
 const DELETE_GRACE_SECONDS: u32 = 1;
+/// The API server's words for a request that an admission policy or plugin refused.
+const FORBIDDEN: &str = "is forbidden: ";
+/// The API server's words for a request that an admission webhook refused.
+const DENIED: &str = "denied the request";
 /// Field manager of our writes.
 const MANAGER: &str = "agent-operator-supervisor";
 
@@ -158,6 +162,10 @@ fn classify(error: kube::Error) -> PodError {
     };
     let words = status.message.clone();
     match status.code {
+        // An admission policy answers 422 too (webhooks: 400), but that may heal elsewhere or later.
+        400 | 422 if words.contains(FORBIDDEN) || words.contains(DENIED) => {
+            PodError::Refused(words)
+        }
         400 | 422 => PodError::Invalid(words),
         401 | 403 | 404 => PodError::Refused(words),
         409 if status.reason == "AlreadyExists" => PodError::Exists,

@@ -1,0 +1,157 @@
+//! The supervisor's calls on pods against a real server, with a supervisor's own token and the pod
+//! that it really makes: under the chart's policies and rights, in a namespace held to `restricted`.
+
+use agent_operator::domain::{Assignment, Secret, ids::PodUid};
+use agent_operator_supervisor::{
+    ledger::Delivery,
+    pod::{
+        build::{self, NodeSettings},
+        client::{Adoption, KubePods, PodApi as _, PodError, judge, run_key},
+        digest::digest,
+        watch,
+    },
+    steps::runner::Input,
+};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{
+    policies::Installed,
+    server::{eventually, from_json},
+};
+
+fn assignment(namespace: &str, node: &str) -> Assignment {
+    from_json(json!({
+        "run": {"namespace": namespace, "name": "x-plan-1-0a1b2c3d", "uid": "run-uid"},
+        "task": {"name": "x", "uid": "task-uid"},
+        "step": "plan", "attempt": 1, "epoch": 1, "node": node,
+        "timeoutSeconds": 60, "startDeadlineSeconds": 30, "graceSeconds": 10,
+        "pod": {
+            "image": "registry.example/agent:1", "imagePullSecrets": [],
+            "cpuLimit": "4", "memoryLimit": "8Gi", "storageLimit": "20Gi",
+            "cpuRequest": "100m", "memoryRequest": "256Mi",
+            "nodeSelector": {}, "tolerations": [], "runtimeClassName": null,
+        },
+        "work": {
+            "prompt": "p", "plan": null, "feedback": null, "agent": {"type": "claudeCode"},
+            "model": null, "maxTurns": null, "testCommand": null,
+        },
+        "repository": {
+            "name": "main", "url": "https://github.com/o/r.git", "baseBranch": "main",
+            "workBranch": "ai/x", "baseCommit": null, "headCommit": null,
+        },
+        "sandbox": {}, "budget": null,
+    }))
+}
+
+fn pod(assignment: &Assignment) -> Pod {
+    let settings = NodeSettings {
+        gateway: "10.96.0.10:8080".parse().unwrap(),
+        runner_image: "registry.example/runner:1".into(),
+        delivery: Delivery::ImageVolume,
+    };
+    build::pod(assignment, &settings, &Secret::new("one-time"))
+}
+
+/// A chart, and a client with the token of node-a's supervisor.
+async fn rig() -> Option<(Installed, Client)> {
+    let installed = Installed::new().await?;
+    // First: the pod that the token is bound to would not pass itself.
+    let client = installed.supervisor(Some("node-a")).await;
+    let namespaces: Api<Namespace> = Api::all(installed.admin.clone());
+    let level = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+    let patch = Patch::Merge(json!({"metadata": {"labels": level}}));
+    namespaces.patch(&installed.namespace, &PatchParams::default(), &patch).await.unwrap();
+    Some((installed, client))
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn supervisor_pod_is_made_adopted_deleted_and_released() {
+    let Some((installed, client)) = rig().await else { return };
+    let pods = KubePods::new(client);
+    let space = &installed.namespace;
+    let wanted = pod(&assignment(space, "node-a"));
+    let name = wanted.metadata.name.clone().unwrap();
+    let created = pods.create(&wanted).await.unwrap();
+    let uid = PodUid::new(created.metadata.uid.unwrap());
+    assert!(matches!(pods.create(&wanted).await, Err(PodError::Exists)));
+    let existing = pods.get(space, &name).await.unwrap().unwrap();
+    assert!(matches!(judge(&existing, &wanted), Adoption::Ours { uid: found, .. } if found == uid));
+
+    let other = PodUid::from("00000000-0000-0000-0000-000000000000");
+    pods.delete(space, &name, &other).await.unwrap();
+    pods.remove_finalizer(space, &name, &other).await.unwrap();
+    let same = pods.get(space, &name).await.unwrap().unwrap();
+    assert_eq!(same.metadata.resource_version, existing.metadata.resource_version);
+
+    pods.delete(space, &name, &uid).await.unwrap();
+    let ending = digest(&pods.get(space, &name).await.unwrap().unwrap());
+    assert!(ending.deleting && !ending.scheduled, "held by the finalizer alone: {ending:?}");
+    pods.remove_finalizer(space, &name, &uid).await.unwrap();
+    assert_eq!(pods.get(space, &name).await.unwrap(), None);
+    pods.remove_finalizer(space, &name, &uid).await.unwrap();
+    pods.delete(space, &name, &uid).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn supervisor_tells_a_wrong_pod_from_a_refused_one() {
+    let Some((installed, client)) = rig().await else { return };
+    let pods = KubePods::new(client);
+    let space = &installed.namespace;
+    let mut wrong = assignment(space, "node-a");
+    wrong.pod.cpu_limit = "much".into();
+    assert!(matches!(pods.create(&pod(&wrong)).await, Err(PodError::Invalid(_))));
+    let elsewhere = pods.create(&pod(&assignment(space, "node-b"))).await;
+    assert!(matches!(&elsewhere, Err(PodError::Refused(words)) if words.contains("own node")));
+    let no_namespace = pods.create(&pod(&assignment("no-such-namespace", "node-a"))).await;
+    assert!(matches!(no_namespace, Err(PodError::Refused(_))));
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn supervisor_watch_shows_the_pods_of_its_node_and_their_end() {
+    let Some((installed, client)) = rig().await else { return };
+    let pods = KubePods::new(client.clone());
+    let space = installed.namespace.clone();
+    let (inputs, mut received) = mpsc::channel(64);
+    let watch = tokio::spawn(watch::run(client, space.clone(), "node-a".into(), inputs));
+    let wanted = pod(&assignment(&space, "node-a"));
+    let name = wanted.metadata.name.clone().unwrap();
+    let created = pods.create(&wanted).await.unwrap();
+    let key = run_key(&created).unwrap();
+    let uid = PodUid::new(created.metadata.uid.clone().unwrap());
+
+    let api: Api<Pod> = Api::namespaced(installed.admin.clone(), &space);
+    let binding = json!({
+        "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": "node-a"},
+    });
+    let bound: Result<serde_json::Value, _> =
+        api.create_subresource("binding", &name, &PostParams::default(), &binding).await;
+    bound.unwrap();
+    eventually("the watch shows the bound pod", async || match received.recv().await {
+        Some(Input::PodSeen { run, digest }) => {
+            (run == key && digest.uid == uid && digest.scheduled).then_some(())
+        }
+        Some(_) => None,
+        None => panic!("the watch ended"),
+    })
+    .await;
+    pods.remove_finalizer(&space, &name, &uid).await.unwrap();
+    let now = kube::api::DeleteParams::default().grace_period(0);
+    api.delete(&name, &now).await.unwrap();
+    eventually("the watch shows the pod's end", async || match received.recv().await {
+        Some(Input::PodMissing(run)) => (run == key).then_some(()),
+        Some(_) => None,
+        None => panic!("the watch ended"),
+    })
+    .await;
+    watch.abort();
+}
