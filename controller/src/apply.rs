@@ -225,7 +225,7 @@ impl Applier {
         };
         let node = run.node();
         let sent = self.nodes.send(&node, command);
-        if self.noted(sent) {
+        if noted(&sent) {
             self.memory.sent(&node, &run.key(), Delivery::Sent);
         }
     }
@@ -247,24 +247,16 @@ impl Applier {
                     reason: *reason,
                     message: message.clone(),
                 };
-                if self.noted(self.nodes.send(node, cancel)) {
+                if noted(&self.nodes.send(node, cancel)) {
                     self.memory.sent(node, &key, Delivery::CancelSent);
                 }
             }
             Order::Forget => {
-                if self.noted(self.nodes.send(node, Command::Forget { run: key.clone() })) {
+                if noted(&self.nodes.send(node, Command::Forget { run: key.clone() })) {
                     self.memory.forgotten(node, &key);
                 }
             }
         }
-    }
-
-    /// Whether a command went out. One that did not is sent again by a later pass.
-    fn noted(&self, sent: Result<(), SendError>) -> bool {
-        if let Err(error) = &sent {
-            tracing::info!(error = %error, "leave a command to a later pass");
-        }
-        sent.is_ok()
     }
 
     /// Records what the controller itself knows of a run. Looks first: a report may have come in
@@ -325,6 +317,14 @@ impl Applier {
     fn runs(&self, namespace: &str) -> Api<AgentRun> {
         Api::namespaced(self.client.clone(), namespace)
     }
+}
+
+/// Whether a command went out. One that did not is sent again by a later pass.
+fn noted(sent: &Result<(), SendError>) -> bool {
+    if let Err(error) = sent {
+        tracing::info!(error = %error, "leave a command to a later pass");
+    }
+    sent.is_ok()
 }
 
 /// An event about a run.

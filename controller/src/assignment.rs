@@ -4,7 +4,7 @@
 use agent_operator::{
     crd::{
         agent_run::ResolvedSandbox,
-        coding_task::{AgentSpec, AgentType, RepositoryStatus},
+        coding_task::{AgentSpec, AgentType},
         shared::TolerationSpec,
     },
     domain::{
@@ -136,7 +136,7 @@ fn repository(observed: &Observed) -> Repository {
     let task = &observed.task;
     let progress = replay(observed);
     let status = Draft::new(observed, &progress, task.created).status;
-    let main = status.repositories.into_iter().next().unwrap_or_else(RepositoryStatus::default);
+    let main = status.repositories.into_iter().next().unwrap_or_default();
     let wanted = task.spec.repository.work_branch.clone();
     Repository {
         name: MAIN_REPOSITORY.to_owned(),

@@ -5,6 +5,7 @@
 //! the wait when the holder lets go. Safety never rests on the Lease: nodes refuse older epochs.
 
 use std::{
+    fmt::Write as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -126,7 +127,10 @@ impl ElectionConfig {
 pub fn identity(base: &str) -> Result<String, ElectionError> {
     let mut bytes = [0; IDENTITY_BYTES];
     getrandom::fill(&mut bytes).map_err(|error| ElectionError::DrawIdentity(error.to_string()))?;
-    let suffix: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let suffix = bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    });
     Ok(format!("{base}_{suffix}"))
 }
 
@@ -225,7 +229,9 @@ impl Election {
             Some(before) if before.version == now.version => before,
             Some(_) | None => now,
         };
-        let free = clock::instant() >= present.free_at();
+        // A write of ours whose answer was lost holds the Lease for us; taking it raises the epoch.
+        let ours = present.holder.as_ref() == Some(&self.config.identity);
+        let free = ours || clock::instant() >= present.free_at();
         *seen = Some(present.clone());
         if !free {
             return Ok(None);
@@ -300,13 +306,13 @@ impl Election {
             let renewal = tokio::time::timeout_at(term.valid_until, self.renew(&held, term.epoch));
             match renewal.await {
                 Ok(Ok(Some(renewed))) => (held, term) = renewed,
-                Ok(Ok(None)) => return held,
                 Ok(Err(error)) => {
                     tracing::warn!(error = %chain(&error), "renew the election's Lease");
                     let wait = clock::instant() + RETRY_WAIT;
                     tokio::time::sleep_until(wait.min(term.valid_until)).await;
                 }
-                Err(_) => return held,
+                // Somebody else has it, or the answer did not come before the end of the term.
+                Ok(Ok(None)) | Err(_) => return held,
             }
             if clock::instant() >= term.valid_until {
                 return held;

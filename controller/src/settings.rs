@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 /// Slack beyond a node's own deadline before the controller calls a silent step overdue: covers the
 /// grace, the container's removal and one reconnect of the session.
-pub const OVERRUN_SLACK: Duration = Duration::from_secs(60);
+pub const OVERRUN_SLACK: Duration = Duration::from_mins(1);
 
 /// Why settings are refused.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +76,7 @@ pub struct Settings {
 }
 
 /// Defaults of the agent pod.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AgentDefaults {
     /// Image.
@@ -144,17 +144,6 @@ impl Default for Settings {
             sandbox: SandboxDefaults::default(),
             node_selector: BTreeMap::new(),
             tolerations: Vec::new(),
-        }
-    }
-}
-
-impl Default for AgentDefaults {
-    fn default() -> Self {
-        Self {
-            image: String::new(),
-            image_pull_secrets: Vec::new(),
-            requests: Requests::default(),
-            limits: Limits::default(),
         }
     }
 }

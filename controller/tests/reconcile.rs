@@ -7,7 +7,7 @@
 #[path = "reconcile/support.rs"]
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent_operator::{
     crd::AgentRun,
@@ -26,6 +26,7 @@ use kube::{
 };
 use serde_json::json;
 use support::{Controller, Fleet, all_well, eventually, ground, hang_at, outcome};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
@@ -299,7 +300,7 @@ async fn a_clean_hand_over_is_immediate_and_raises_the_epoch() {
         Election::new(ground.client.clone(), config, floor.clone())
     };
     let term = async |leadership: &mut agent_operator_controller::lease::Leadership| loop {
-        if let Some(term) = leadership.term(tokio::time::Instant::now()) {
+        if let Some(term) = leadership.term(Instant::now()) {
             return term;
         }
         leadership.changed().await.unwrap();
@@ -313,21 +314,21 @@ async fn a_clean_hand_over_is_immediate_and_raises_the_epoch() {
     let second_running = tokio::spawn(second.run(second_stop.clone()));
     // Longer than the Lease: a renewed term is not taken.
     tokio::time::sleep(Duration::from_secs(7)).await;
-    assert!(second_leads.term(tokio::time::Instant::now()).is_none());
-    assert_eq!(first_leads.term(tokio::time::Instant::now()).unwrap().epoch, one.epoch);
+    assert!(second_leads.term(Instant::now()).is_none());
+    assert_eq!(first_leads.term(Instant::now()).unwrap().epoch, one.epoch);
 
     let asked = Instant::now();
     stop.cancel();
     running.await.unwrap();
     let two = tokio::time::timeout(Duration::from_secs(5), term(&mut second_leads)).await.unwrap();
-    assert!(asked.elapsed() < Duration::from_millis(1000), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     assert_eq!(two.epoch, Epoch(one.epoch.0 + 1));
-    assert!(first_leads.term(tokio::time::Instant::now()).is_none());
+    assert!(first_leads.term(Instant::now()).is_none());
 
     // A supervisor that has obeyed a higher epoch raises the term.
     floor.raise(Epoch(40));
     eventually("the term is raised", async || {
-        let term = second_leads.term(tokio::time::Instant::now());
+        let term = second_leads.term(Instant::now());
         term.filter(|term| term.epoch == Epoch(41))
     })
     .await;

@@ -5,11 +5,11 @@ mod decide;
 
 use agent_operator::{
     crd::shared::TolerationSpec,
-    domain::{Epoch, Reason, RunPhase, StepName},
+    domain::{Budget, Epoch, Reason, RunPhase, StepName},
 };
 use agent_operator_controller::{
     assignment::assignment,
-    decide::{CredentialState, Delivery, Taint},
+    decide::{CredentialState, Delivery, RunView, Taint},
     plan::Order,
 };
 use decide::{Model, node};
@@ -124,16 +124,13 @@ fn each_reason_leads_where_its_budget_says_from_each_step() {
             let mut model = until(step);
             model.through(reason, Some("output"));
             let next = model.live().map(|run| (run.step, run.attempt.0));
-            use agent_operator::domain::Budget::{
-                Application, Infrastructure, None, Provider, Replace,
-            };
             match reason.budget() {
-                Application if step == StepName::Test => {
+                Budget::Application if step == StepName::Test => {
                     assert_eq!(next, Some((StepName::Implement, 2)), "{step} {reason}");
                 }
-                Application => assert_eq!(next, Some((step, 2)), "{step} {reason}"),
-                Infrastructure | Provider | Replace => {
-                    assert_eq!(next, Option::None, "{step} {reason}: a wait comes first");
+                Budget::Application => assert_eq!(next, Some((step, 2)), "{step} {reason}"),
+                Budget::Infrastructure | Budget::Provider | Budget::Replace => {
+                    assert_eq!(next, None, "{step} {reason}: a wait comes first");
                     assert!(!model.finished());
                     model.advance(700);
                     model.settle();
@@ -141,7 +138,9 @@ fn each_reason_leads_where_its_budget_says_from_each_step() {
                     assert_eq!(next, Some((step, 2)), "{step} {reason}");
                     assert_eq!(model.task.status.retry_count, Some(0));
                 }
-                None => assert!(!model.finished() || model.phase() == "Failed", "{step} {reason}"),
+                Budget::None => {
+                    assert!(!model.finished() || model.phase() == "Failed", "{step} {reason}")
+                }
             }
         }
     }
@@ -388,7 +387,7 @@ fn a_run_that_somebody_deleted_ends_the_task_and_its_number_is_not_used_again() 
 fn history_survives_the_loss_of_ended_runs() {
     let mut model = until(StepName::Test);
     model.through(Reason::VerifyFailed, Some("x"));
-    model.runs.retain(|run| run.is_live());
+    model.runs.retain(RunView::is_live);
     assert!(model.settle().is_empty());
     model.through(OK, None);
     let run = model.live().expect("tested again");

@@ -88,9 +88,9 @@ impl Model {
     pub fn new() -> Self {
         let created = Timestamp::from_second(1_800_000_000).expect("in range");
         let mut settings = Settings::default();
-        settings.agent.image = "registry.test/agent:1".to_owned();
-        settings.agent.requests.cpu = "100m".to_owned();
-        settings.agent.requests.memory = "256Mi".to_owned();
+        "registry.test/agent:1".clone_into(&mut settings.agent.image);
+        "100m".clone_into(&mut settings.agent.requests.cpu);
+        "256Mi".clone_into(&mut settings.agent.requests.memory);
         Self {
             task: TaskView {
                 namespace: "agent-system".to_owned(),

@@ -104,7 +104,7 @@ fn retry_budget(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
         .task
         .spec
         .max_retries
-        .unwrap_or(i32::try_from(observed.settings.max_retries).unwrap_or(i32::MAX));
+        .unwrap_or_else(|| i32::try_from(observed.settings.max_retries).unwrap_or(i32::MAX));
     // A retry that was granted under a higher limit stays counted.
     if after.application > max.max(before.application) {
         found.push(Violation::RetryBudget(format!("{} of {max} retries", after.application)));

@@ -1,6 +1,8 @@
 //! Sentences for people, always made of the same parts: which step, which attempt, which command,
 //! which exit code, and the last lines.
 
+use std::fmt::Write as _;
+
 use agent_operator::{
     crd::AgentRunStatus,
     domain::{
@@ -34,18 +36,18 @@ pub(super) fn failure(
     if let Some(status) = status {
         if !status.command.is_empty() {
             let command = status.command.join(" ");
-            text.push_str(&format!(": command `{}`", truncate(&command, COMMAND_BYTES_MAX)));
+            let _ = write!(text, ": command `{}`", truncate(&command, COMMAND_BYTES_MAX));
         }
         if let Some(code) = status.exit_code {
-            text.push_str(&format!(", exit code {code}"));
+            let _ = write!(text, ", exit code {code}");
         }
         if let Some(sentence) = status.message.as_deref().filter(|text| !text.is_empty()) {
-            text.push_str(&format!(": {}", truncate(sentence, SENTENCE_BYTES_MAX)));
+            let _ = write!(text, ": {}", truncate(sentence, SENTENCE_BYTES_MAX));
         }
         if let Some(output) = status.output.as_deref().map(str::trim_end)
             && !output.is_empty()
         {
-            text.push_str(&format!("; last lines:\n{}", tail(output, LAST_LINES_BYTES_MAX)));
+            let _ = write!(text, "; last lines:\n{}", tail(output, LAST_LINES_BYTES_MAX));
         }
     }
     bounded(&text)

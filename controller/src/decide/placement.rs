@@ -36,16 +36,13 @@ pub fn place(
     let mut obstacles = BTreeSet::new();
     let mut best: Option<(Rank, &NodeFacts)> = None;
     for node in connected {
-        match obstacle(observed, node, wanted) {
-            Some(obstacle) => {
-                obstacles.insert(obstacle);
-            }
-            None => {
-                let rank = rank(observed, start, previous, node);
-                if best.as_ref().is_none_or(|(least, _)| rank < *least) {
-                    best = Some((rank, node));
-                }
-            }
+        if let Some(obstacle) = obstacle(observed, node, wanted) {
+            obstacles.insert(obstacle);
+            continue;
+        }
+        let rank = rank(observed, start, previous, node);
+        if best.as_ref().is_none_or(|(least, _)| rank < *least) {
+            best = Some((rank, node));
         }
     }
     best.map(|(_, node)| node.name.clone()).ok_or_else(|| Unplaced {

@@ -204,7 +204,7 @@ impl<'a> Replay<'a> {
             RunPhase::Pending | RunPhase::Running | RunPhase::Unknown => {
                 record.run.map(Stand::Live).or_else(|| {
                     // `records` turns a live run without an object into a deleted one.
-                    Some(Stand::Done(failed(&record, "the run is gone".to_owned())))
+                    Some(Stand::Done(failed(&record, "the run is gone")))
                 })
             }
             RunPhase::Succeeded => self.succeeded(&record),
@@ -267,7 +267,7 @@ impl<'a> Replay<'a> {
 
     fn failed(&mut self, record: &Record<'a>) -> Option<Stand<'a>> {
         let Some(reason) = record.reason else {
-            let why = "its reason is not known to this version of the controller".to_owned();
+            let why = "its reason is not known to this version of the controller";
             return Some(Stand::Done(failed(record, why)));
         };
         if reason == Reason::Unverifiable && self.proceeds_unverified() {
@@ -286,7 +286,7 @@ impl<'a> Replay<'a> {
         match retry::judge(reason, &mut self.counts, self.limits, chain, ended, granted) {
             Verdict::GiveUp => {
                 let before = self.spent(reason.budget());
-                Some(Stand::Done(failed(record, format!("{before}{}", record.failure()))))
+                Some(Stand::Done(failed(record, &format!("{before}{}", record.failure()))))
             }
             Verdict::Again(wait) => {
                 self.again(record, reason, next, chain);
@@ -326,7 +326,7 @@ impl<'a> Replay<'a> {
 
     fn over_budget(&mut self, record: &Record<'a>) -> Option<Stand<'a>> {
         if on_exceeded(&self.observed.task.spec) == OnExceeded::Fail {
-            return Some(Stand::Done(failed(record, record.failure())));
+            return Some(Stand::Done(failed(record, &record.failure())));
         }
         let spent = budget_left(self.observed)
             .is_none_or(|left| left.tokens == Some(0) || left.cost_micro_usd == Some(0));
@@ -361,10 +361,10 @@ fn on_exceeded(spec: &CodingTaskSpec) -> OnExceeded {
     spec.budget.as_ref().and_then(|budget| budget.on_exceeded).unwrap_or_default()
 }
 
-fn failed(record: &Record<'_>, message: String) -> Ending {
+fn failed(record: &Record<'_>, message: &str) -> Ending {
     Ending::Failed {
         reason: record.reason.map_or("UnknownReason", Reason::as_str).to_owned(),
-        message: message::bounded(&message),
+        message: message::bounded(message),
     }
 }
 

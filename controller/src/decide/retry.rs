@@ -8,15 +8,15 @@ use jiff::Timestamp;
 /// First wait after an infrastructure failure; doubles.
 const INFRASTRUCTURE_BACKOFF: Duration = Duration::from_secs(5);
 /// Longest wait after an infrastructure failure: there are only a few of them.
-const INFRASTRUCTURE_BACKOFF_MAX: Duration = Duration::from_secs(60);
+const INFRASTRUCTURE_BACKOFF_MAX: Duration = Duration::from_mins(1);
 /// First wait for an unavailable provider; doubles. Its own client has retried before.
 const PROVIDER_BACKOFF: Duration = Duration::from_secs(30);
 /// Longest wait for an unavailable provider: rate limits are counted in minutes.
-const PROVIDER_BACKOFF_MAX: Duration = Duration::from_secs(600);
+const PROVIDER_BACKOFF_MAX: Duration = Duration::from_mins(10);
 /// First wait before a run that never started is placed again; doubles.
 const REPLACE_BACKOFF: Duration = Duration::from_secs(2);
 /// Longest such wait: a missing quota or image is noticed within it once it is put right.
-const REPLACE_BACKOFF_MAX: Duration = Duration::from_secs(300);
+const REPLACE_BACKOFF_MAX: Duration = Duration::from_mins(5);
 
 /// Retries that were granted so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,10 +130,10 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits =
-        Limits { application: 2, infrastructure: 1, provider: Duration::from_secs(7200) };
+        Limits { application: 2, infrastructure: 1, provider: Duration::from_hours(2) };
 
     fn at(second: i64) -> Option<Timestamp> {
-        Some(Timestamp::from_second(second).unwrap())
+        Timestamp::from_second(second).ok()
     }
 
     fn first(budget: Budget) -> Chain {
@@ -190,7 +190,7 @@ mod tests {
         let reason = Reason::ProviderUnavailable;
         assert_eq!(
             judge(reason, &mut counts, LIMITS, chain, at(7199), false),
-            Verdict::Again(Duration::from_secs(600))
+            Verdict::Again(Duration::from_mins(10))
         );
         assert_eq!(judge(reason, &mut counts, LIMITS, chain, at(7200), false), Verdict::GiveUp);
     }

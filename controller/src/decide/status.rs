@@ -183,12 +183,12 @@ impl<'a> Draft<'a> {
 
     /// Plan, repository and pull request, as the runs report them.
     fn facts(&mut self, history: &[Record<'_>]) {
-        let url = self.observed.task.spec.repository.url.clone();
-        let mut main = self.status.repositories.first().cloned().unwrap_or(RepositoryStatus {
-            name: MAIN_REPOSITORY.to_owned(),
-            url,
-            ..RepositoryStatus::default()
-        });
+        let mut main =
+            self.status.repositories.first().cloned().unwrap_or_else(|| RepositoryStatus {
+                name: MAIN_REPOSITORY.to_owned(),
+                url: self.observed.task.spec.repository.url.clone(),
+                ..RepositoryStatus::default()
+            });
         for record in history {
             let Some(run) = record.run else { continue };
             self.status.node_name = Some(run.spec.node_name.clone());
@@ -205,7 +205,7 @@ impl<'a> Draft<'a> {
             main.head_commit = status.head_commit.clone().or(main.head_commit);
             main.work_branch = status.work_branch.clone().or(main.work_branch);
             if main.pull_request.is_none() {
-                main.pull_request = status.pull_request.clone();
+                main.pull_request.clone_from(&status.pull_request);
             }
         }
         self.status.pull_request =
@@ -228,7 +228,7 @@ fn masked(status: &CodingTaskStatus) -> CodingTaskStatus {
     let mut status = status.clone();
     for run in &mut status.agent_runs {
         if run.phase == RunPhase::Running.as_str() {
-            run.phase = RunPhase::Pending.as_str().to_owned();
+            RunPhase::Pending.as_str().clone_into(&mut run.phase);
         }
     }
     status

@@ -24,9 +24,9 @@ const PLACEMENT_RETRY: Duration = Duration::from_secs(30);
 /// First wait for a Secret to appear; half of the time waited so far later on.
 const REFUSAL_RETRY: Duration = Duration::from_secs(5);
 /// Longest such wait.
-const REFUSAL_RETRY_MAX: Duration = Duration::from_secs(300);
+const REFUSAL_RETRY_MAX: Duration = Duration::from_mins(5);
 /// How long nodes keep what they were not told to forget.
-const NODE_RETENTION: Duration = Duration::from_secs(24 * 3600);
+const NODE_RETENTION: Duration = Duration::from_hours(24);
 /// Reason of `Finished` while the task goes on.
 const IN_PROGRESS: &str = "InProgress";
 

@@ -71,7 +71,7 @@ fn running(before: &AgentRunStatus, started: &Started, now: Timestamp) -> AgentR
     after.message = None;
     after.pod_name = Some(cut(&started.pod_name, NAME_BYTES_MAX));
     // The first report of a start stands: a repetition must not move it.
-    after.start_time.get_or_insert(started.started_at.min(now));
+    after.start_time.get_or_insert_with(|| started.started_at.min(now));
     after.sandbox = Some(sandbox(&started.sandbox));
     after
 }
@@ -88,7 +88,7 @@ fn finished(before: &AgentRunStatus, outcome: &Outcome, now: Timestamp) -> Agent
         .as_deref()
         .map(|name| cut(name, NAME_BYTES_MAX))
         .or_else(|| before.pod_name.clone());
-    after.start_time = before.start_time.or(outcome.started_at.map(|at| at.min(now)));
+    after.start_time = before.start_time.or_else(|| outcome.started_at.map(|at| at.min(now)));
     after.completion_time = Some(outcome.completed_at.min(now));
     // The kernel gives 0 to 255; anything else is no exit code.
     after.exit_code = outcome.exit_code.filter(|code| (0..=255).contains(code));

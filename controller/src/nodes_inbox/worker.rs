@@ -77,7 +77,7 @@ impl Job {
     fn key(&self) -> (u8, String) {
         match self {
             Self::Report { report, .. } => {
-                let kind = if matches!(report.state, RunState::Finished(_)) { 0 } else { 1 };
+                let kind = u8::from(!matches!(report.state, RunState::Finished(_)));
                 (kind, report.run.uid.to_string())
             }
             Self::Known { attempt, .. } => (2, attempt.run.uid.to_string()),

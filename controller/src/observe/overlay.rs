@@ -14,7 +14,7 @@ use crate::clock;
 
 /// Longest time that an own write outranks the watch: a watch is noticed to be dead within 15 s, and
 /// after a relist the store is newer anyway.
-const KEEP: Duration = Duration::from_secs(60);
+const KEEP: Duration = Duration::from_mins(1);
 
 /// The newest versions that this process wrote itself.
 pub struct Overlay<K>(Mutex<HashMap<String, (Instant, Arc<K>)>>);

@@ -16,7 +16,7 @@ use crate::apply::ApplyError;
 /// First wait.
 const FIRST: Duration = Duration::from_millis(500);
 /// Longest wait: a quota or a webhook that is put right is noticed within it.
-const MAX: Duration = Duration::from_secs(300);
+const MAX: Duration = Duration::from_mins(5);
 /// Least wait after the API server refused a request for its contents: it will again.
 const REFUSED_MIN: Duration = Duration::from_secs(30);
 
@@ -70,7 +70,7 @@ fn wait(count: u32, code: Option<u16>, uid: &str) -> Duration {
     let mut hasher = DefaultHasher::new();
     (uid, count).hash(&mut hasher);
     let spread = u32::try_from(hasher.finish() % 256).unwrap_or(0);
-    base - base / 4 * spread / 256
+    base.saturating_sub(base / 4 * spread / 256)
 }
 
 #[cfg(test)]

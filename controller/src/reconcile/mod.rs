@@ -1,6 +1,6 @@
 //! Reconciling: observe, decide, apply, and nothing else.
 //!
-//! For `main`: make the stores first, share the [`World`] with whoever only reads (StepService), and
+//! For `main`: make the stores first, share the [`World`] with whoever only reads (`StepService`), and
 //! give everything else to [`run`], as one task.
 //!
 //! ```ignore

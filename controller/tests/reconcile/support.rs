@@ -205,9 +205,9 @@ pub struct Controller {
 impl Controller {
     pub async fn start(ground: &Ground, fleet: Arc<Fleet>) -> Self {
         let mut settings = Settings::default();
-        settings.agent.image = "registry.test/agent:1".to_owned();
-        settings.agent.requests.cpu = "100m".to_owned();
-        settings.agent.requests.memory = "256Mi".to_owned();
+        "registry.test/agent:1".clone_into(&mut settings.agent.image);
+        "100m".clone_into(&mut settings.agent.requests.cpu);
+        "256Mi".clone_into(&mut settings.agent.requests.memory);
         settings.task_namespaces = vec![ground.namespace.clone()];
         let shutdown = CancellationToken::new();
         let (events, receiver) = mpsc::channel(256);
