@@ -6,6 +6,7 @@
 mod cursor;
 mod lines;
 mod tell;
+mod wait;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -13,10 +14,7 @@ use agent_operator::{
     domain::{RunUid, stream::Channel},
     proto::v1,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, timeout_at},
-};
+use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 use self::{
@@ -27,7 +25,7 @@ use super::status::from_store;
 use crate::{
     catalog::{Catalog, RunView, TaskView},
     clock,
-    streams::{StoreError, StreamKey, StreamStore},
+    streams::{StreamKey, StreamStore},
 };
 
 /// How long a run that has ended is given to deliver the rest of its log: covers one reconnect of
@@ -234,9 +232,9 @@ impl Follower {
         let mut changes = self.catalog.changes();
         let mut arrivals = self.subscribe(uid)?;
         let mut quiet_since = clock::instant();
+        let mut look = Look { told: true, ..Look::default() };
         loop {
             changes.borrow_and_update();
-            arrivals.borrow_and_update();
             let run = self.catalog.run(uid);
             // A run that was deleted will not say more than what is here.
             let terminal = run.as_deref().is_none_or(RunView::is_terminal);
@@ -247,22 +245,31 @@ impl Follower {
                 }
                 self.tell_run_phase(run).await?;
             }
-            let look = self.look(uid, false).await?;
-            if look.told {
-                quiet_since = clock::instant();
+            // Files are read when something came, not at each change of any object.
+            let arrived = arrivals.has_changed();
+            if look.told || !matches!(arrived, Ok(false)) {
+                if arrived.is_err() {
+                    // Retention took the run out of the store; a new entry may come.
+                    arrivals = self.subscribe(uid)?;
+                }
+                arrivals.borrow_and_update();
+                look = self.look(uid, false).await?;
+                if look.told {
+                    quiet_since = clock::instant();
+                }
                 continue;
             }
             if terminal || superseded || !self.stay {
                 let until = quiet_since + self.patience(&look, run.as_deref());
                 if self.stay && !look.is_over() && clock::instant() < until {
-                    self.wait_either(&mut changes, &mut arrivals, uid, Some(until)).await?;
+                    self.wait_either(&mut changes, &mut arrivals, Some(until)).await?;
                     continue;
                 }
                 self.close(uid, run.as_deref(), terminal).await?;
                 let over = terminal || superseded;
                 return Ok(if over { Left::Over } else { Left::Pausing });
             }
-            self.wait_either(&mut changes, &mut arrivals, uid, None).await?;
+            self.wait_either(&mut changes, &mut arrivals, None).await?;
         }
     }
 
@@ -340,57 +347,6 @@ impl Follower {
 
     fn subscribe(&self, uid: &RunUid) -> Result<watch::Receiver<u64>, Stop> {
         self.store.subscribe(uid).map_err(|error| Stop::Status(from_store(&error)))
-    }
-
-    /// Waits for a change of the run's streams or of any object.
-    async fn wait_either(
-        &self,
-        changes: &mut watch::Receiver<u64>,
-        arrivals: &mut watch::Receiver<u64>,
-        uid: &RunUid,
-        until: Option<Instant>,
-    ) -> Result<(), Stop> {
-        let lost = tokio::select! {
-            waited = self.wait(changes, until) => return waited,
-            arrived = arrivals.changed() => arrived.is_err(),
-        };
-        if lost {
-            // Retention took the run out of the store; a new entry may come.
-            *arrivals = self.subscribe(uid)?;
-        }
-        Ok(())
-    }
-
-    async fn wait(
-        &self,
-        changes: &mut watch::Receiver<u64>,
-        until: Option<Instant>,
-    ) -> Result<(), Stop> {
-        let change = async {
-            match until {
-                // Elapsed is as good a reason to look as a change.
-                Some(until) => timeout_at(until, changes.changed()).await.unwrap_or(Ok(())),
-                None => changes.changed().await,
-            }
-        };
-        tokio::select! {
-            () = self.out.closed() => Err(Stop::Gone),
-            seen = change => {
-                seen.map_err(|_| Stop::Status(Status::unavailable("shutting down")))
-            }
-        }
-    }
-
-    /// Reads files off the async workers.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&StreamStore) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, Status> {
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || read(&store))
-            .await
-            .map_err(|_| Status::internal("the stream store failed"))?
-            .map_err(|error| from_store(&error))
     }
 }
 

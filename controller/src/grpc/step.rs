@@ -1,9 +1,12 @@
 //! `StepService`: for people and their tools.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use agent_operator::{convert::wire_timestamp, proto::v1};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::timeout_at,
+};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
@@ -15,6 +18,7 @@ use super::{
 };
 use crate::{
     catalog::{Catalog, RunView},
+    clock,
     metrics::Metrics,
     streams::StreamStore,
 };
@@ -31,6 +35,9 @@ const PAGE_SIZE: u32 = 100;
 
 /// Most runs in an answer: about 1 KiB each, well within a message.
 const PAGE_SIZE_MAX: u32 = 1000;
+
+/// How long an object that is not there may take to appear.
+const APPEAR_WAIT: Duration = Duration::from_secs(1);
 
 /// Longest name of an object.
 const NAME_BYTES_MAX: usize = 253;
@@ -79,25 +86,39 @@ impl Steps {
         }
     }
 
-    fn target(&self, namespace: &str, target: Option<Wanted>) -> Result<Target, Status> {
+    async fn target(&self, namespace: &str, target: Option<Wanted>) -> Result<Target, Status> {
         match target {
             Some(Wanted::Task(task)) => {
                 name("task", &task)?;
-                let found = self.catalog.task(namespace, &task).ok_or_else(|| {
+                let found = self.appear(|catalog| catalog.task(namespace, &task)).await;
+                found.map(Target::Task).ok_or_else(|| {
                     Status::not_found(format!("no task {task} in namespace {namespace}"))
-                })?;
-                Ok(Target::Task(found))
+                })
             }
-            Some(Wanted::Run(run)) => Ok(Target::Run(self.find_run(namespace, &run)?)),
+            Some(Wanted::Run(run)) => Ok(Target::Run(self.find_run(namespace, &run).await?)),
             None => Err(Status::invalid_argument("task or run: is missing")),
         }
     }
 
-    fn find_run(&self, namespace: &str, run: &str) -> Result<Arc<RunView>, Status> {
+    async fn find_run(&self, namespace: &str, run: &str) -> Result<Arc<RunView>, Status> {
         name("run", run)?;
-        self.catalog
-            .run_named(namespace, run)
+        self.appear(|catalog| catalog.run_named(namespace, run))
+            .await
             .ok_or_else(|| Status::not_found(format!("no run {run} in namespace {namespace}")))
+    }
+
+    /// Looks for an object, and waits a moment for one that was made just now: the watch is some
+    /// milliseconds behind the caller's own `kubectl apply`.
+    async fn appear<T>(&self, find: impl Fn(&Catalog) -> Option<T>) -> Option<T> {
+        let mut changes = self.catalog.changes();
+        let until = clock::instant() + APPEAR_WAIT;
+        loop {
+            changes.borrow_and_update();
+            if let Some(found) = find(&self.catalog) {
+                return Some(found);
+            }
+            timeout_at(until, changes.changed()).await.ok()?.ok()?;
+        }
     }
 }
 
@@ -116,7 +137,7 @@ impl StepService for Steps {
             .try_acquire_owned()
             .map_err(|_| Status::resource_exhausted("too many followers; try again later"))?;
         let wanted = request.into_inner();
-        let target = self.target(&wanted.namespace, wanted.target)?;
+        let target = self.target(&wanted.namespace, wanted.target).await?;
         let from = match (wanted.cursor.is_empty(), wanted.tail) {
             (false, Some(_)) => {
                 return Err(Status::invalid_argument("tail and cursor: only one of them"));
@@ -154,7 +175,7 @@ impl StepService for Steps {
     ) -> Result<Response<v1::GetRunResponse>, Status> {
         self.permit(&request, &request.get_ref().namespace).await?;
         let wanted = request.into_inner();
-        let run = self.find_run(&wanted.namespace, &wanted.name)?;
+        let run = self.find_run(&wanted.namespace, &wanted.name).await?;
         Ok(Response::new(v1::GetRunResponse { run: Some(wire(&run)) }))
     }
 

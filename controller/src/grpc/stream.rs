@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use agent_operator::{
@@ -13,7 +14,7 @@ use agent_operator::{
     },
     proto::v1,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use v1::chunk::Payload;
@@ -29,6 +30,10 @@ use crate::{
 /// Streams that one node may have open: two for each attempt that it keeps, which is a day's worth.
 /// Some 10 MiB at most.
 const STREAMS_MAX: usize = 65_536;
+
+/// Pause between two looks for runs that were not known at the opening. There may be many of them (a
+/// node keeps streams of deleted runs for a day), so not every change of the catalogue is worth one.
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
 
 /// What the uploads of a node need of the process.
 #[derive(Clone)]
@@ -87,6 +92,8 @@ impl Upload {
     async fn run(&mut self, mut inbound: Streaming<v1::Chunk>, acks: &Acks) -> Result<(), Status> {
         let stopping = self.context.stop.clone();
         let mut changes = self.context.catalog.changes();
+        let mut looks = tokio::time::interval(LOOK_PERIOD);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stopping.cancelled() => return Err(Status::unavailable("shutting down")),
@@ -97,9 +104,11 @@ impl Upload {
                         room.send(Ok(ack));
                     }
                 }
-                seen = changes.changed(), if !self.waiting.is_empty() => {
-                    if seen.is_err() { return Err(Status::unavailable("shutting down")); }
-                    self.retry_waiting().await?;
+                _ = looks.tick(), if !self.waiting.is_empty() => {
+                    if changes.has_changed().unwrap_or(false) {
+                        changes.borrow_and_update();
+                        self.retry_waiting().await?;
+                    }
                 }
                 message = inbound.message() => match message? {
                     Some(chunk) => {

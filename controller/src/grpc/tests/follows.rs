@@ -288,3 +288,15 @@ async fn records_of_a_newer_runner_are_shown_under_their_own_type() {
     let told = lines(&port, request(false)).await;
     assert_eq!(told[..2], ["plan-1* thought {\"type\":\"thought\"}", "plan-1* malformed not json"]);
 }
+
+#[tokio::test]
+async fn a_task_that_was_applied_just_now_is_waited_for() {
+    let port = Port::start().await;
+    let mut steps = port.steps().await;
+    let (follow, ()) =
+        tokio::join!(steps.follow(with_token(request(true), "user:reader")), async {
+            tokio::task::yield_now().await;
+            port.catalog.put_task(task("Pending", &[]));
+        });
+    assert_eq!(next(&mut follow.unwrap().into_inner()).await, "task t is Pending");
+}
