@@ -139,7 +139,7 @@ fn each_reason_leads_where_its_budget_says_from_each_step() {
                     assert_eq!(model.task.status.retry_count, Some(0));
                 }
                 Budget::None => {
-                    assert!(!model.finished() || model.phase() == "Failed", "{step} {reason}")
+                    assert!(!model.finished() || model.phase() == "Failed", "{step} {reason}");
                 }
             }
         }

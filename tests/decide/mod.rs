@@ -154,14 +154,14 @@ impl Model {
     /// Decides until nothing is written any more; gives all plans that wrote.
     pub fn settle(&mut self) -> Vec<Plan> {
         let mut plans = Vec::new();
-        for _ in 0..PASSES_MAX {
+        loop {
             let plan = self.pass();
             if !plan.writes() {
                 return plans;
             }
             plans.push(plan);
+            assert!(plans.len() < PASSES_MAX, "still writing: {:#?}", plans.last());
         }
-        panic!("still writing after {PASSES_MAX} passes: {:#?}", plans.last());
     }
 
     fn carry_out(&mut self, plan: &Plan) {
