@@ -131,6 +131,7 @@ impl Worker {
             ready = self.observer.world.ready() => if ready.is_err() { return },
         }
         let mut leadership = self.applier.leadership.clone();
+        let mut epoch = None;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -139,11 +140,17 @@ impl Worker {
                     None => return,
                 },
                 _ = tick.tick() => self.retry(false).await,
-                // What waited for a term need not wait for the clock.
-                changed = leadership.changed() => match changed {
-                    Ok(()) => self.retry(true).await,
-                    Err(_) => return,
-                },
+                changed = leadership.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // What waited for a term need not wait for the clock; a renewal changes nothing.
+                    let present = leadership.term(clock::instant()).map(|term| term.epoch);
+                    if present != epoch && present.is_some() {
+                        self.retry(true).await;
+                    }
+                    epoch = present;
+                }
             }
         }
     }

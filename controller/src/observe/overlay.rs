@@ -60,9 +60,12 @@ impl<K: ResourceExt> Overlay<K> {
     where
         K: kube::Resource<DynamicType = ()> + Clone + 'static,
     {
+        let now = clock::instant();
         let written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         written
             .values()
+            // The answer to a write may come after the object's end; such a ghost is dropped by age.
+            .filter(|(at, _)| now.duration_since(*at) < KEEP)
             .filter(|(_, own)| store.get(&ObjectRef::from_obj(own.as_ref())).is_none())
             .map(|(_, own)| Arc::clone(own))
             .collect()
