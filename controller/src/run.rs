@@ -125,6 +125,7 @@ async fn start(args: &RunArgs, stop: &CancellationToken, tasks: &mut Tasks) -> a
         leadership: leadership.clone(),
         floor,
         identity,
+        metrics: metrics.clone(),
     };
 
     let reconciling = reconcile::run(deps, node_events, stop.clone());

@@ -12,7 +12,7 @@
 //! let (election, leadership) = Election::new(client.clone(), config, floor.clone());
 //! tasks.spawn(election.run(shutdown.clone()));
 //! tasks.spawn(reconcile::run(
-//!     Deps { client, settings, world, watches, nodes, leadership, floor, identity },
+//!     Deps { client, settings, world, watches, nodes, leadership, floor, identity, metrics },
 //!     node_events, // mpsc::Receiver<NodeEvent>
 //!     shutdown.clone(),
 //! ));
@@ -42,6 +42,7 @@ use crate::{
     events::events,
     fleet::{NodeEvent, Nodes},
     lease::{EpochFloor, Leadership, Term},
+    metrics::Metrics,
     nodes_inbox::{Inbox, InboxError, NodeMemory},
     observe::{Observer, WatchEnded, Watches, World},
     settings::Settings,
@@ -70,6 +71,8 @@ pub struct Deps {
     pub floor: EpochFloor,
     /// Names this process in events.
     pub identity: String,
+    /// Counts failed passes.
+    pub metrics: Metrics,
 }
 
 /// Part of the reconciling ended by itself; the process has to end with it.
@@ -95,7 +98,8 @@ pub async fn run(
     node_events: mpsc::Receiver<NodeEvent>,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
-    let Deps { client, settings, world, watches, nodes, leadership, floor, identity } = deps;
+    let Deps { client, settings, world, watches, nodes, leadership, floor, identity, metrics } =
+        deps;
     let memory = Arc::new(NodeMemory::new(clock::timestamp()));
     let (events, event_writer) = events(client.clone(), &identity);
     let observer = Observer {
@@ -134,7 +138,7 @@ pub async fn run(
         event_writer.run(token).await;
         Ok(())
     });
-    tasks.spawn(terms(context, leadership, all.clone()));
+    tasks.spawn(terms(context, leadership, metrics, all.clone()));
     let mut first = Ok(());
     while let Some(ended) = tasks.join_next().await {
         all.cancel();
@@ -150,6 +154,7 @@ pub async fn run(
 async fn terms(
     context: Arc<Context>,
     mut leadership: Leadership,
+    metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     tokio::select! {
@@ -162,7 +167,7 @@ async fn terms(
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 ended = term_over(leadership.clone(), term) => ended?,
-                () = lead(Arc::clone(&context)) => {}
+                () = lead(Arc::clone(&context), metrics.clone()) => {}
             }
         }
         tokio::select! {
@@ -185,7 +190,7 @@ async fn term_over(mut leadership: Leadership, term: Term) -> Result<(), RunErro
 }
 
 /// Passes over all tasks, then over those that change.
-async fn lead(context: Arc<Context>) {
+async fn lead(context: Arc<Context>, metrics: Metrics) {
     let failures = Arc::new(Failures::default());
     let policy = Arc::clone(&failures);
     let store = context.observer.world.tasks();
@@ -202,7 +207,10 @@ async fn lead(context: Arc<Context>) {
                 result
             })
         },
-        move |task, error, _| policy.action(&task, error),
+        move |task, error, _| {
+            metrics.reconcile_error(error.kind());
+            policy.action(&task, error)
+        },
         context,
         store,
         queue,

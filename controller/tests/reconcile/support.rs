@@ -21,6 +21,7 @@ use agent_operator::{
 use agent_operator_controller::{
     fleet::{Command, KnownAttempt, NodeEvent, NodeView, Nodes, SendError},
     lease::{Election, ElectionConfig, EpochFloor, Leadership, identity},
+    metrics::Metrics,
     observe,
     reconcile::{self, Deps},
     settings::Settings,
@@ -225,6 +226,7 @@ impl Controller {
             leadership: leadership.clone(),
             floor,
             identity,
+            metrics: Metrics::new(),
         };
         let mut tasks = JoinSet::new();
         let token = shutdown.clone();
