@@ -21,9 +21,8 @@ use crate::{
     clock,
     decide::{Delivery, Observed, RunView},
     events::Events,
-    fleet::{Command, Nodes, SendError},
+    fleet::{Command, Nodes, SendError, memory::NodeMemory},
     lease::Leadership,
-    nodes_inbox::NodeMemory,
     observe::{ViewError, World, run_view},
     plan::{EventNote, NodeCommand, Order, Plan, RunCreate, RunUpdate},
 };

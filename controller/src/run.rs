@@ -202,7 +202,7 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
 }
 
 async fn client(args: &RunArgs) -> anyhow::Result<Client> {
-    let config = match &args.kubeconfig {
+    let mut config = match &args.kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path)
                 .with_context(|| format!("read kubeconfig {}", path.display()))?;
@@ -212,6 +212,9 @@ async fn client(args: &RunArgs) -> anyhow::Result<Client> {
         }
         None => Config::infer().await.context("find a cluster")?,
     };
+    // Every caller has a limit and a retry of its own; a hidden retry could land minutes after the
+    // decision, when another leader has acted.
+    config.default_retry = false;
     Client::try_from(config).context("make a Kubernetes client")
 }
 

@@ -2,5 +2,7 @@
 //! CLI; only the model is scripted. `tests/run e2e` brings the cluster up and runs these; plain
 //! `cargo test` lists them as ignored.
 
+#![allow(clippy::panic, reason = "a helper of a test fails the test")]
+
 mod scenarios;
 mod support;

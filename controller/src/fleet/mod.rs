@@ -4,6 +4,7 @@
 //! This is the boundary between the gRPC edge (which implements [`Nodes`] and emits [`NodeEvent`])
 //! and the deciding side (which uses them).
 
+pub mod memory;
 pub mod sessions;
 pub mod watchdog;
 

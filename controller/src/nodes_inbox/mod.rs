@@ -4,7 +4,6 @@
 //! One dispatcher takes the events and hands those of one run to one of a few workers, so that the
 //! reports of a run stay in order and a slow API server holds up neither sessions nor other runs.
 
-pub mod memory;
 mod record;
 mod worker;
 
@@ -23,7 +22,6 @@ use crate::{
     observe::{Change, Observer},
 };
 
-pub use memory::NodeMemory;
 use worker::{Job, Worker};
 
 /// Workers: one call is in flight for each, which the API server's fairness easily takes.

@@ -33,8 +33,7 @@ pub use watch::{Change, WatchEnded, Watches, watches};
 
 use crate::{
     decide::{Amounts, CredentialState, NodeFacts, Observed, RunView, Used},
-    fleet::Nodes,
-    nodes_inbox::NodeMemory,
+    fleet::{Nodes, memory::NodeMemory},
     settings::Settings,
 };
 use overlay::Overlay;

@@ -40,10 +40,10 @@ use crate::{
     clock,
     credentials::Credentials,
     events::events,
-    fleet::{NodeEvent, Nodes},
+    fleet::{NodeEvent, Nodes, memory::NodeMemory},
     lease::{EpochFloor, Leadership, Term},
     metrics::Metrics,
-    nodes_inbox::{Inbox, InboxError, NodeMemory},
+    nodes_inbox::{Inbox, InboxError},
     observe::{Observer, WatchEnded, Watches, World},
     settings::Settings,
 };

@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 /// Everything of a deleted task is gone within this time (reliability, F24).
-const GONE_LIMIT: Duration = Duration::from_secs(60);
+const GONE_LIMIT: Duration = Duration::from_mins(1);
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]

@@ -13,7 +13,7 @@ use crate::support::{
 /// The second namespace that `deploy/local/values.yaml` enables.
 const SECOND_NAMESPACE: &str = "agent-second";
 /// Ten tasks of four steps on two cores.
-const LIMIT: Duration = Duration::from_secs(420);
+const LIMIT: Duration = Duration::from_mins(7);
 
 /// Writes a file named after the prompt, so that mixed-up tasks would show.
 const SCRIPT: &str = "echo in step $AGENT_STEP; [ \"$AGENT_STEP\" = implement ] && cp \"$AGENT_PROMPT_FILE\" mark.txt; exit 0";

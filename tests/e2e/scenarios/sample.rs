@@ -96,7 +96,7 @@ async fn forget_earlier(cluster: &Cluster, name: &str) {
     let tasks = cluster.tasks(NAMESPACE);
     if tasks.get_opt(name).await.expect("a look at tasks").is_some() {
         cluster.delete(NAMESPACE, name).await;
-        eventually("the earlier task is gone", Duration::from_secs(60), || async {
+        eventually("the earlier task is gone", Duration::from_mins(1), || async {
             match tasks.get_opt(name).await {
                 Ok(None) => Ok(()),
                 other => Err(format!("{other:?}")),

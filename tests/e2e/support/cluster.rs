@@ -16,7 +16,7 @@ pub(crate) const NAMESPACE: &str = "agent-system";
 /// Namespace of the release.
 pub(crate) const SYSTEM: &str = "agent-operator-system";
 /// Longest time that a whole task may take on a busy two-core machine.
-pub(crate) const TASK_LIMIT: Duration = Duration::from_secs(240);
+pub(crate) const TASK_LIMIT: Duration = Duration::from_mins(4);
 
 /// Everything a scenario talks to.
 pub(crate) struct Cluster {

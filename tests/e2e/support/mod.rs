@@ -30,7 +30,7 @@ where
         }
     };
     tokio::time::timeout(limit, waiting).await.unwrap_or_else(|_| {
-        panic!("not within {limit:?}: {what}; last seen: {}", LAST.with(|last| last.take()))
+        panic!("not within {limit:?}: {what}; last seen: {}", LAST.with(std::cell::RefCell::take))
     })
 }
 

@@ -1,4 +1,4 @@
-//! Builds CodingTasks and unique names.
+//! Builds `CodingTask`s and unique names.
 
 use std::{
     process,
