@@ -257,7 +257,7 @@ fn result_event() -> DurableEvent {
 fn container_cgroup(dir: &Path) -> std::path::PathBuf {
     let folder = dir.join("cgroup/pids/kubepods/podpod-uid/c0ffee");
     std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("cgroup.procs"), "7\n").unwrap();
+    std::fs::write(folder.join("pids.current"), "7\n").unwrap();
     folder
 }
 
@@ -275,7 +275,7 @@ async fn a_step_goes_from_assignment_to_a_released_pod() {
     let Outgoing::Report(running) = life.said().await else { panic!("a report") };
     assert!(matches!(running.state, RunState::Running(_)));
     life.durable(3, result_event()).await;
-    std::fs::write(cgroup.join("cgroup.procs"), "").unwrap();
+    std::fs::write(cgroup.join("pids.current"), "0\n").unwrap();
     let outcome = life.outcome().await;
     assert_eq!((outcome.reason, outcome.exit_code), (Reason::Completed, Some(0)));
     assert_eq!(outcome.usage.turns, 2);
@@ -345,7 +345,7 @@ async fn a_supervisor_killed_in_mid_step_comes_back_and_finishes_it() {
     assert!((30_000..=60_000).contains(&left), "{left}");
     life.told(|m| matches!(m, ToGateway::Synced)).await;
     life.durable(9, result_event()).await;
-    std::fs::write(cgroup.join("cgroup.procs"), "").unwrap();
+    std::fs::write(cgroup.join("pids.current"), "0\n").unwrap();
     assert_eq!(life.outcome().await.reason, Reason::Completed);
     assert_eq!(*pods.creations.lock().unwrap(), 1);
     life.kill().await;
