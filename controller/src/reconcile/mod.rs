@@ -3,7 +3,7 @@
 //! For `main`: make the stores first, share the [`World`] with whoever only reads (`StepService`), and
 //! give everything else to [`run`], as one task.
 //!
-//! ```ignore
+//! ```text
 //! let settings = Arc::new(Settings::parse(&text)?);
 //! let (world, watches) = observe::watches(client.clone());
 //! let floor = EpochFloor::default();
