@@ -75,7 +75,7 @@ fn assignment(step: StepName) -> Assignment {
         sandbox: SandboxPolicy {
             egress: EgressPolicy::Required,
             require_pids_limit: true,
-            allowed_hosts: vec!["registry.npmjs.org:443".into()],
+            allowed_hosts: vec!["packages.example:443".into()],
         },
         budget: Some(TaskBudget { tokens: Some(5), cost_micro_usd: None }),
     }

@@ -225,7 +225,7 @@ mod tests {
     fn a_chart_configuration_is_read_as_yaml_and_as_json() {
         let yaml = "llm: {baseURL: 'http://10.0.0.1:9000/', host: api.anthropic.com}\n\
                     upstreams: [{host: github.com, baseURL: 'http://10.0.0.2:3000', forge: gitea}]\n\
-                    egress: {allowedHosts: [registry.npmjs.org]}\n\
+                    egress: {allowedHosts: [packages.example]}\n\
                     prices: {claude-x: {inputMicroUSDPerMTok: 3000000}}\n";
         let config = Config::parse(yaml).unwrap();
         assert_eq!(config.llm.base_url, "http://10.0.0.1:9000");

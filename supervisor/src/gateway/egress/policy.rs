@@ -197,17 +197,17 @@ mod tests {
 
     fn policy() -> NamePolicy {
         NamePolicy::new(
-            &["registry.npmjs.org".to_owned(), "mirror.example:8443".to_owned()],
+            &["packages.example".to_owned(), "mirror.example:8443".to_owned()],
             vec!["api.anthropic.com".to_owned(), "github.com".to_owned()],
         )
     }
 
     #[test]
     fn listed_names_pass_on_their_port_only() {
-        assert!(policy().check("registry.npmjs.org:443", &[]).is_ok());
-        assert!(policy().check("REGISTRY.npmjs.org:443", &[]).is_ok());
+        assert!(policy().check("packages.example:443", &[]).is_ok());
+        assert!(policy().check("PACKAGES.example:443", &[]).is_ok());
         assert!(policy().check("mirror.example:8443", &[]).is_ok());
-        for target in ["registry.npmjs.org:80", "mirror.example:443", "evil.example:443"] {
+        for target in ["packages.example:80", "mirror.example:443", "evil.example:443"] {
             assert!(matches!(policy().check(target, &[]), Err(Denied::NotAllowed(_))), "{target}");
         }
         assert!(policy().check("evil.example:443", &["evil.example".to_owned()]).is_ok());
@@ -230,14 +230,14 @@ mod tests {
             "0x7f000001:443",
             "2130706433:443",
             "127.1:443",
-            "registry.npmjs.org.:443",
-            "registry.npmjs.org",
-            "registry.npmjs.org:0443x",
-            "registry.npmjs.org:0",
-            "user@registry.npmjs.org:443",
-            "registry.npmjs.org:443/x",
+            "packages.example.:443",
+            "packages.example",
+            "packages.example:0443x",
+            "packages.example:0",
+            "user@packages.example:443",
+            "packages.example:443/x",
             "regi\u{0}stry:443",
-            "r\u{e9}gistry.npmjs.org:443",
+            "p\u{e9}ckages.example:443",
             "a..b:443",
             ":443",
         ] {

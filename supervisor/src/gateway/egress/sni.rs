@@ -177,8 +177,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_name_is_found_in_a_real_hello_whole_and_in_pieces() {
-        let hello = client_hello("Registry.npmjs.org");
-        let name = Some("registry.npmjs.org".to_owned());
+        let hello = client_hello("Packages.example");
+        let name = Some("packages.example".to_owned());
         assert_eq!(server_name(&hello), Ok(name.clone()));
         for cut in 0..hello.len() {
             assert_eq!(server_name(&hello[..cut]), Ok(None), "{cut}");
