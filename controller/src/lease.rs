@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::domain::{Epoch, limits};
+use agent_operator::domain::{Epoch, limits, text::error_chain};
 use futures::StreamExt as _;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::{
@@ -207,7 +207,7 @@ impl Election {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(error = %chain(&error), "look at the election's Lease");
+                    tracing::warn!(error = %error_chain(&error), "look at the election's Lease");
                     tokio::select! {
                         () = shutdown.cancelled() => {}
                         () = tokio::time::sleep(RETRY_WAIT) => {}
@@ -307,7 +307,7 @@ impl Election {
             match renewal.await {
                 Ok(Ok(Some(renewed))) => (held, term) = renewed,
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %chain(&error), "renew the election's Lease");
+                    tracing::warn!(error = %error_chain(&error), "renew the election's Lease");
                     let wait = clock::instant() + RETRY_WAIT;
                     tokio::time::sleep_until(wait.min(term.valid_until)).await;
                 }
@@ -346,7 +346,7 @@ impl Election {
     /// Lets go, so that the next leader need not wait. Best effort.
     async fn release(&self, held: &Seen) {
         if let Err(error) = self.write(&held.version, None, None).await {
-            tracing::warn!(error = %chain(&error), "release the election's Lease");
+            tracing::warn!(error = %error_chain(&error), "release the election's Lease");
         }
     }
 
@@ -399,15 +399,4 @@ async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Ca
 
 fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
-}
-
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -10,8 +10,8 @@ pub fn head_and_tail(text: &str, max: usize) -> String {
         return text.to_owned();
     }
     let room = max.saturating_sub(MARK_BYTES);
-    let head = floor_char_boundary(text, room / 4);
-    let tail = ceil_char_boundary(text, text.len() - (room - room / 4));
+    let head = text.floor_char_boundary(room / 4);
+    let tail = text.ceil_char_boundary(text.len() - (room - room / 4));
     let left_out = tail - head;
     format!("{}\n[... {left_out} bytes left out ...]\n{}", &text[..head], &text[tail..])
 }
@@ -21,14 +21,14 @@ pub fn tail(text: &str, max: usize) -> &str {
     if text.len() <= max {
         return text;
     }
-    let start = ceil_char_boundary(text, text.len() - max);
+    let start = text.ceil_char_boundary(text.len() - max);
     let rest = &text[start..];
     rest.find('\n').filter(|at| *at < max / 4).map_or(rest, |at| &rest[at + 1..])
 }
 
 /// Cuts `text` to at most `max` bytes at a character boundary.
 pub fn truncate(text: &str, max: usize) -> &str {
-    &text[..floor_char_boundary(text, max)]
+    &text[..text.floor_char_boundary(max)]
 }
 
 /// Replaces control characters other than newline and tab, so that text from a sandbox can neither
@@ -39,21 +39,16 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-fn floor_char_boundary(text: &str, mut at: usize) -> usize {
-    if at >= text.len() {
-        return text.len();
+/// An error with its causes, for a log line or a message: `Display` of ours never repeats a source.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
     }
-    while !text.is_char_boundary(at) {
-        at -= 1;
-    }
-    at
-}
-
-fn ceil_char_boundary(text: &str, mut at: usize) -> usize {
-    while at < text.len() && !text.is_char_boundary(at) {
-        at += 1;
-    }
-    at
+    text
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use agent_operator::{
         Epoch, NodeName,
         ids::{BootId, InstanceId},
         limits::{GRPC_MESSAGE_BYTES_MAX, HEARTBEAT_INTERVAL, TOKEN_RENEWAL},
+        text::error_chain,
     },
     proto::v1::{
         self, controller_message, supervisor_message,
@@ -153,7 +154,7 @@ pub async fn run(session: Session, shutdown: CancellationToken) {
         if session.inputs.send(Input::SessionDown).await.is_err() {
             return;
         }
-        tracing::warn!(address, error = %chain(&error), "no session with the controller");
+        tracing::warn!(address, error = %error_chain(&error), "no session with the controller");
         if let SessionError::Rejected { leader: Some(other), .. } = &error {
             leader = Some(other.clone());
         }
@@ -165,17 +166,6 @@ pub async fn run(session: Session, shutdown: CancellationToken) {
             () = tokio::time::sleep(pauses.next().unwrap_or(BACKOFF_MAX)) => {}
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn client(channel: Channel) -> SupervisorServiceClient<Channel> {
@@ -305,7 +295,7 @@ impl Session {
         let mut pauses = backoff();
         loop {
             if let Err(error) = self.upload_once(address).await {
-                tracing::warn!(error = %chain(&error), "the stream upload ended; trying again");
+                tracing::warn!(error = %error_chain(&error), "the stream upload ended; trying again");
             }
             tokio::time::sleep(pauses.next().unwrap_or(BACKOFF_MAX)).await;
         }

@@ -178,7 +178,7 @@ impl Worker {
         };
         if !matches!(error, JobError::Apply(ApplyError::NotLeading)) {
             let error: &dyn std::error::Error = &error;
-            tracing::warn!(run = key.1, error = %crate::lease::chain(error), "leave a node's word to a later try");
+            tracing::warn!(run = key.1, error = %agent_operator::domain::text::error_chain(error), "leave a node's word to a later try");
         }
         if self.parked.len() >= PARKED_MAX {
             tracing::warn!(run = key.1, "drop a node's word: too many wait");

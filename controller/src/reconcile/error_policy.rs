@@ -54,7 +54,7 @@ impl Failures {
             task = task.name_any(),
             kind = error.kind(),
             wait_millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
-            error = %crate::lease::chain(error),
+            error = %agent_operator::domain::text::error_chain(error),
             "a pass failed"
         );
         Action::requeue(wait)

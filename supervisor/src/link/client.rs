@@ -56,20 +56,13 @@ pub async fn run(socket: PathBuf, inputs: mpsc::Sender<Input>, shutdown: Cancell
         // One line per outage: a gateway that restarts is ordinary.
         let refused = matches!(error, LinkError::Connect(_));
         if !refused || !reported {
-            tracing::warn!(error = %chain(&error), "no link to the gateway");
+            tracing::warn!(error = %agent_operator::domain::text::error_chain(&error), "no link to the gateway");
         }
         reported = refused;
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(RECONNECT) => {}
         }
-    }
-}
-
-fn chain(error: &LinkError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agent_operator::{
     attempt::{CONTAINER_NAME, ENV_TOKEN},
-    domain::{Attempt, RunKey, RunUid, ids::PodUid, names},
+    domain::{Attempt, RunKey, RunUid, ids::PodUid, names, text::error_chain},
 };
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
@@ -158,7 +158,7 @@ async fn limited<T>(
 
 fn classify(error: kube::Error) -> PodError {
     let kube::Error::Api(status) = error else {
-        return PodError::Unavailable(chain(&error));
+        return PodError::Unavailable(error_chain(&error));
     };
     let words = status.message.clone();
     match status.code {
@@ -172,18 +172,6 @@ fn classify(error: kube::Error) -> PodError {
         409 => PodError::Precondition,
         _ => PodError::Unavailable(words),
     }
-}
-
-/// The error with its causes, for a log line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[async_trait]
