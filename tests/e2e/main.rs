@@ -4,5 +4,6 @@
 
 #![allow(clippy::panic, reason = "a helper of a test fails the test")]
 
+mod disruptive;
 mod scenarios;
 mod support;

@@ -3,7 +3,6 @@
 mod credentials;
 mod deletion;
 mod follow;
-mod kill_points;
 mod many_tasks;
 mod retries;
 mod sample;

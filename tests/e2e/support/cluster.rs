@@ -84,12 +84,12 @@ impl Cluster {
         task
     }
 
-    /// The task's runs in the order of their creation.
+    /// The task's runs in the order in which the state machine makes them.
     pub(crate) async fn runs(&self, namespace: &str, task: &str) -> Vec<AgentRun> {
         let api: Api<AgentRun> = Api::namespaced(self.client.clone(), namespace);
         let by_task = ListParams::default().fields(&format!("spec.taskRef.name={task}"));
         let mut runs = api.list(&by_task).await.expect("list of runs").items;
-        runs.sort_by_key(|run| (run.creation_timestamp(), run.spec.attempt));
+        runs.sort_by_key(order_of_work);
         runs
     }
 
@@ -203,4 +203,16 @@ pub(crate) fn run_phase(run: &AgentRun) -> String {
         .as_ref()
         .and_then(|status| status.phase.clone())
         .unwrap_or_else(|| "Pending".to_owned())
+}
+
+/// Plan, then rounds of implement and test, then the pull request. Times of objects cannot order them: they have a
+/// resolution of one second, and a short step takes less.
+fn order_of_work(run: &AgentRun) -> (u8, i64, u8) {
+    let attempt = i64::from(run.spec.attempt);
+    match run.spec.step.as_str() {
+        "plan" => (0, attempt, 0),
+        "implement" => (1, attempt, 0),
+        "test" => (1, attempt, 1),
+        _ => (2, attempt, 0),
+    }
 }
