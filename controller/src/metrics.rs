@@ -41,6 +41,7 @@ struct Inner {
     stream_gaps: Family<ChannelLabel, Counter>,
     stored_bytes: Gauge,
     followers: Gauge,
+    followers_dropped: Counter,
     reconcile_errors: Family<KindLabel, Counter>,
     auth_refusals: Family<CodeLabel, Counter>,
     bad_messages: Counter,
@@ -66,6 +67,7 @@ impl Metrics {
             stream_gaps: Family::default(),
             stored_bytes: Gauge::default(),
             followers: Gauge::default(),
+            followers_dropped: Counter::default(),
             reconcile_errors: Family::default(),
             auth_refusals: Family::default(),
             bad_messages: Counter::default(),
@@ -81,6 +83,8 @@ impl Metrics {
         let stored = inner.stored_bytes.clone();
         registry.register("stream_stored_bytes", "Bytes in the stream store", stored);
         registry.register("followers", "Open Follow calls", inner.followers.clone());
+        let dropped = inner.followers_dropped.clone();
+        registry.register("followers_dropped", "Follow calls whose peer took nothing", dropped);
         let errors = inner.reconcile_errors.clone();
         registry.register("reconcile_errors", "Failed reconciles by kind", errors);
         let refusals = inner.auth_refusals.clone();
@@ -138,6 +142,11 @@ impl Metrics {
     /// A Follow call has begun (1) or ended (-1).
     pub fn followers(&self, change: i64) {
         self.0.followers.inc_by(change);
+    }
+
+    /// A Follow call was given up, for its peer took nothing.
+    pub fn follower_dropped(&self) {
+        self.0.followers_dropped.inc();
     }
 
     /// A reconcile has failed; `kind` is one of its errors' `kind()`.

@@ -125,6 +125,17 @@ pub struct Args {
     /// How long the pod of a finished and recorded run stays, so that its log can be read.
     #[arg(long, env = "POD_RETENTION", default_value = "10m")]
     pub pod_retention: GoDuration,
+    /// How long the streams of a finished attempt stay on the node.
+    #[arg(long, env = "STREAM_RETENTION", default_value = "24h")]
+    pub stream_retention: GoDuration,
+    /// Most MiB of streams on the node; the oldest finished attempts go first.
+    #[arg(
+        long,
+        env = "STREAMS_MIB",
+        default_value_t = 2048,
+        value_parser = clap::value_parser!(u64).range(64..=1_048_576)
+    )]
+    pub streams_mib: u64,
     /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "HTTP_ADDRESS", default_value = "0.0.0.0:9090")]
     pub http_address: SocketAddr,

@@ -35,11 +35,13 @@ use crate::{
         runner::{self, INPUTS_MAX, Input, Runner, Settings},
         workers::{GatewayAddress, Tools},
     },
-    streams::Streams,
+    streams::{Retention, Streams},
 };
 
 /// Pause between two rounds of retention.
 const RETENTION_PACE: Duration = Duration::from_mins(1);
+/// The same while little room is left.
+const PRESSED_PACE: Duration = Duration::from_secs(1);
 /// Random bytes of an instance id.
 const INSTANCE_BYTES: usize = 8;
 
@@ -49,7 +51,9 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let config = kube::Config::infer().await.context("no access to the API server")?;
     let client = watch::client(config).context("could not make an API client")?;
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
-    let streams = Streams::open(&args.data_dir.join("streams")).context("no place for streams")?;
+    let kept = Retention { age: args.stream_retention.get(), bytes: args.streams_mib << 20 };
+    let streams =
+        Streams::open(&args.data_dir.join("streams"), kept).context("no place for streams")?;
     let streams = Arc::new(streams);
     let (ledger, memory) = open_ledger(&args.data_dir, &metrics)?;
     let tools = tools(&args, client.clone(), Arc::clone(&streams), inputs.clone());
@@ -202,9 +206,12 @@ async fn on_own_thread(
 
 /// Drops old streams of attempts that the ledger is done with.
 async fn retention(streams: Arc<Streams>, inputs: mpsc::Sender<Input>) {
-    let mut pace = tokio::time::interval(RETENTION_PACE);
     loop {
-        pace.tick().await;
+        tokio::select! {
+            () = tokio::time::sleep(RETENTION_PACE) => {}
+            // At once when room is short, but not again and again when nothing can be dropped.
+            () = streams.budget.pressed.notified() => tokio::time::sleep(PRESSED_PACE).await,
+        }
         let (answer, snapshot) = oneshot::channel();
         if inputs.send(Input::Snapshot(answer)).await.is_err() {
             return;

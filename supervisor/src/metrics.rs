@@ -28,7 +28,7 @@ pub struct Metrics {
     /// Kubelet records that contradict the runner.
     pub exit_mismatches: Counter<u64, AtomicU64>,
     /// Odd input that was dropped: `stale_epoch`, `unknown_attempt`, `ledger_torn`,
-    /// `ledger_damaged`, `ledger_unknown`.
+    /// `ledger_damaged`, `ledger_unknown`, `events_unstored`.
     pub dropped: Family<Kind, Counter<u64, AtomicU64>>,
     /// Whether the session with the controller is up.
     pub session_up: Gauge<i64, AtomicI64>,

@@ -1,11 +1,16 @@
 //! The byte streams of attempts, kept on the node's disk until retention ends and uploaded from the
 //! offset that the controller acknowledges.
 //!
-//! - [`spool`]: one stream on disk: append-only segments addressed by offset, holes as gaps.
+//! - [`spool`]: one stream on disk: append-only segments addressed by offset.
+//! - [`gaps`]: its holes, with their reasons and exact sizes.
+//! - [`budget`]: what all of them may hold together.
 //! - [`upload`]: carries all spools over one Stream RPC.
 //!
 //! This module is the registry of both, and the retention.
 
+pub mod budget;
+pub mod gaps;
+mod slots;
 pub mod spool;
 pub mod upload;
 
@@ -25,12 +30,28 @@ use agent_operator::domain::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use self::spool::{Spool, SpoolError};
+use self::{
+    budget::Budget,
+    spool::{Spool, SpoolError},
+};
 
-/// How long the streams of a finished attempt stay on the node.
-pub const RETENTION: Duration = Duration::from_hours(24);
-/// Most bytes of finished attempts on the node; the oldest go first.
-pub const RETENTION_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// How much the node keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// How long the streams of a finished attempt stay.
+    pub age: Duration,
+    /// Most bytes of all streams. The oldest finished attempts go first; where live ones alone are
+    /// too much, each of them loses its own oldest bytes.
+    pub bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        // A day, so that a night's logs are there in the morning; 2 GiB are a small part of any disk.
+        Self { age: Duration::from_hours(24), bytes: 2 << 30 }
+    }
+}
+
 /// File with the attempt's identity, so that streams are uploaded after the ledger forgot it.
 const IDENTITY_FILE: &str = "attempt.json";
 
@@ -40,6 +61,24 @@ const IDENTITY_FILE: &str = "attempt.json";
 struct Identity {
     run: RunRef,
     attempt: Attempt,
+}
+
+/// How many event records there were up to an offset, lost ones too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Counted {
+    next: u64,
+    end: u64,
+}
+
+/// The number of the event that comes next: what was counted, and what came behind it.
+fn next_event(events: &Spool) -> Result<u64, SpoolError> {
+    let counted = events.position().and_then(|text| serde_json::from_str::<Counted>(&text).ok());
+    let Counted { next, end } = counted.unwrap_or_default();
+    // A machine's crash may have taken what was counted; the numbers go on all the same.
+    if end > events.extent().end {
+        events.rewind(end)?;
+    }
+    Ok(next + events.count_lines(end)?)
 }
 
 /// Both streams of one attempt.
@@ -76,7 +115,9 @@ impl AttemptStreams {
         self.next_event.load(Ordering::Acquire)
     }
 
-    /// Keeps the records from `first` on that are not known yet.
+    /// Keeps the records from `first` on that are not known yet. Without an error they are on disk;
+    /// with one a gap of their exact size stands in their place, so asking for them again would not
+    /// help: they are to be acknowledged in both cases.
     pub fn append_events(&self, first: u64, records: &[EventRecord]) -> Result<(), SpoolError> {
         let known = usize::try_from(self.next_event().saturating_sub(first)).unwrap_or(usize::MAX);
         let mut bytes = Vec::new();
@@ -84,11 +125,12 @@ impl AttemptStreams {
             serde_json::to_writer(&mut bytes, record).map_err(SpoolError::Serialise)?;
             bytes.push(b'\n');
         }
-        // What could not be stored has become a gap; asking for it again would not help.
-        let stored = self.events.append(&bytes);
+        let stored = self.events.append_durable(&bytes);
         let next = first.saturating_add(records.len() as u64).max(self.next_event());
         self.next_event.store(next, Ordering::Release);
-        stored
+        let counted = Counted { next, end: self.events.extent().end };
+        let counted = serde_json::to_string(&counted).map_err(SpoolError::Serialise)?;
+        stored.and(self.events.save_position(&counted))
     }
 
     /// Size and holes of the log so far.
@@ -106,6 +148,9 @@ impl AttemptStreams {
 #[derive(Debug)]
 pub struct Streams {
     dir: PathBuf,
+    retention: Retention,
+    /// What is used of it.
+    pub budget: Arc<Budget>,
     attempts: Mutex<BTreeMap<RunKey, Arc<AttemptStreams>>>,
     /// Something changed that the uploader should look at.
     pub changed: Arc<Notify>,
@@ -113,10 +158,12 @@ pub struct Streams {
 
 impl Streams {
     /// Opens what is under `dir`. Folders that cannot be read are left alone.
-    pub fn open(dir: &Path) -> Result<Self, SpoolError> {
+    pub fn open(dir: &Path, retention: Retention) -> Result<Self, SpoolError> {
         std::fs::create_dir_all(dir)?;
         let streams = Self {
             dir: dir.to_owned(),
+            retention,
+            budget: Arc::new(Budget::new(retention.bytes)),
             attempts: Mutex::default(),
             changed: Arc::new(Notify::new()),
         };
@@ -148,10 +195,12 @@ impl Streams {
         let identity = Identity { run: run.clone(), attempt };
         let text = serde_json::to_vec(&identity).map_err(SpoolError::Serialise)?;
         std::fs::write(dir.join(IDENTITY_FILE), text)?;
-        let spool =
-            |channel: Channel| Spool::open(&dir.join(channel.as_str()), Arc::clone(&self.changed));
+        let spool = |channel: Channel| {
+            let (budget, changed) = (Arc::clone(&self.budget), Arc::clone(&self.changed));
+            Spool::open(&dir.join(channel.as_str()), budget, changed)
+        };
         let (log, events) = (spool(Channel::Log)?, spool(Channel::Events)?);
-        let next_event = AtomicU64::new(events.count_lines()?);
+        let next_event = AtomicU64::new(next_event(&events)?);
         let streams =
             Arc::new(AttemptStreams { run: run.clone(), attempt, log, events, next_event, dir });
         attempts.insert(key, Arc::clone(&streams));
@@ -181,16 +230,15 @@ impl Streams {
             .map(|streams| (streams.log.modified().max(streams.events.modified()), streams))
             .collect();
         finished.sort_by_key(|(modified, _)| *modified);
-        let size = |streams: &AttemptStreams| streams.log.stored() + streams.events.stored();
-        let mut total: u64 = finished.iter().map(|(_, streams)| size(streams)).sum();
+        let mut total = self.budget.used();
         for (modified, streams) in finished {
             // A time in the future (the wall clock was set back) is young, an unreadable one is old.
-            let young = |at| now.duration_since(at).map_or(true, |age| age <= RETENTION);
+            let young = |at| now.duration_since(at).map_or(true, |age| age <= self.retention.age);
             let old = !modified.is_some_and(young);
-            if !old && total <= RETENTION_BYTES_MAX {
+            if !old && total <= self.budget.pressure_mark() {
                 continue;
             }
-            total = total.saturating_sub(size(&streams));
+            total = total.saturating_sub(streams.log.stored() + streams.events.stored());
             let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
             attempts.remove(&streams.key());
             if let Err(error) = std::fs::remove_dir_all(&streams.dir) {

@@ -5,21 +5,22 @@
 
 mod cursor;
 mod lines;
+mod outbox;
 mod tell;
 mod wait;
 
+pub(super) use self::outbox::outbox;
+
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use agent_operator::{
-    domain::{RunUid, stream::Channel},
-    proto::v1,
-};
-use tokio::sync::{mpsc, watch};
+use agent_operator::domain::{RunUid, stream::Channel};
+use tokio::{sync::watch, time::Instant};
 use tonic::Status;
 
 use self::{
     cursor::Cursor,
     lines::{Batch, Line},
+    outbox::Outbox,
 };
 use super::status::from_store;
 use crate::{
@@ -35,8 +36,9 @@ const LOG_WAIT: Duration = Duration::from_secs(5);
 /// The same for its events, once the log is complete.
 const EVENTS_WAIT: Duration = Duration::from_secs(1);
 
-/// Events on their way to one follower.
-pub(super) type Out = mpsc::Sender<Result<v1::StepEvent, Status>>;
+/// How long nodes may take to find a controller that has just started, and to send again what it has
+/// not: their backoff and one round of streams.
+const NODES_WAIT: Duration = Duration::from_secs(30);
 
 /// What is followed.
 #[derive(Clone, Debug)]
@@ -64,6 +66,8 @@ pub(super) enum Stop {
     Gone,
     /// It has to be told.
     Status(Status),
+    /// It takes nothing.
+    Stalled,
 }
 
 impl std::convert::From<Status> for Stop {
@@ -98,7 +102,7 @@ pub(super) struct Follower {
     stay: bool,
     cursor: Cursor,
     visited: HashSet<RunUid>,
-    out: Out,
+    out: Arc<Outbox>,
 }
 
 impl Follower {
@@ -109,7 +113,7 @@ impl Follower {
         target: Target,
         from: From,
         stay: bool,
-        out: Out,
+        out: Arc<Outbox>,
     ) -> Result<Self, Status> {
         let (visited, cursor) = (HashSet::new(), Cursor::default());
         let mut follower = Self { catalog, store, target, stay, cursor, visited, out };
@@ -260,8 +264,13 @@ impl Follower {
                 continue;
             }
             if terminal || superseded || !self.stay {
-                let until = quiet_since + self.patience(&look, run.as_deref());
-                if self.stay && !look.is_over() && clock::instant() < until {
+                let until = self.patience(&look, run.as_deref(), quiet_since);
+                // What ended without a word may be at its node; the present is not waited for.
+                let wait = self.stay || (terminal && !look.absent.is_empty());
+                if wait && !look.is_over() && clock::instant() < until {
+                    if terminal && !look.absent.is_empty() {
+                        self.store.demand().want(uid);
+                    }
                     self.wait_either(&mut changes, &mut arrivals, Some(until)).await?;
                     continue;
                 }
@@ -273,11 +282,16 @@ impl Follower {
         }
     }
 
-    /// How long to wait for what is missing of a run that has ended.
-    fn patience(&self, look: &Look, run: Option<&RunView>) -> Duration {
+    /// Until when to wait for what is missing of a run that has ended.
+    fn patience(&self, look: &Look, run: Option<&RunView>, quiet_since: Instant) -> Instant {
         let log_is_whole = look.ended.contains(&Channel::Log)
             || run.is_some_and(|run| run.is_terminal() && self.has_log(run));
-        if log_is_whole { EVENTS_WAIT } else { LOG_WAIT }
+        if log_is_whole {
+            return quiet_since + EVENTS_WAIT;
+        }
+        let patience = quiet_since + LOG_WAIT;
+        let connected = run.is_none_or(|run| self.store.demand().is_connected(&run.node));
+        if connected { patience } else { patience.max(self.store.opened() + NODES_WAIT) }
     }
 
     /// Whether the store has the log up to the size that the run's status names.

@@ -3,18 +3,15 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use agent_operator::{convert::wire_timestamp, proto::v1};
-use tokio::{
-    sync::{Semaphore, mpsc},
-    time::timeout_at,
-};
-use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio::{sync::Semaphore, time::timeout_at};
+use tokio_stream::Stream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use v1::{follow_request::Target as Wanted, step_service_server::StepService};
 
 use super::{
-    auth::{Authority, Caller},
-    follow::{Follower, From, Stop, Target},
+    auth::{Authority, Caller, Reviewed},
+    follow::{Follower, From, Stop, Target, outbox},
 };
 use crate::{
     catalog::{Catalog, RunView},
@@ -23,9 +20,13 @@ use crate::{
     streams::StreamStore,
 };
 
-/// Events that wait for a follower's connection: enough to fill a window, few enough that a
-/// thousand slow followers stay small.
-const EVENTS_MAX: usize = 64;
+/// Pause between two looks at the rights of whoever follows: a right that was withdrawn ends a call
+/// within this time.
+const RIGHTS_PERIOD: Duration = Duration::from_mins(5);
+
+/// How long a call goes on while the cluster cannot be asked about its rights: outages of the API
+/// server of some minutes must not end the telling.
+const RIGHTS_TRUST: Duration = Duration::from_mins(15);
 
 /// Followers at once in this process.
 const FOLLOWERS_MAX: usize = 1024;
@@ -69,7 +70,7 @@ impl Steps {
 
     /// Lets the caller read in `namespace`, or refuses. Comes before every look at an object, so
     /// that nobody learns what exists elsewhere.
-    async fn permit<T>(&self, request: &Request<T>, namespace: &str) -> Result<(), Status> {
+    async fn permit<T>(&self, request: &Request<T>, namespace: &str) -> Result<Reviewed, Status> {
         name("namespace", namespace)?;
         let Some(Caller::User(user)) = request.extensions().get::<Caller>() else {
             return Err(Status::unauthenticated("no user"));
@@ -80,7 +81,7 @@ impl Steps {
         }
         permitted?;
         if self.catalog.synced() {
-            Ok(())
+            Ok(user.clone())
         } else {
             Err(Status::unavailable("the controller has just started; try again"))
         }
@@ -130,7 +131,7 @@ impl StepService for Steps {
         &self,
         request: Request<v1::FollowRequest>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        self.permit(&request, &request.get_ref().namespace).await?;
+        let user = self.permit(&request, &request.get_ref().namespace).await?;
         let slot = self
             .followers
             .clone()
@@ -146,27 +147,30 @@ impl StepService for Steps {
             (true, Some(count)) => From::Tail(usize::try_from(count).unwrap_or(usize::MAX)),
             (true, None) => From::Start,
         };
-        let (out, events) = mpsc::channel(EVENTS_MAX);
+        let (out, events) = outbox();
+        let out = Arc::new(out);
         let (catalog, store) = (self.catalog.clone(), self.store.clone());
         let follower =
             Follower::new(catalog, store, target, from, wanted.follow, out.clone()).await?;
+        let rights = rights(self.authority.clone(), user, wanted.namespace);
         let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             metrics.followers(1);
             let ended = tokio::select! {
                 ended = follower.run() => ended,
+                lost = rights => Err(lost.into()),
                 () = stop.cancelled() => {
                     Err(Status::unavailable("shutting down; go on from the last cursor").into())
                 }
             };
-            if let Err(Stop::Status(status)) = ended {
-                // Best effort: a follower that does not read learns by the closed stream.
-                let _ = out.try_send(Err(status));
+            if matches!(ended, Err(Stop::Stalled)) {
+                metrics.follower_dropped();
             }
+            out.end(ended);
             metrics.followers(-1);
             drop(slot);
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+        Ok(Response::new(Box::pin(events)))
     }
 
     async fn get_run(
@@ -207,6 +211,23 @@ impl StepService for Steps {
             runs.last().filter(|_| more).map(|run| run.name.clone()).unwrap_or_default();
         let runs = runs.iter().map(|run| wire(run)).collect();
         Ok(Response::new(v1::ListRunsResponse { runs, next_page_token }))
+    }
+}
+
+/// Ends when the user may not read in `namespace` any more, or nobody could say so for too long.
+async fn rights(authority: Arc<Authority>, user: Reviewed, namespace: String) -> Status {
+    let mut known = clock::instant();
+    loop {
+        tokio::time::sleep(RIGHTS_PERIOD).await;
+        match authority.permit_reader(&user, &namespace).await {
+            Ok(()) => known = clock::instant(),
+            Err(status) if status.code() == Code::Unavailable => {
+                if clock::instant().saturating_duration_since(known) >= RIGHTS_TRUST {
+                    return status;
+                }
+            }
+            Err(status) => return status,
+        }
     }
 }
 

@@ -1,10 +1,6 @@
 //! Bulk bytes of one node: chunks in, acknowledgements out.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use agent_operator::{
     convert::{self, ConvertError},
@@ -65,7 +61,7 @@ pub(super) async fn serve(
     let mut upload = Upload {
         context,
         node,
-        opened: HashSet::new(),
+        opened: HashMap::new(),
         waiting: HashMap::new(),
         unsent: HashMap::new(),
     };
@@ -80,7 +76,7 @@ struct Upload {
     context: Context,
     node: NodeName,
     /// Streams of this call that have been opened.
-    opened: HashSet<StreamKey>,
+    opened: HashMap<StreamKey, RunRef>,
     /// Openings whose run this process has not seen yet: its watch may be behind the node.
     waiting: HashMap<StreamKey, Piece>,
     /// Latest acknowledgement of each stream that has not gone out; a later one replaces an earlier
@@ -92,6 +88,9 @@ impl Upload {
     async fn run(&mut self, mut inbound: Streaming<v1::Chunk>, acks: &Acks) -> Result<(), Status> {
         let stopping = self.context.stop.clone();
         let mut changes = self.context.catalog.changes();
+        let demand = self.context.store.demand().clone();
+        let _connected = demand.connect(&self.node);
+        let mut wishes = demand.changes();
         let mut looks = tokio::time::interval(LOOK_PERIOD);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -110,6 +109,8 @@ impl Upload {
                         self.retry_waiting().await?;
                     }
                 }
+                // Its sender lives as long as the store.
+                _ = wishes.changed() => self.send_again(),
                 message = inbound.message() => match message? {
                     Some(chunk) => {
                         let piece = check(chunk).map_err(|error| from_convert(&error))?;
@@ -138,7 +139,7 @@ impl Upload {
         if self.waiting.contains_key(&piece.key) {
             return Err(Status::failed_precondition("data before the opening was acknowledged"));
         }
-        if !self.opened.contains(&piece.key) {
+        if !self.opened.contains_key(&piece.key) {
             return Err(Status::failed_precondition("data of a stream that was not opened"));
         }
         self.store(piece).await
@@ -159,14 +160,32 @@ impl Upload {
                 run.name, run.node, self.node
             )));
         }
-        self.opened.insert(piece.key.clone());
+        self.opened.insert(piece.key.clone(), piece.run.clone());
         let store = &self.context.store;
-        if run.is_terminal() && store.position(&piece.key).is_none() && store.is_crowded() {
+        let wanted = !store.demand().take(|uid| *uid == piece.key.run).is_empty();
+        if !wanted
+            && run.is_terminal()
+            && store.position(&piece.key).is_none()
+            && store.is_crowded()
+        {
             // Retention took it out, and would take it out again.
             self.acknowledge(piece.key, &piece.run, Position { offset: 0, complete: true });
             return Ok(());
         }
         self.store(piece).await
+    }
+
+    /// Asks the node once more for streams that a follower misses.
+    fn send_again(&mut self) {
+        let wanted =
+            self.context.store.demand().take(|uid| self.opened.keys().any(|key| key.run == *uid));
+        for key in self.opened.keys().filter(|key| wanted.contains(&key.run)) {
+            let position = self.context.store.position(key).unwrap_or_default();
+            if let Some(run) = self.opened.get(key).filter(|_| !position.complete) {
+                let ack = ack(key, run, position);
+                self.unsent.insert(key.clone(), v1::Ack { again: true, ..ack });
+            }
+        }
     }
 
     async fn retry_waiting(&mut self) -> Result<(), Status> {
@@ -205,13 +224,19 @@ impl Upload {
     }
 
     fn acknowledge(&mut self, key: StreamKey, run: &RunRef, position: Position) {
-        let ack = v1::Ack {
-            run: Some(run.into()),
-            channel: v1::Channel::from(key.channel).into(),
-            offset: position.offset,
-            complete: position.complete,
-        };
-        self.unsent.insert(key, ack);
+        let again = self.unsent.get(&key).is_some_and(|ack| ack.again);
+        let ack = ack(&key, run, position);
+        self.unsent.insert(key, v1::Ack { again, ..ack });
+    }
+}
+
+fn ack(key: &StreamKey, run: &RunRef, position: Position) -> v1::Ack {
+    v1::Ack {
+        run: Some(run.into()),
+        channel: v1::Channel::from(key.channel).into(),
+        offset: position.offset,
+        complete: position.complete,
+        again: false,
     }
 }
 

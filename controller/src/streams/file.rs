@@ -1,8 +1,8 @@
-//! The two files of one stream.
+//! One stream: its bytes ([`Packed`]) and the index of its gaps and its end.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -10,7 +10,13 @@ use agent_operator::domain::stream::{Channel, Gap};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Piece, Position, StoreError};
+use super::{
+    Piece, Position, StoreError,
+    packed::{self, Packed},
+};
+
+/// Reason of a gap for bytes that are here but not readable any more.
+const CACHE_DAMAGED: &str = "CacheDamaged";
 
 /// Longest index that is read back: a stream with more gaps than fit in here is not worth keeping.
 const INDEX_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -26,13 +32,11 @@ enum IndexLine {
     End { offset: u64 },
 }
 
-/// A stream: where it stands and its holes, in memory; its bytes on disk. Holds no open file: there
-/// may be many thousands of streams, and an open costs little beside a chunk.
+/// A stream: where it stands and its holes, in memory; its bytes on disk.
 #[derive(Debug)]
 pub(super) struct StreamFile {
-    data_path: PathBuf,
+    data: Packed,
     index_path: PathBuf,
-    stored: u64,
     lost: u64,
     gaps: Vec<Gap>,
     complete: bool,
@@ -42,12 +46,9 @@ impl StreamFile {
     /// Opens or creates the files of `channel` in `folder` and cuts off what a crash left half
     /// written.
     pub(super) fn open(folder: &Path, channel: Channel) -> Result<Self, StoreError> {
-        let data_path = folder.join(format!("{channel}.data"));
+        let data = Packed::open(folder, channel)?;
         let index_path = folder.join(format!("{channel}.index"));
-        let data = append_to(&data_path).map_err(|source| failed("open", &data_path, source))?;
-        let stored = data.metadata().map_err(|source| failed("inspect", &data_path, source))?.len();
-        let mut stream =
-            Self { data_path, index_path, stored, lost: 0, gaps: Vec::new(), complete: false };
+        let mut stream = Self { data, index_path, lost: 0, gaps: Vec::new(), complete: false };
         stream.load_index()?;
         Ok(stream)
     }
@@ -83,7 +84,7 @@ impl StreamFile {
             Ok(IndexLine::Gap(gap)) => {
                 let fits = gap.to > gap.from
                     && self.gaps.last().is_none_or(|last| gap.from >= last.to)
-                    && gap.from <= self.stored + self.lost;
+                    && gap.from <= self.data.length() + self.lost;
                 if fits {
                     self.push_gap(gap);
                 }
@@ -108,26 +109,22 @@ impl StreamFile {
 
     /// Where the stream stands.
     pub(super) fn position(&self) -> Position {
-        Position { offset: self.stored + self.lost, complete: self.complete }
+        Position { offset: self.data.length() + self.lost, complete: self.complete }
     }
 
     /// Bytes on disk.
-    pub(super) fn stored(&self) -> u64 {
-        self.stored
+    pub(super) fn on_disk(&self) -> u64 {
+        self.data.on_disk()
+    }
+
+    /// Bytes that are here, unpacked.
+    pub(super) fn here(&self) -> u64 {
+        self.data.length()
     }
 
     /// Appends bytes at the resume offset.
     pub(super) fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
-        let write = || {
-            let mut file = append_to(&self.data_path)?;
-            let written = file.write_all(data);
-            // After a short write the true length is what the file says, not what was hoped for.
-            Ok((file.metadata()?.len(), written))
-        };
-        let (length, written) =
-            write().map_err(|source| failed("append to", &self.data_path, source))?;
-        self.stored = length;
-        written.map_err(|source| failed("append to", &self.data_path, source))
+        self.data.append(data)
     }
 
     /// Records that the bytes from the resume offset up to `to` are lost.
@@ -176,15 +173,13 @@ impl StreamFile {
             }
         }
         let length = usize::try_from(until - offset).unwrap_or(max).min(max);
-        let mut buffer = vec![0; length];
-        let mut read = || {
-            // An own handle, for the shared one's position belongs to nobody.
-            let mut file = File::open(&self.data_path)?;
-            file.seek(SeekFrom::Start(offset - lost_before))?;
-            file.read_exact(&mut buffer)
-        };
-        read().map_err(|source| failed("read", &self.data_path, source))?;
-        Ok(Piece::Data(Bytes::from(buffer)))
+        match self.data.read(offset - lost_before, length)? {
+            packed::Bytes::Here(bytes) => Ok(Piece::Data(Bytes::from(bytes))),
+            packed::Bytes::Damaged { until: end } => {
+                let to = (end + lost_before).min(until);
+                Ok(Piece::Gap(Gap { from: offset, to, reason: CACHE_DAMAGED.to_owned() }))
+            }
+        }
     }
 }
 

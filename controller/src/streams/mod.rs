@@ -1,18 +1,23 @@
 //! Bounded disk store of the byte streams of runs: what nodes send, and what `Follow` reads.
 //!
 //! A cache, not a record: what it has lost is asked of the nodes again (resume offset 0), and what
-//! they no longer have becomes a gap. One folder a run, two files a stream: `<channel>.data` holds
-//! the bytes without the lost ones, `<channel>.index` the gaps and the end, one JSON object a line.
-//! An offset of a stream counts lost bytes too, so the resume offset is the length of the data plus
-//! the size of the gaps. Nothing is synced: after a crash of the machine the files are shorter, and
-//! the node sends the rest again.
+//! they no longer have becomes a gap. One folder a run, three files a stream: `<channel>.zst` and
+//! `<channel>.data` hold the bytes without the lost ones ([`packed`]), `<channel>.index` the gaps and
+//! the end, one JSON object a line. An offset of a stream counts lost bytes too, so the resume offset
+//! is the length of the bytes plus the size of the gaps. Nothing is synced: after a crash of the
+//! machine the files are shorter, and the node sends the rest again.
 
+mod demand;
 mod file;
+mod packed;
 mod store;
 #[cfg(test)]
 mod tests;
 
-pub use self::store::{Limits, StreamStore};
+pub use self::{
+    demand::Demand,
+    store::{Limits, StreamStore},
+};
 
 use std::io;
 

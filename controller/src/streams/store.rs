@@ -15,16 +15,21 @@ use agent_operator::domain::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Piece, Position, StoreError, StreamKey,
+    Demand, Piece, Position, StoreError, StreamKey,
     file::{StreamFile, failed, remove},
 };
+use crate::clock;
 
 /// Reason of a gap where the node no longer had the bytes that this store lacks.
 const NOT_RETAINED: &str = "NotRetained";
 /// Reason of a gap where this store had no room.
 const STORE_FULL: &str = "StoreFull";
 
-/// How much the store keeps.
+/// How much longer than its share on disk a stream may be unpacked: text packs to an eighth or so, and
+/// what packs better is a flood of the same line.
+const UNPACKED_FACTOR: u64 = 8;
+
+/// How much the store keeps, as it is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of all streams; beyond it the oldest finished runs go first.
@@ -83,13 +88,21 @@ pub struct StreamStore {
     root: PathBuf,
     limits: Limits,
     table: Mutex<Table>,
+    demand: Arc<Demand>,
+    opened: Instant,
 }
 
 impl StreamStore {
     /// Opens the store in `root` and takes over what an earlier process left.
     pub fn open(root: &Path, limits: Limits) -> Result<Self, StoreError> {
         fs::create_dir_all(root).map_err(|source| failed("create", root, source))?;
-        let store = Self { root: root.to_owned(), limits, table: Mutex::new(Table::default()) };
+        let store = Self {
+            root: root.to_owned(),
+            limits,
+            table: Mutex::new(Table::default()),
+            demand: Arc::default(),
+            opened: clock::instant(),
+        };
         let listing = fs::read_dir(root).map_err(|source| failed("list", root, source))?;
         let mut found = Vec::new();
         for entry in listing {
@@ -162,10 +175,13 @@ impl StreamStore {
                 return Ok(());
             }
             let fresh = &data[known..];
-            if room && stream.stored() + fresh.len() as u64 <= limit {
+            let size = fresh.len() as u64;
+            let fits = stream.on_disk() + size <= limit
+                && stream.here() + size <= limit.saturating_mul(UNPACKED_FACTOR);
+            if room && fits {
                 stream.append(fresh)
             } else {
-                stream.skip(expected + fresh.len() as u64, STORE_FULL)
+                stream.skip(expected + size, STORE_FULL)
             }
         })
     }
@@ -239,6 +255,16 @@ impl StreamStore {
                 tracing::warn!(%error, "streams of a forgotten run stay on disk");
             }
         }
+    }
+
+    /// What followers miss here.
+    pub fn demand(&self) -> &Arc<Demand> {
+        &self.demand
+    }
+
+    /// When this process opened the store: nodes need a moment to find it and to fill it again.
+    pub fn opened(&self) -> Instant {
+        self.opened
     }
 
     /// Bytes on disk.
@@ -342,7 +368,7 @@ impl StreamStore {
 
 fn measure(streams: &HashMap<Channel, StreamFile>) -> Size {
     Size {
-        bytes: streams.values().map(StreamFile::stored).sum(),
+        bytes: streams.values().map(StreamFile::on_disk).sum(),
         present: !streams.is_empty(),
         finished: !streams.is_empty() && streams.values().all(|s| s.position().complete),
     }

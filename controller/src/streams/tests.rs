@@ -123,7 +123,7 @@ fn a_truncated_tail_takes_later_gaps_and_the_end_with_it() {
     store.end(&key("r1"), 8, now()).unwrap();
     drop(store);
     let data = root.path().join("r1/log.data");
-    fs::OpenOptions::new().write(true).open(&data).unwrap().set_len(3).unwrap();
+    fs::OpenOptions::new().write(true).open(&data).unwrap().set_len(8 + 3).unwrap();
     let store = open(root.path());
     assert_eq!(store.position(&key("r1")), Some(at(3)));
     store.append(&key("r1"), 3, b"d", now()).unwrap();
@@ -264,4 +264,75 @@ fn a_store_is_crowded_above_three_quarters() {
     assert!(!store.is_crowded());
     store.append(&key("r1"), 6, b"7", now()).unwrap();
     assert!(store.is_crowded());
+}
+
+#[test]
+fn a_long_stream_is_packed_and_reads_as_it_was_also_after_reopening() {
+    let root = tempfile::tempdir().unwrap();
+    let mut store = open(root.path());
+    let mut written = Vec::new();
+    for line in 0..60_000 {
+        written.extend_from_slice(format!("{line:08} a line of an ordinary log\n").as_bytes());
+    }
+    let middle = written.len() as u64 / 2;
+    for (at, piece) in written.chunks(50_000).enumerate() {
+        store.append(&key("r1"), (at * 50_000) as u64, piece, now()).unwrap();
+        if at % 10 == 9 {
+            drop(store);
+            store = open(root.path());
+        }
+    }
+    for from in [0, 1, 131_071, 131_072, middle] {
+        let mut read = Vec::new();
+        while let Piece::Data(data) =
+            store.read(&key("r1"), from + read.len() as u64, 70_000).unwrap()
+        {
+            read.extend_from_slice(&data);
+        }
+        assert!(read == written[usize::try_from(from).unwrap()..], "from {from}");
+    }
+    println!("{} bytes of log in {} bytes on disk", written.len(), store.bytes());
+    assert!(store.bytes() < written.len() as u64 / 4);
+}
+
+/// Cut anywhere, a stream is a shorter one: never bytes at a wrong place.
+#[test]
+fn files_cut_by_a_crash_leave_a_beginning_of_the_stream() {
+    let text: Vec<u8> = (0..40_000_u32).flat_map(|n| format!("{n:07}\n").into_bytes()).collect();
+    for (file, keep) in
+        [("log.zst", 0), ("log.zst", 5), ("log.zst", 3000), ("log.data", 0), ("log.data", 9)]
+    {
+        let root = tempfile::tempdir().unwrap();
+        let store = open(root.path());
+        for (at, piece) in text.chunks(90_000).enumerate() {
+            store.append(&key("r1"), (at * 90_000) as u64, piece, now()).unwrap();
+        }
+        drop(store);
+        let path = root.path().join("r1").join(file);
+        fs::OpenOptions::new().write(true).open(path).unwrap().set_len(keep).unwrap();
+        let store = open(root.path());
+        let end = usize::try_from(store.position(&key("r1")).unwrap().offset).unwrap();
+        let mut read = Vec::new();
+        while let Piece::Data(data) = store.read(&key("r1"), read.len() as u64, 1 << 20).unwrap() {
+            read.extend_from_slice(&data);
+        }
+        assert!(read == text[..end], "{file} cut to {keep}");
+        store.append(&key("r1"), end as u64, b"more", now()).unwrap();
+    }
+}
+
+#[test]
+fn a_block_that_does_not_unpack_is_a_gap_of_its_size() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    store.append(&key("r1"), 0, &[b'x'; 200_000], now()).unwrap();
+    store.append(&key("r1"), 200_000, b"behind", now()).unwrap();
+    let path = root.path().join("r1/log.zst");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let gap = Gap { from: 10, to: 200_000, reason: "CacheDamaged".into() };
+    assert_eq!(store.read(&key("r1"), 10, 99).unwrap(), Piece::Gap(gap));
+    assert_eq!(store.read(&key("r1"), 200_000, 99).unwrap(), Piece::Data("behind".into()));
 }

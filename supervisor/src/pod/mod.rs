@@ -5,13 +5,11 @@
 //! - [`client`]: the few calls on pods, behind a trait.
 //! - [`watch`]: the node's pods as they change.
 //! - [`logs`]: the container's log files, read as they are written.
-//! - [`cri`]: the runtime's log format (pure).
 //! - [`cgroup`]: whether anything of a container still runs.
 
 pub mod build;
 pub mod cgroup;
 pub mod client;
-pub mod cri;
 pub mod digest;
 pub mod logs;
 pub mod watch;

@@ -107,6 +107,7 @@ impl SupervisorService for Double {
                     channel: chunk.channel,
                     offset: chunk.offset + sent,
                     complete: end,
+                    again: false,
                 };
                 if chunks.send(chunk).await.is_err() || acks.send(Ok(ack)).await.is_err() {
                     return;
@@ -150,7 +151,9 @@ async fn rig() -> Rig {
     let (address, sessions, chunks) = serve().await;
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("token"), "projected\n").unwrap();
-    let streams = Arc::new(Streams::open(&dir.path().join("streams")).unwrap());
+    let streams = Arc::new(
+        Streams::open(&dir.path().join("streams"), crate::streams::Retention::default()).unwrap(),
+    );
     let (to_runner, inputs) = mpsc::channel(64);
     let session = Session {
         settings: Settings {

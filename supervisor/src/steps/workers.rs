@@ -25,7 +25,7 @@ use crate::{
         cgroup::Cgroups,
         client::{Adoption, PodApi, PodError, judge, owned},
         digest::digest,
-        logs::{self, Waker},
+        logs::{self, Folder, Waker},
     },
     streams::{AttemptStreams, Streams},
 };
@@ -219,7 +219,7 @@ impl Workers {
         hands.log = Some(drain.clone());
         let tools = Arc::clone(&self.tools);
         let pod = names::pod_name(&at.name, &at.uid, run.attempt);
-        let folder = logs::log_dir(&tools.pod_log_dir, &at.namespace, &pod, uid);
+        let folder = Folder::new(&tools.pod_log_dir, &at.namespace, &pod, uid);
         let Some(streams) = attempt_streams(&tools.streams, at, run) else { return };
         self.spawn(async move {
             let waker = Arc::clone(&tools.waker);

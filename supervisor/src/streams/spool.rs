@@ -1,10 +1,16 @@
-//! One append-only byte stream on disk. Segments are files named by the offset of their first byte,
-//! so a hole between two segments *is* the record of lost bytes, and dropping the oldest segment is
-//! all it takes to bound the whole.
+//! One append-only byte stream on disk. Segments are files named by the offset of their first byte;
+//! holes stand in a table of their own ([`super::gaps`]), with their reasons.
+//!
+//! What is on disk when: [`Spool::append`] hands bytes to the kernel, so they survive the death of
+//! this process; each segment is synced when it is full and when the stream is complete, so a crash
+//! of the machine costs at most [`SEGMENT_BYTES`], which then is a hole of exact size.
+//! [`Spool::append_durable`] comes back when the bytes are on disk.
+
+mod read;
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read as _},
+    io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,14 +20,20 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use super::{
+    budget::Budget,
+    gaps::{GapReason, Gaps, Hole},
+    slots::Slots,
+};
+
 /// Size at which a new segment begins.
 const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
-/// Most bytes of one stream on the node; beyond, its oldest segments go.
-const SPOOL_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Marks a stream that will not grow any more.
 const COMPLETE_FILE: &str = "complete";
 /// Where the reader of the stream's source stands.
 const POSITION_FILE: &str = "position";
+/// The holes.
+const GAPS_FILE: &str = "gaps";
 
 /// A spool could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +44,9 @@ pub enum SpoolError {
     /// A record did not serialise.
     #[error("could not serialise a stream's record")]
     Serialise(#[source] serde_json::Error),
+    /// The bytes are a hole now, for there is no room within the bound.
+    #[error("no room for a stream's bytes")]
+    Full,
 }
 
 /// What stands at an offset.
@@ -41,8 +56,10 @@ pub enum Piece {
     Data(Bytes),
     /// Nothing up to this offset: lost for good.
     Gap {
-        /// Offset of the next byte that exists.
+        /// Offset of the next byte that exists, or of a hole with another reason.
         to: u64,
+        /// Why.
+        reason: GapReason,
     },
     /// Nothing yet.
     Pending,
@@ -68,13 +85,16 @@ pub struct Extent {
 pub struct Spool {
     dir: PathBuf,
     inner: Mutex<Inner>,
+    position: Slots,
+    budget: Arc<Budget>,
     changed: Arc<Notify>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     /// Start and length, in order.
     segments: Vec<(u64, u64)>,
+    gaps: Gaps,
     /// The last segment, open for writing.
     file: Option<File>,
     /// Offset behind the last byte, lost ones included.
@@ -82,10 +102,18 @@ struct Inner {
     complete: bool,
 }
 
+impl Inner {
+    fn stored(&self) -> u64 {
+        self.segments.iter().map(|(_, length)| length).sum()
+    }
+}
+
 impl Spool {
     /// Opens (or makes) the stream in `dir`; `changed` is notified of every change.
-    pub fn open(dir: &Path, changed: Arc<Notify>) -> Result<Self, SpoolError> {
+    pub fn open(dir: &Path, budget: Arc<Budget>, changed: Arc<Notify>) -> Result<Self, SpoolError> {
         std::fs::create_dir_all(dir)?;
+        let gaps = Gaps::open(&dir.join(GAPS_FILE))?;
+        let position = Slots::open(&dir.join(POSITION_FILE))?;
         let mut segments = Vec::new();
         for entry in std::fs::read_dir(dir)?.flatten() {
             if let Some(start) = entry.file_name().to_str().and_then(segment_start) {
@@ -93,10 +121,15 @@ impl Spool {
             }
         }
         segments.sort_unstable();
-        let end = segments.last().map_or(0, |(start, length)| start + length);
+        for (start, length) in &mut segments {
+            *length =
+                gaps.first_behind(*start).map_or(*length, |hole| (hole - *start).min(*length));
+        }
+        let end = segments.last().map_or(0, |(start, length)| start + length).max(gaps.end());
         let complete = dir.join(COMPLETE_FILE).exists();
-        let inner = Inner { segments, file: None, end, complete };
-        Ok(Self { dir: dir.to_owned(), inner: Mutex::new(inner), changed })
+        let inner = Inner { segments, gaps, file: None, end, complete };
+        budget.take(inner.stored());
+        Ok(Self { dir: dir.to_owned(), inner: Mutex::new(inner), position, budget, changed })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -121,7 +154,7 @@ impl Spool {
 
     /// Bytes on disk.
     pub fn stored(&self) -> u64 {
-        self.lock().segments.iter().map(|(_, length)| length).sum()
+        self.lock().stored()
     }
 
     /// When it was last written; none if that cannot be found out.
@@ -131,8 +164,18 @@ impl Spool {
         std::fs::metadata(path).and_then(|data| data.modified()).ok()
     }
 
-    /// Appends bytes. When they cannot be stored they become a gap: offsets stay true.
+    /// Appends bytes. With an error they have become a hole of their size: offsets stay true, and
+    /// offering them again would double them.
     pub fn append(&self, bytes: &[u8]) -> Result<(), SpoolError> {
+        self.write(bytes, false)
+    }
+
+    /// The same; without an error the bytes are on disk, with one their hole is.
+    pub fn append_durable(&self, bytes: &[u8]) -> Result<(), SpoolError> {
+        self.write(bytes, true)
+    }
+
+    fn write(&self, bytes: &[u8], durable: bool) -> Result<(), SpoolError> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -140,23 +183,30 @@ impl Spool {
         if inner.complete {
             return Ok(());
         }
-        let stored = self.store(&mut inner, bytes);
-        if stored.is_err() {
-            // Whatever part of it reached the file is not counted on.
-            if let Some((start, length)) = inner.segments.last().copied() {
-                let file = OpenOptions::new().write(true).open(self.path(start));
-                let _ = file.and_then(|file| file.set_len(length));
-            }
-            inner.file = None;
+        let before = inner.segments.last().copied();
+        let mut stored = self.store(&mut inner, bytes);
+        if let (Ok(()), true, Some(file)) = (&stored, durable, &inner.file) {
+            stored = file.sync_data().map_err(SpoolError::Io);
         }
-        inner.end += bytes.len() as u64;
+        if let Err(error) = &stored {
+            self.take_back(&mut inner, before);
+            let full = matches!(error, SpoolError::Full);
+            let reason = if full { GapReason::SpoolFull } else { GapReason::DiskFailed };
+            self.lose(&mut inner, bytes.len() as u64, reason, durable);
+        } else {
+            inner.end += bytes.len() as u64;
+        }
         drop(inner);
         self.changed.notify_one();
         stored
     }
 
     fn store(&self, inner: &mut Inner, bytes: &[u8]) -> Result<(), SpoolError> {
-        let end = inner.end;
+        let (end, length) = (inner.end, bytes.len() as u64);
+        if inner.gaps.is_full() {
+            return Err(SpoolError::Full);
+        }
+        self.make_room(inner, length)?;
         let fits = inner
             .segments
             .last()
@@ -164,7 +214,9 @@ impl Spool {
         let start = match inner.segments.last() {
             Some((start, _)) if fits => *start,
             _ => {
-                inner.file = None;
+                if let Some(full) = inner.file.take() {
+                    full.sync_data()?;
+                }
                 inner.segments.push((end, 0));
                 end
             }
@@ -177,44 +229,97 @@ impl Spool {
         if let Some(file) = &inner.file {
             file.write_all_at(bytes, end - start)?;
         }
-        if let Some((_, length)) = inner.segments.last_mut() {
-            *length += bytes.len() as u64;
+        if let Some((_, stored)) = inner.segments.last_mut() {
+            *stored += length;
         }
-        self.bound(inner)
+        self.budget.take(length);
+        Ok(())
     }
 
-    /// Drops the oldest segments of a stream that is too long.
-    fn bound(&self, inner: &mut Inner) -> Result<(), SpoolError> {
-        let mut stored: u64 = inner.segments.iter().map(|(_, length)| length).sum();
-        while stored > SPOOL_BYTES_MAX && inner.segments.len() > 1 {
-            let (start, length) = inner.segments.remove(0);
-            std::fs::remove_file(self.path(start))?;
-            stored -= length;
+    /// Drops the oldest segments of this stream until `wanted` bytes fit.
+    fn make_room(&self, inner: &mut Inner, wanted: u64) -> Result<(), SpoolError> {
+        let too_much = |inner: &Inner| {
+            self.budget.refuses(wanted) || inner.stored() + wanted > self.budget.of_one_stream()
+        };
+        while too_much(inner) {
+            // The last one is being written.
+            if inner.segments.len() < 2 {
+                return Err(SpoolError::Full);
+            }
+            self.drop_oldest(inner)?;
         }
         Ok(())
     }
 
+    fn drop_oldest(&self, inner: &mut Inner) -> Result<(), SpoolError> {
+        let (start, length) = inner.segments[0];
+        std::fs::remove_file(self.path(start))?;
+        inner.segments.remove(0);
+        self.budget.give(length);
+        Ok(())
+    }
+
+    /// Undoes an append: the last segment is as `before`, in the table and on disk.
+    fn take_back(&self, inner: &mut Inner, before: Option<(u64, u64)>) {
+        inner.file = None;
+        let Some((start, length)) = inner.segments.last().copied() else { return };
+        if before.is_some_and(|(known, _)| known == start) {
+            let kept = before.map_or(0, |(_, length)| length);
+            self.budget.give(length - kept);
+            let file = OpenOptions::new().write(true).open(self.path(start));
+            // What cannot be cut off is written over, or found too long and cut at the next opening.
+            let _ = file.and_then(|file| file.set_len(kept));
+            if let Some((_, length)) = inner.segments.last_mut() {
+                *length = kept;
+            }
+        } else {
+            self.budget.give(length);
+            inner.segments.pop();
+            let _ = std::fs::remove_file(self.path(start));
+        }
+    }
+
+    fn lose(&self, inner: &mut Inner, bytes: u64, reason: GapReason, durable: bool) {
+        let from = inner.end;
+        inner.end += bytes.max(1);
+        let hole = Hole { from, to: inner.end, reason };
+        let mut kept = inner.gaps.push(hole);
+        if durable && kept.is_ok() {
+            kept = inner.gaps.sync();
+        }
+        if let Err(error) = kept {
+            tracing::error!(dir = %self.dir.display(), %error, "a gap is not on disk");
+        }
+    }
+
     /// Records that `bytes` bytes of the source are lost (at least one: a hole must be visible).
-    pub fn skip(&self, bytes: u64) {
+    pub fn skip(&self, bytes: u64, reason: GapReason) {
         let mut inner = self.lock();
         if !inner.complete {
-            inner.end += bytes.max(1);
+            self.lose(&mut inner, bytes, reason, false);
         }
         drop(inner);
         self.changed.notify_one();
     }
 
-    /// Takes the stream back to `offset`, from where its source will be read again.
+    /// Takes the stream to `offset`, from where its source will be read again. What should be before
+    /// it and is not was lost with the machine's memory.
     pub fn rewind(&self, offset: u64) -> Result<(), SpoolError> {
         let mut inner = self.lock();
-        if inner.complete || offset >= inner.end {
+        if inner.complete {
             return Ok(());
         }
         inner.file = None;
+        if offset > inner.end {
+            let lost = offset - inner.end;
+            self.lose(&mut inner, lost, GapReason::MachineCrashed, false);
+            return Ok(());
+        }
         while let Some((start, length)) = inner.segments.last().copied() {
             if start >= offset {
                 std::fs::remove_file(self.path(start))?;
                 inner.segments.pop();
+                self.budget.give(length);
                 continue;
             }
             if start + length > offset {
@@ -222,83 +327,45 @@ impl Spool {
                 file.set_len(offset - start)?;
                 inner.segments.pop();
                 inner.segments.push((start, offset - start));
+                self.budget.give(start + length - offset);
             }
             break;
         }
+        inner.gaps.rewind(offset)?;
         inner.end = offset;
         Ok(())
     }
 
-    /// Marks the stream as complete.
+    /// Marks the stream as complete, with all of it on disk.
     pub fn complete(&self) -> Result<(), SpoolError> {
         let mut inner = self.lock();
         if !inner.complete {
+            if let Some(file) = inner.file.take() {
+                file.sync_data()?;
+            }
+            inner.gaps.sync()?;
             File::create(self.dir.join(COMPLETE_FILE))?;
             inner.complete = true;
-            inner.file = None;
         }
         drop(inner);
         self.changed.notify_one();
         Ok(())
     }
 
-    /// What stands at `offset`, at most `max` bytes of it.
-    pub fn read(&self, offset: u64, max: usize) -> Result<Piece, SpoolError> {
-        let (found, end, complete) = {
-            let inner = self.lock();
-            let behind = inner.segments.iter().find(|(start, length)| start + length > offset);
-            (behind.copied(), inner.end, inner.complete)
-        };
-        match found {
-            Some((start, _)) if start > offset => Ok(Piece::Gap { to: start }),
-            Some((start, length)) => {
-                let left = start + length - offset;
-                let mut buffer = vec![0; usize::try_from(left).unwrap_or(max).min(max)];
-                match File::open(self.path(start)) {
-                    Ok(file) => file.read_exact_at(&mut buffer, offset - start)?,
-                    // Dropped between the look and the read.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        return Ok(Piece::Gap { to: start + length });
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-                Ok(Piece::Data(buffer.into()))
-            }
-            None if offset < end => Ok(Piece::Gap { to: end }),
-            None if complete => Ok(Piece::End),
-            None => Ok(Piece::Pending),
-        }
-    }
-
-    /// Number of newlines in what is stored.
-    pub fn count_lines(&self) -> Result<u64, SpoolError> {
-        let segments = self.lock().segments.clone();
-        let mut lines = 0;
-        let mut buffer = vec![0; 64 * 1024];
-        for (start, _) in segments {
-            let mut file = File::open(self.path(start))?;
-            loop {
-                let read = file.read(&mut buffer)?;
-                if read == 0 {
-                    break;
-                }
-                lines += buffer[..read].split(|byte| *byte == b'\n').count() as u64 - 1;
-            }
-        }
-        Ok(lines)
-    }
-
-    /// Keeps where the reader of the source stands. Replaced as a whole, so never half written.
+    /// Keeps where the reader of the source stands. Never half written, and needs no space.
     pub fn save_position(&self, position: &str) -> Result<(), SpoolError> {
-        let next = self.dir.join("position.next");
-        std::fs::write(&next, position)?;
-        std::fs::rename(next, self.dir.join(POSITION_FILE))?;
-        Ok(())
+        Ok(self.position.set(position)?)
     }
 
     /// What [`Self::save_position`] kept.
     pub fn position(&self) -> Option<String> {
-        std::fs::read_to_string(self.dir.join(POSITION_FILE)).ok()
+        self.position.get()
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        self.budget.give(self.stored());
     }
 }
 

@@ -58,6 +58,11 @@ impl Upload {
             .iter_mut()
             .filter(|((key, of), _)| key.uid.as_str() == run.uid && *of == channel);
         for (_, progress) in of_run {
+            if ack.again {
+                // The controller lost what it had, the end perhaps as well.
+                let opened = progress.opened;
+                *progress = Progress { opened, ..Progress::default() };
+            }
             if !progress.answered {
                 progress.answered = true;
                 progress.sent = ack.offset;
@@ -108,9 +113,9 @@ fn piece(streams: &AttemptStreams, channel: Channel, progress: &mut Progress) ->
             progress.sent += bytes.len() as u64;
             Some(chunk(streams, channel, offset, Payload::Data(bytes.into())))
         }
-        Ok(Piece::Gap { to }) => {
+        Ok(Piece::Gap { to, reason }) => {
             progress.sent = to;
-            let reason = "lost on the node".to_owned();
+            let reason = reason.as_str().to_owned();
             let gap = v1::Gap { from: offset, to, reason };
             Some(chunk(streams, channel, offset, Payload::Gap(gap)))
         }
@@ -189,6 +194,7 @@ mod tests {
     use v1::chunk::Payload;
 
     use super::*;
+    use crate::streams::gaps::GapReason;
 
     fn run() -> RunRef {
         RunRef { namespace: "n".into(), name: "r".into(), uid: RunUid::from("uid") }
@@ -196,12 +202,13 @@ mod tests {
 
     fn ack(channel: Channel, offset: u64, complete: bool) -> v1::Ack {
         let channel = v1::Channel::from(channel).into();
-        v1::Ack { run: Some((&run()).into()), channel, offset, complete }
+        v1::Ack { run: Some((&run()).into()), channel, offset, complete, again: false }
     }
 
     fn rig() -> (tempfile::TempDir, Arc<Streams>, Arc<AttemptStreams>) {
         let dir = tempfile::tempdir().unwrap();
-        let streams = Arc::new(Streams::open(dir.path()).unwrap());
+        let streams =
+            Arc::new(Streams::open(dir.path(), super::super::Retention::default()).unwrap());
         let attempt = streams.attempt(&run(), Attempt(1)).unwrap();
         (dir, streams, attempt)
     }
@@ -210,7 +217,7 @@ mod tests {
     fn a_stream_goes_on_from_the_acknowledged_offset_with_gaps_and_an_end() {
         let (_dir, streams, attempt) = rig();
         attempt.log.append(b"0123456789").unwrap();
-        attempt.log.skip(5);
+        attempt.log.skip(5, GapReason::DiskFailed);
         attempt.log.append(b"x").unwrap();
         attempt.log.complete().unwrap();
         let mut upload = Upload::new(streams);
@@ -250,5 +257,22 @@ mod tests {
         while upload.next_chunk().is_some() {}
         upload.acknowledge(&ack(Channel::Log, 3, true));
         assert_eq!(upload.next_chunk(), None);
+    }
+
+    #[test]
+    fn a_stream_that_the_controller_lost_is_sent_again_from_where_it_says() {
+        let (_dir, streams, attempt) = rig();
+        attempt.log.append(b"abcdef").unwrap();
+        attempt.log.complete().unwrap();
+        let mut upload = Upload::new(streams);
+        while upload.next_chunk().is_some() {}
+        upload.acknowledge(&ack(Channel::Log, 6, true));
+        assert_eq!(upload.next_chunk(), None);
+        upload.acknowledge(&v1::Ack { again: true, ..ack(Channel::Log, 2, false) });
+        let payloads: Vec<_> =
+            std::iter::from_fn(|| upload.next_chunk()).map(|c| (c.offset, c.payload)).collect();
+        let expected =
+            [(2, Some(Payload::Data(b"cdef".to_vec()))), (6, Some(Payload::End(v1::StreamEnd {})))];
+        assert_eq!(payloads, expected);
     }
 }

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
@@ -9,6 +9,8 @@ use super::*;
 #[derive(Default)]
 pub(crate) struct FakeReviewer {
     pub(crate) asked: Arc<AtomicUsize>,
+    /// Nobody may read any more.
+    pub(crate) withdrawn: Arc<AtomicBool>,
 }
 
 pub(crate) const SUPERVISOR: &str = "system:serviceaccount:system:supervisor";
@@ -33,7 +35,8 @@ impl Reviewer for FakeReviewer {
     }
 
     async fn may_read_logs(&self, user: &Reviewed, namespace: &str) -> Result<bool, ReviewError> {
-        Ok(user.username == "reader" && namespace == "ns")
+        let withdrawn = self.withdrawn.load(Ordering::SeqCst);
+        Ok(user.username == "reader" && namespace == "ns" && !withdrawn)
     }
 }
 

@@ -138,7 +138,7 @@ impl Follower {
             event: Some(event),
         };
         // Waits here for as long as the follower is slow.
-        self.out.send(Ok(event)).await.map_err(|_| Stop::Gone)
+        self.out.send(event).await
     }
 }
 

@@ -1,6 +1,6 @@
 use std::{
     net::SocketAddr,
-    sync::{Arc, Once},
+    sync::{Arc, Once, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -57,6 +57,8 @@ pub(super) struct Port {
     pub(super) sessions: Sessions,
     pub(super) catalog: Catalog,
     pub(super) store: Arc<StreamStore>,
+    /// Whether the reader's right is withdrawn.
+    pub(super) withdrawn: Arc<AtomicBool>,
     _folder: tempfile::TempDir,
 }
 
@@ -99,8 +101,10 @@ impl Port {
         catalog.set_tasks(vec![]);
         catalog.set_runs(vec![]);
         let sessions = Sessions::new(sender);
+        let reviewer = FakeReviewer::default();
+        let withdrawn = reviewer.withdrawn.clone();
         let edge = Edge {
-            authority: Authority::new(FakeReviewer::default(), SUPERVISOR.into()),
+            authority: Authority::new(reviewer, SUPERVISOR.into()),
             sessions: sessions.clone(),
             leadership: Leadership::new(leadership),
             catalog: catalog.clone(),
@@ -121,6 +125,7 @@ impl Port {
             sessions,
             catalog,
             store,
+            withdrawn,
             _folder: folder,
         }
     }

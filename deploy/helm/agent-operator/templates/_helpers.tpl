@@ -73,6 +73,8 @@ capabilities: {drop: [ALL]}
 - --runner-image={{ .Values.images.runner }}
 - --runner-delivery={{ .Values.runner.delivery }}
 - --slots={{ .Values.supervisor.slots }}
+- --stream-retention={{ .Values.supervisor.streams.retention }}
+- --streams-mib={{ int .Values.supervisor.streams.maxMiB }}
 - --pod-retention={{ .Values.limits.taskEndPodTTL }}
 {{- range .Values.taskNamespaces }}
 - --task-namespace={{ . }}

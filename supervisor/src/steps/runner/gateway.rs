@@ -94,6 +94,8 @@ impl Runner {
                 if let Err(error) =
                     streams.and_then(|streams| streams.append_events(first, &records))
                 {
+                    // A gap of their size stands in their place; they are acknowledged all the same.
+                    self.metrics.drop_one("events_unstored");
                     tracing::warn!(run = at.run.name, %error, "events could not be stored");
                 }
                 return Ok(());

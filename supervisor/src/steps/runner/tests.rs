@@ -27,7 +27,7 @@ use crate::{
         logs::Waker,
     },
     steps::{machine::SEQUENCE_FINISHED, workers::GatewayAddress},
-    streams::Streams,
+    streams::{Retention, Streams},
     testing::{assignment, completed, credential, redemption},
 };
 
@@ -134,7 +134,7 @@ struct Life {
 impl Life {
     async fn start(dir: &Path, pods: &Arc<FakePods>) -> Self {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
-        let streams = Arc::new(Streams::open(&dir.join("streams")).unwrap());
+        let streams = Arc::new(Streams::open(&dir.join("streams"), Retention::default()).unwrap());
         let tools = Arc::new(Tools {
             pods: Arc::clone(pods) as Arc<dyn PodApi>,
             streams: Arc::clone(&streams),

@@ -1,0 +1,104 @@
+//! Reads a container's log files as the runtime writes them, into the attempt's spool.
+//!
+//! - [`folder`]: which files there are, and opening nothing else.
+//! - [`source`]: one file, plain or compressed.
+//! - [`reader`]: the files one after the other: at a rotation the old one is read to its end before
+//!   the new one begins. Files are told apart by inode and by their first bytes.
+//! - [`cri`]: from the runtime's records to the container's bytes.
+//! - [`waker`]: inotify.
+//!
+//! Memory is bounded by fixed buffers, whatever the container writes.
+
+mod cri;
+mod folder;
+mod reader;
+mod source;
+#[cfg(test)]
+mod tests;
+mod waker;
+
+pub use self::{folder::Folder, waker::Waker};
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use self::reader::{Burst, Reader};
+use crate::{
+    clock,
+    streams::{AttemptStreams, spool::SpoolError},
+};
+
+/// Bytes read at once.
+const READ_BYTES: usize = 64 * 1024;
+/// Pause between two looks where no notification came (they can be lost).
+const POLL: Duration = Duration::from_millis(250);
+/// How long a file with a successor must be quiet before it is left: the runtime writes what it holds
+/// to the old file after it has opened the new one, within milliseconds.
+const QUIET: Duration = Duration::from_millis(200);
+/// How long files must be quiet after the container's end before the log counts as whole: the
+/// runtime copies the last output within milliseconds of the exit.
+const DRAIN_QUIET: Duration = Duration::from_millis(750);
+
+/// Reads the log in `folder` into the attempt's log spool until `drain` is cancelled and the files
+/// are quiet. Ends with a complete spool.
+pub async fn tail(
+    folder: Folder,
+    streams: Arc<AttemptStreams>,
+    waker: Arc<Waker>,
+    drain: CancellationToken,
+) -> Result<(), SpoolError> {
+    if streams.log.extent().complete {
+        return Ok(());
+    }
+    let path = folder.path();
+    let of_reader = Arc::clone(&streams);
+    let mut reader = blocking(move || Reader::resume(folder, of_reader)).await?;
+    let mut notify: Option<Arc<Notify>> = None;
+    let mut quiet = Duration::ZERO;
+    loop {
+        if notify.is_none() && path.is_dir() {
+            notify = Some(waker.watch(&path));
+        }
+        let burst;
+        // Files are read off the async workers: a flood or a slow disk must not stop anything else.
+        (reader, burst) = blocking(move || {
+            let burst = reader.burst(clock::instant())?;
+            Ok((reader, burst))
+        })
+        .await?;
+        if burst == Burst::More {
+            quiet = Duration::ZERO;
+            continue;
+        }
+        if drain.is_cancelled() {
+            if quiet >= DRAIN_QUIET {
+                break;
+            }
+            quiet += POLL;
+            tokio::time::sleep(POLL).await;
+            continue;
+        }
+        let woken = async {
+            match &notify {
+                Some(notify) => notify.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = woken => {}
+            () = tokio::time::sleep(POLL) => {}
+            () = drain.cancelled() => {}
+        }
+    }
+    waker.forget(&path);
+    streams.log.complete()
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SpoolError> + Send + 'static,
+) -> Result<T, SpoolError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(io::Error::other("the reader of a log died").into()))
+}
