@@ -42,6 +42,10 @@ pub const CONTAINER_NAME: &str = "agent";
 pub const POLL_SECONDS_MAX: u64 = 20;
 /// Most event records in one request: keeps a request below 4 MiB with usual records.
 pub const EVENTS_PER_REQUEST_MAX: usize = 256;
+/// Longest title of an issue: GitHub's limit of 256 characters.
+pub const ISSUE_TITLE_BYTES_MAX: usize = 1024;
+/// Longest text of an issue: it is part of every model call, and longer ones hold logs.
+pub const ISSUE_BODY_BYTES_MAX: usize = 32 * 1024;
 /// Largest JSON body of the attempt API.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -90,12 +94,28 @@ pub struct StepSpec {
     pub max_turns: Option<u32>,
     /// Test command; none: detect it.
     pub test_command: Option<Vec<String>>,
+    /// The issue that the task comes from, for plan and implement: data, written by anybody.
+    #[serde(default)]
+    pub issue: Option<IssueText>,
     /// The repository.
     pub repository: StepRepository,
     /// Author and committer of the runner's commits.
     pub identity: GitIdentity,
     /// Seconds between the order to stop and SIGKILL.
     pub grace_seconds: u64,
+}
+
+/// An issue as the forge shows it. Whoever may open issues there has written it, so it is never an
+/// instruction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IssueText {
+    /// `owner/repo#number`.
+    pub reference: String,
+    /// Its title, one line of at most [`ISSUE_TITLE_BYTES_MAX`].
+    pub title: String,
+    /// Its text, at most [`ISSUE_BODY_BYTES_MAX`]; a mark in it says how much was left out.
+    pub body: String,
 }
 
 /// The repository as the runner reaches it.

@@ -22,9 +22,12 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// First pause between two tries; doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// Longest pause between two tries, whatever `Retry-After` says: a restarted gateway is back in
-/// seconds, and deadlines are not moved for it.
+/// Longest pause between two tries that nobody asked for: a restarted gateway is back in seconds, and
+/// deadlines are not moved for it.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Longest pause that `Retry-After` may ask for: a forge that limits requests wants its time, and
+/// the gateway holds no step for longer than this.
+const ASKED_PAUSE_MAX: Duration = Duration::from_mins(5);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -204,7 +207,7 @@ pub(crate) fn patiently<T>(
             return Err(error);
         }
         let asked = error.retry_after().unwrap_or_default();
-        let wake_at = (now + asked.max(pause).min(PAUSE_MAX)).min(until);
+        let wake_at = (now + asked.min(ASKED_PAUSE_MAX).max(pause)).min(until);
         stop.wait_regardless(Some(wake_at), || false);
         pause = (pause * 2).min(PAUSE_MAX);
     }

@@ -41,6 +41,7 @@ pub(crate) fn spec(step: StepName) -> StepSpec {
         model: None,
         max_turns: None,
         test_command: None,
+        issue: None,
         repository: StepRepository {
             name: "main".to_owned(),
             base_branch: "main".to_owned(),

@@ -4,13 +4,14 @@
 use agent_operator::{
     crd::{
         agent_run::ResolvedSandbox,
-        coding_task::{AgentSpec, AgentType},
+        coding_task::{AgentSpec, AgentType, SourceType, TaskSource},
         shared::TolerationSpec,
     },
     domain::{
         Assignment, Epoch, GoDuration, StepName, TaskRef,
         assignment::{
-            AgentKind, EgressPolicy, PodRequest, Repository, SandboxPolicy, Toleration, Work,
+            AgentKind, EgressPolicy, IssueRef, PodRequest, Repository, SandboxPolicy, Toleration,
+            Work,
         },
         names,
     },
@@ -89,7 +90,17 @@ fn work(observed: &Observed, run: &RunView) -> Work {
         model: run.spec.model.clone(),
         max_turns: run.spec.max_turns.and_then(|turns| u32::try_from(turns).ok()),
         test_command: task.spec.test.as_ref().and_then(|test| test.command.clone()),
+        issue: issue(&task.spec.source),
     }
+}
+
+fn issue(source: &TaskSource) -> Option<IssueRef> {
+    let github = source.github.as_ref().filter(|_| source.type_ == SourceType::GithubIssue)?;
+    Some(IssueRef {
+        owner: github.owner.clone(),
+        repo: github.repo.clone(),
+        number: github.issue_number,
+    })
 }
 
 /// The plan as it stands in the last plan run that ended well, or in the task's status.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{
     domain::assignment::{
-        AgentKind, Assignment, EgressPolicy, PodRequest, Repository, SandboxPolicy, TaskBudget,
-        Toleration, Work,
+        AgentKind, Assignment, EgressPolicy, IssueRef, PodRequest, Repository, SandboxPolicy,
+        TaskBudget, Toleration, Work,
     },
     proto::v1,
 };
@@ -145,6 +145,7 @@ impl TryFrom<v1::Work> for Work {
             model: wire.model,
             max_turns: wire.max_turns,
             test_command: (!wire.test_command.is_empty()).then_some(wire.test_command),
+            issue: wire.issue.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -159,7 +160,26 @@ impl From<&Work> for v1::Work {
             model: work.model.clone(),
             max_turns: work.max_turns,
             test_command: work.test_command.clone().unwrap_or_default(),
+            issue: work.issue.as_ref().map(Into::into),
         }
+    }
+}
+
+impl TryFrom<v1::Issue> for IssueRef {
+    type Error = ConvertError;
+
+    fn try_from(wire: v1::Issue) -> Result<Self, Self::Error> {
+        Ok(Self {
+            owner: text("owner", wire.owner)?,
+            repo: text("repo", wire.repo)?,
+            number: wire.number,
+        })
+    }
+}
+
+impl From<&IssueRef> for v1::Issue {
+    fn from(issue: &IssueRef) -> Self {
+        Self { owner: issue.owner.clone(), repo: issue.repo.clone(), number: issue.number }
     }
 }
 

@@ -9,8 +9,8 @@ use crate::{
         Assignment, Attempt, Credential, Epoch, Reason, RunKey, RunRef, Secret, StepName, TaskRef,
         Usage,
         assignment::{
-            AgentKind, EgressPolicy, PodRequest, Repository, SandboxPolicy, TaskBudget, Toleration,
-            Work,
+            AgentKind, EgressPolicy, IssueRef, PodRequest, Repository, SandboxPolicy, TaskBudget,
+            Toleration, Work,
         },
         event::AgentEvent,
         report::{
@@ -63,6 +63,7 @@ fn assignment(step: StepName) -> Assignment {
             model: Some("m".into()),
             max_turns: Some(5),
             test_command: Some(vec!["make".into(), "test".into()]),
+            issue: Some(IssueRef { owner: "o".into(), repo: "r".into(), number: 12 }),
         },
         repository: Repository {
             name: "main".into(),
@@ -128,6 +129,7 @@ fn an_assignment_without_optional_parts_round_trips() {
         model: None,
         max_turns: None,
         test_command: None,
+        issue: None,
     };
     bare.sandbox = SandboxPolicy::default();
     bare.budget = None;

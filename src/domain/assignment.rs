@@ -1,6 +1,6 @@
 //! What a node is told to do: one attempt at one step, complete and without any credential.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -125,6 +125,27 @@ pub struct Work {
     pub max_turns: Option<u32>,
     /// Test command; none means it is detected from the repository.
     pub test_command: Option<Vec<String>>,
+    /// The issue that the task comes from; its text goes to the agent as data.
+    #[serde(default)]
+    pub issue: Option<IssueRef>,
+}
+
+/// An issue at the forge of the task's repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IssueRef {
+    /// Owner of the repository that the issue is in, as the user wrote it.
+    pub owner: String,
+    /// Name of that repository, as the user wrote it.
+    pub repo: String,
+    /// Number of the issue.
+    pub number: i64,
+}
+
+impl fmt::Display for IssueRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}#{}", self.owner, self.repo, self.number)
+    }
 }
 
 /// The agent program.

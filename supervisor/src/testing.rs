@@ -57,6 +57,7 @@ pub(crate) fn assignment() -> Assignment {
             model: None,
             max_turns: None,
             test_command: None,
+            issue: None,
         },
         repository: Repository {
             name: "main".into(),

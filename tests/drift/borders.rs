@@ -139,9 +139,15 @@ fn runner_is_built_without_kubernetes_grpc_and_tls() {
 fn one_tls_provider_and_no_second_client() {
     let packages = tree(&["--workspace", "-e", "all"]);
     assert!(packages.iter().any(|name| name == "aws-lc-rs"), "the tree must be the whole one");
-    for banned in ["ring", "openssl", "native-tls", "reqwest", "chrono", "serde_yaml"] {
+    for banned in ["ring", "openssl", "native-tls", "reqwest", "jsonwebtoken", "serde_yaml"] {
         assert!(!packages.iter().any(|name| name == banned), "{banned} is in the tree");
     }
+}
+
+#[test]
+fn only_the_github_client_brings_chrono() {
+    let users = tree(&["--workspace", "-e", "normal,build,dev", "-i", "chrono", "--depth", "1"]);
+    assert_eq!(users, ["chrono", "octocrab"], "kube and we use jiff");
 }
 
 #[test]

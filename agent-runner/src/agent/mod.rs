@@ -54,7 +54,7 @@ impl StepFiles {
             has_feedback: spec.feedback.is_some(),
         };
         fs::create_dir_all(&files.folder)?;
-        fs::write(files.path("prompt.md"), &spec.prompt)?;
+        fs::write(files.path("prompt.md"), prompt::prompt(spec))?;
         fs::write(files.path("instructions.md"), &files.instructions)?;
         if let Some(plan) = &spec.plan {
             fs::write(files.path("plan.md"), plan)?;

@@ -389,6 +389,7 @@ fn spec(step: StepName, script: &str, start_commit: String) -> StepSpec {
         model: None,
         max_turns: None,
         test_command: Some(["sh", "-c", script].map(str::to_owned).to_vec()),
+        issue: None,
         repository: StepRepository {
             name: "main".to_owned(),
             base_branch: "main".to_owned(),

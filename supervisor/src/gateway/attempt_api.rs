@@ -19,8 +19,11 @@ use axum::body::Body;
 use http::{Request, StatusCode};
 use tokio::time::{Instant, timeout};
 
-use self::collect::{check_events, read_json};
 pub(super) use self::upstream_writes::{publish, pull_request};
+use self::{
+    collect::{check_events, read_json},
+    preparation::Prepared,
+};
 use super::{
     core::{self, Shared},
     grants::{Attempt, Minted, RedeemError, RefusalKind, TokenHash, attempt::Signal},
@@ -100,15 +103,20 @@ pub(super) async fn step(gateway: &Shared, caller: &Caller) -> Answer {
         return respond::later("the gateway waits for the attempt's credentials");
     }
     core::prepare(gateway, attempt);
-    let repository = match timeout(POLL, attempt.preparation.wait()).await {
-        Ok(Ok(repository)) => repository,
+    let Prepared { repository, issue } = match timeout(POLL, attempt.preparation.wait()).await {
+        Ok(Ok(prepared)) => prepared,
         Ok(Err(failure)) => {
             let status = if failure.retryable {
                 StatusCode::SERVICE_UNAVAILABLE
             } else {
                 StatusCode::UNPROCESSABLE_ENTITY
             };
-            return respond::error(status, failure.reason, failure.message, failure.retryable);
+            let mut answer =
+                respond::error(status, failure.reason, failure.message, failure.retryable);
+            if let Some(wait) = failure.wait {
+                respond::retry_after(&mut answer, wait);
+            }
+            return answer;
         }
         Err(_) => return respond::later("the repository is still being fetched"),
     };
@@ -126,6 +134,7 @@ pub(super) async fn step(gateway: &Shared, caller: &Caller) -> Answer {
         model: work.model,
         max_turns: work.max_turns,
         test_command: work.test_command,
+        issue,
         repository,
         identity: gateway.config.git_identity.clone(),
         grace_seconds: assignment.grace_seconds,

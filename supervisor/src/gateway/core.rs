@@ -5,12 +5,12 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use agent_operator::domain::{RunKey, secret::purpose};
+use agent_operator::domain::{Credential, RunKey, StepName, secret::purpose};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     args::{Args, Config},
-    attempt_api::preparation::Failure,
+    attempt_api::preparation::{Failure, Prepared},
     egress::Egress,
     events_relay::Outbox,
     forge::Forges,
@@ -33,7 +33,7 @@ pub struct Gateway {
     pub permit: Permit,
     /// Mirrors and quarantines.
     pub git: GitService,
-    /// Pull requests.
+    /// Pull requests and issues.
     pub forges: Forges,
     /// The model API.
     pub model: ModelProxy,
@@ -62,7 +62,7 @@ pub(super) fn repository_grant(attempt: &Attempt) -> RepositoryGrant {
     }
 }
 
-/// Starts the git preparation unless it runs or is done.
+/// Starts the preparation unless it runs or is done.
 pub(super) fn prepare(gateway: &Shared, attempt: &Arc<Attempt>) {
     if !attempt.has_credentials() || !attempt.preparation.begin() {
         return;
@@ -77,20 +77,45 @@ pub(super) fn prepare(gateway: &Shared, attempt: &Arc<Attempt>) {
                 reason: None,
                 message: "the attempt is over".to_owned(),
                 retryable: false,
+                wait: None,
             }),
-            prepared = gateway.git.prepare(&grant, credential.as_ref()) => {
-                prepared.map_err(|error| Failure {
-                    reason: error.reason(),
-                    message: error.to_string(),
-                    retryable: error.retryable(),
-                })
-            }
+            prepared = fetch(&gateway, &attempt, &grant, credential.as_ref()) => prepared,
         };
         if let Err(failure) = &prepared {
             tracing::warn!(run = %attempt.key(), message = failure.message, "preparation failed");
         }
         attempt.preparation.finish(prepared);
     });
+}
+
+/// Fetches the repository and, for the steps that work on it, the text of the task's issue.
+async fn fetch(
+    gateway: &Gateway,
+    attempt: &Attempt,
+    grant: &RepositoryGrant,
+    credential: Option<&Credential>,
+) -> Result<Prepared, Failure> {
+    let repository = gateway.git.prepare(grant, credential).await.map_err(|error| Failure {
+        reason: error.reason(),
+        message: error.to_string(),
+        retryable: error.retryable(),
+        wait: None,
+    })?;
+    let assignment = attempt.assignment();
+    let reads = matches!(assignment.step, StepName::Plan | StepName::Implement);
+    let issue = match assignment.work.issue.as_ref().filter(|_| reads) {
+        None => None,
+        Some(issue) => {
+            let read = gateway.forges.read_issue(&grant.repository.url, issue, credential).await;
+            Some(read.map_err(|error| Failure {
+                reason: error.reason(),
+                message: error.to_string(),
+                retryable: error.retryable(),
+                wait: error.wait(),
+            })?)
+        }
+    };
+    Ok(Prepared { repository, issue })
 }
 
 /// Removes what an attempt that is over leaves behind.

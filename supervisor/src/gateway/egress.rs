@@ -117,8 +117,9 @@ impl Egress {
     fn check_name(&self, attempt: &Attempt, target: &str) -> Result<HostPort, Denied> {
         let assignment = attempt.assignment();
         let host = self.names.check(target, &assignment.sandbox.allowed_hosts)?;
-        // The repository's own host is a forge, mapped or not.
-        if host_of(&assignment.repository.url).as_deref() == Some(host.host.as_str()) {
+        // The repository's own host is a forge, mapped or not, and so is its API's.
+        let forge = host_of(&assignment.repository.url).unwrap_or_default();
+        if host.host.strip_prefix("api.").unwrap_or(&host.host) == forge || host.host == forge {
             return Err(Denied::CredentialHost(host.to_string()));
         }
         Ok(host)

@@ -78,7 +78,7 @@ pub(super) fn error(status: StatusCode, kind: Kind, message: &str, retryable: bo
     let again = HeaderValue::from_static(if retryable { "true" } else { "false" });
     answer.headers_mut().insert("x-should-retry", again);
     if retryable {
-        respond::retry_after(&mut answer);
+        respond::retry_after(&mut answer, respond::RETRY_AFTER);
     }
     answer
 }

@@ -1,5 +1,7 @@
 //! Answers in the shapes that the callers understand.
 
+use std::time::Duration;
+
 use agent_operator::{attempt::ApiError, domain::Reason};
 use axum::body::Body;
 use http::{Response, StatusCode, header};
@@ -8,8 +10,8 @@ use serde::Serialize;
 /// Body type of every answer.
 pub type Answer = Response<Body>;
 
-/// Seconds that a client waits before it repeats a request that came too early.
-pub const RETRY_AFTER_SECONDS: &str = "1";
+/// How long a client waits before it repeats a request that came too early.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A JSON answer.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Answer {
@@ -42,7 +44,7 @@ pub fn error(
 ) -> Answer {
     let mut answer = json(status, &ApiError { reason, message: message.into(), retryable });
     if retryable {
-        retry_after(&mut answer);
+        retry_after(&mut answer, RETRY_AFTER);
     }
     answer
 }
@@ -57,8 +59,8 @@ pub fn later(message: impl Into<String>) -> Answer {
     error(StatusCode::SERVICE_UNAVAILABLE, None, message, true)
 }
 
-/// Adds `Retry-After`.
-pub fn retry_after(answer: &mut Answer) {
-    let value = header::HeaderValue::from_static(RETRY_AFTER_SECONDS);
+/// Sets `Retry-After`, in whole seconds.
+pub fn retry_after(answer: &mut Answer, wait: Duration) {
+    let value = header::HeaderValue::from(wait.as_secs().max(1));
     answer.headers_mut().insert(header::RETRY_AFTER, value);
 }

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::args::host_of;
+
 /// Longest clone URL: longer ones are no repository but an attack on whoever logs them.
 const URL_BYTES_MAX: usize = 2048;
 
@@ -71,6 +73,19 @@ impl Remote {
         self.path.split_once('/').filter(|(_, name)| !name.contains('/'))
     }
 
+    /// Base URL of GitHub's REST API at this server, without a trailing slash. It is plain http only
+    /// where the chart's `upstreams` says so: a host without an entry has an API only if it is
+    /// github.com, which is always asked over https.
+    pub fn github_api(&self) -> String {
+        let host = host_of(&self.base_url).unwrap_or_default();
+        match host.as_str() {
+            "github.com" | "www.github.com" => "https://api.github.com".to_owned(),
+            // Enterprise Cloud with data residency.
+            tenant if tenant.ends_with(".ghe.com") => format!("https://api.{tenant}"),
+            _ => format!("{}/api/v3", self.base_url),
+        }
+    }
+
     /// Whether a credential that belongs to `host` may go to this repository's server.
     pub fn accepts_credential_of(&self, host: &str) -> bool {
         let without_port = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
@@ -100,6 +115,8 @@ impl UpstreamMap {
             return Ok(Remote { host, base_url, path, forge: Some(entry.forge) });
         }
         let forge = (host == "github.com").then_some(ForgeKind::Github);
+        // GitHub redirects plain http, and git would have shown the credential by then.
+        let scheme = if forge.is_some() { "https" } else { scheme };
         Ok(Remote { base_url: format!("{scheme}://{host}"), host, path, forge })
     }
 }
@@ -164,6 +181,70 @@ mod tests {
         assert_eq!((remote.forge, remote.owner_and_name()), (None, None));
         let github = UpstreamMap::default().resolve("https://github.com/o/r").unwrap();
         assert_eq!(github.forge, Some(ForgeKind::Github));
+    }
+
+    #[test]
+    fn the_api_of_github_and_of_enterprise_servers_is_found_from_the_clone_url() {
+        let api = |map: &UpstreamMap, url: &str| map.resolve(url).unwrap().github_api();
+        let plain = UpstreamMap::default();
+        for url in ["https://github.com/o/r.git", "http://github.com/o/r", "https://GITHUB.com/o/r"]
+        {
+            assert_eq!(api(&plain, url), "https://api.github.com");
+        }
+        let entry = |host: &str, base_url: &str| Upstream {
+            host: host.to_owned(),
+            base_url: base_url.to_owned(),
+            forge: ForgeKind::Github,
+        };
+        let map = UpstreamMap::new(vec![
+            entry("ghe.example.com", "https://ghe.example.com/"),
+            entry("github.com", "http://10.0.0.2:8080/hub"),
+            entry("acme.ghe.com", "https://acme.ghe.com"),
+        ]);
+        assert_eq!(api(&map, "https://ghe.example.com/o/r"), "https://ghe.example.com/api/v3");
+        assert_eq!(api(&map, "https://github.com/o/r"), "http://10.0.0.2:8080/hub/api/v3");
+        assert_eq!(api(&map, "https://acme.ghe.com/o/r"), "https://api.acme.ghe.com");
+    }
+
+    #[test]
+    fn github_is_never_asked_over_plain_http() {
+        let remote = UpstreamMap::default().resolve("http://github.com/o/r.git").unwrap();
+        assert_eq!(remote.clone_url(), "https://github.com/o/r.git");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn owner_and_name_come_back_from_every_spelling_of_a_clone_url(
+            owner in "[A-Za-z0-9][A-Za-z0-9._-]{0,20}",
+            name in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}",
+            host in "(github\\.com|GitHub\\.com|ghe\\.example\\.com(:8443)?)",
+            ending in "(\\.git)?/?",
+        ) {
+            // A name that ends in .git itself would be read as the suffix.
+            proptest::prop_assume!(!name.ends_with(".git") && !owner.ends_with(".git"));
+            let url = format!("https://{host}/{owner}/{name}{ending}");
+            let remote = map().resolve(&url).unwrap();
+            proptest::prop_assert_eq!(remote.owner_and_name(), Some((&*owner, &*name)));
+        }
+
+        #[test]
+        fn a_path_of_any_other_depth_has_no_owner_and_name(
+            segments in proptest::collection::vec("[A-Za-z0-9][A-Za-z0-9_-]{0,8}", 3..6),
+        ) {
+            let url = format!("https://github.com/{}.git", segments.join("/"));
+            let deep = map().resolve(&url).unwrap();
+            proptest::prop_assert_eq!(deep.owner_and_name(), None);
+            let shallow = map().resolve(&format!("https://github.com/{}", segments[0])).unwrap();
+            proptest::prop_assert_eq!(shallow.owner_and_name(), None);
+        }
+
+        #[test]
+        fn whatever_is_written_as_url_is_resolved_or_refused(url in "(https?://)?.{0,60}") {
+            if let Ok(remote) = map().resolve(&url) {
+                let plain = |b: u8| b.is_ascii_alphanumeric() || b"._~+-/".contains(&b);
+                proptest::prop_assert!(remote.path.bytes().all(plain), "{}", remote.path);
+            }
+        }
     }
 
     #[test]

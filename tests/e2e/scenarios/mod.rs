@@ -3,6 +3,7 @@
 mod credentials;
 mod deletion;
 mod follow;
+mod issues;
 mod many_tasks;
 mod retries;
 mod sample;

@@ -33,6 +33,21 @@ impl Forge {
         found
     }
 
+    /// Opens an issue and gives its number.
+    pub(crate) async fn open_issue(&self, title: &str, body: &str) -> i64 {
+        let url = format!("{}/api/v1/repos/{REPOSITORY}/issues", self.base);
+        let token = format!("token {}", self.token);
+        let issue = serde_json::json!({"title": title, "body": body});
+        tokio::task::spawn_blocking(move || {
+            let request = ureq::post(&url).header("authorization", &token);
+            let mut answer = request.send_json(&issue).expect("the issue is opened");
+            let made: Value = answer.body_mut().read_json().expect("JSON");
+            made["number"].as_i64().expect("its number")
+        })
+        .await
+        .expect("the request's thread")
+    }
+
     /// Tip of a branch, if it exists.
     pub(crate) async fn branch(&self, name: &str) -> Option<String> {
         let branch = self.get(&format!("/branches/{}", name.replace('/', "%2F"))).await?;

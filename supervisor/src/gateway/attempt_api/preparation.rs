@@ -1,10 +1,25 @@
-//! The git preparation of one attempt: started as soon as the credentials are there, so that the
-//! runner does not wait for the fetch; asked for again by `GET /v1/step` when it failed.
+//! What is fetched for one attempt, the repository and its issue: started as soon as the credentials
+//! are there, so that the runner does not wait for it; asked for again by `GET /v1/step` when it
+//! failed.
 
-use agent_operator::{attempt::StepRepository, domain::Reason};
+use std::time::Duration;
+
+use agent_operator::{
+    attempt::{IssueText, StepRepository},
+    domain::Reason,
+};
 use tokio::sync::watch;
 
-/// Why the repository is not ready.
+/// What a step starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// The repository.
+    pub repository: StepRepository,
+    /// The task's issue, for the steps that read it.
+    pub issue: Option<IssueText>,
+}
+
+/// Why a step cannot start yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// Reason that the step should end with.
@@ -13,13 +28,15 @@ pub struct Failure {
     pub message: String,
     /// Whether another try may succeed.
     pub retryable: bool,
+    /// How long to wait before it, if somebody said so.
+    pub wait: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
 enum Progress {
     Idle,
     Running,
-    Ready(Box<StepRepository>),
+    Ready(Box<Prepared>),
     Failed(Failure),
 }
 
@@ -61,9 +78,9 @@ impl Preparation {
     }
 
     /// Ends what [`Preparation::begin`] started.
-    pub fn finish(&self, result: Result<StepRepository, Failure>) {
+    pub fn finish(&self, result: Result<Prepared, Failure>) {
         self.0.send_replace(match result {
-            Ok(repository) => Progress::Ready(Box::new(repository)),
+            Ok(prepared) => Progress::Ready(Box::new(prepared)),
             Err(failure) => Progress::Failed(failure),
         });
     }
@@ -71,24 +88,25 @@ impl Preparation {
     /// The repository, if it is ready.
     pub fn ready(&self) -> Option<StepRepository> {
         match &*self.0.borrow() {
-            Progress::Ready(repository) => Some((**repository).clone()),
+            Progress::Ready(prepared) => Some(prepared.repository.clone()),
             _ => None,
         }
     }
 
     /// Waits for the end of a running preparation.
-    pub async fn wait(&self) -> Result<StepRepository, Failure> {
+    pub async fn wait(&self) -> Result<Prepared, Failure> {
         let mut progress = self.0.subscribe();
         let over =
             |progress: &Progress| matches!(progress, Progress::Ready(_) | Progress::Failed(_));
         // The sender lives as long as `self`, so the wait cannot fail.
         match progress.wait_for(over).await.as_deref() {
-            Ok(Progress::Ready(repository)) => Ok((**repository).clone()),
+            Ok(Progress::Ready(prepared)) => Ok((**prepared).clone()),
             Ok(Progress::Failed(failure)) => Err(failure.clone()),
             _ => Err(Failure {
                 reason: None,
                 message: "the preparation was given up".to_owned(),
                 retryable: true,
+                wait: None,
             }),
         }
     }

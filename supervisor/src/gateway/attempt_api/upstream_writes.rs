@@ -87,13 +87,18 @@ pub(in crate::gateway) async fn pull_request(
             grant: repository_grant(&attempt),
             title: request.title,
             body: request.body,
+            issue: attempt.assignment().work.issue.clone(),
         };
         let opened =
             match shared.forges.ensure_pull_request(&order, &credential, &shared.permit).await {
                 Ok(opened) => opened,
                 Err(error) => {
                     tracing::warn!(run = %attempt.key(), %error, "pull request failed");
-                    return failure(error.reason(), error.to_string(), error.retryable());
+                    let mut answer = failure(error.reason(), error.to_string(), error.retryable());
+                    if let Some(wait) = error.wait().filter(|_| error.retryable()) {
+                        respond::retry_after(&mut answer, wait);
+                    }
+                    return answer;
                 }
             };
         let event = DurableEvent::PullRequestOpened(opened.clone());

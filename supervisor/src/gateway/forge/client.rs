@@ -1,16 +1,21 @@
-//! JSON over HTTP(S) to a forge: one connection pool, a time limit, a size limit, no redirects.
+//! HTTP(S) to a forge: one connection pool, a time limit, a size limit, no redirects. Gitea's JSON
+//! calls are here too; GitHub's are octocrab's.
 
 use std::{path::Path, time::Duration};
 
 use agent_operator::domain::text;
 use axum::body::Body;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header, response::Parts};
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::ForgeError;
+use super::{
+    ForgeError,
+    refusal::{Asked, DETAIL_BYTES_MAX, refusal},
+};
 use crate::gateway::{
     git::Login,
     http_client::{self, HttpClient},
@@ -18,10 +23,8 @@ use crate::gateway::{
 
 /// A forge that does not answer one small request in this time is not available.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// A page of 50 pull requests with bodies of 64 KiB each.
-const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How much of a refusal's text is shown.
-const DETAIL_BYTES_MAX: usize = 300;
+/// A page of 100 pull requests with bodies of 64 KiB each and what forges add to them.
+const ANSWER_BYTES_MAX: usize = 12 * 1024 * 1024;
 
 /// The client; a clone shares its connections.
 #[derive(Clone, Debug)]
@@ -29,12 +32,15 @@ pub(super) struct Http {
     client: HttpClient,
 }
 
+/// An exchange without a usable answer, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unreached(String);
+
 /// One call of a forge's API.
 pub(super) struct Call<'a> {
-    /// Host as the user knows it, for messages.
-    pub(super) host: &'a str,
-    /// What is done, for messages.
-    pub(super) operation: &'static str,
+    /// What is asked, for messages.
+    pub(super) asked: Asked<'a>,
     /// Method.
     pub(super) method: Method,
     /// Full URL.
@@ -60,60 +66,101 @@ impl Http {
         Ok(Self { client })
     }
 
-    /// Makes one call. Statuses other than 2xx and 409 become errors.
-    pub(super) async fn call(&self, call: Call<'_>, login: &Login) -> Result<Answer, ForgeError> {
-        let unreached = |detail: String| ForgeError::ReachForge {
-            host: call.host.to_owned(),
-            operation: call.operation,
-            detail,
-        };
-        let request = request(&call, login)?;
+    /// Sends one request and reads its answer whole, within the limits.
+    pub(super) async fn exchange(
+        &self,
+        request: Request<Body>,
+    ) -> Result<(Parts, Bytes), Unreached> {
         let exchange = async {
-            let response = self.client.request(request).await.map_err(|error| describe(&error))?;
-            let (parts, body) = response.into_parts();
+            let response = self.client.request(request).await;
+            let (parts, body) = response.map_err(|error| describe(&error))?.into_parts();
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
             let body = body.map_err(|error| error.to_string())?.to_bytes();
             Ok::<_, String>((parts, body))
         };
-        let (parts, body) = tokio::time::timeout(REQUEST_TIMEOUT, exchange)
+        let seconds = REQUEST_TIMEOUT.as_secs();
+        tokio::time::timeout(REQUEST_TIMEOUT, exchange)
             .await
-            .map_err(|_| unreached(format!("no answer in {} s", REQUEST_TIMEOUT.as_secs())))?
-            .map_err(unreached)?;
+            .map_err(|_| Unreached(format!("no answer in {seconds} s")))?
+            .map_err(Unreached)
+    }
+
+    /// Makes one call. Statuses other than 2xx and 409 become errors.
+    pub(super) async fn call(
+        &self,
+        call: Call<'_>,
+        authorization: &HeaderValue,
+    ) -> Result<Answer, ForgeError> {
+        let request = request(&call, authorization)?;
+        let (parts, body) =
+            self.exchange(request).await.map_err(|error| call.asked.unreached(&error))?;
         if parts.status == StatusCode::CONFLICT {
             return Ok(Answer { status: parts.status, body: Value::Null });
         }
         if parts.status.is_success() {
-            let body = serde_json::from_slice(&body).map_err(|error| ForgeError::ReadAnswer {
-                host: call.host.to_owned(),
-                operation: call.operation,
-                detail: error.to_string(),
-            })?;
+            let body = serde_json::from_slice(&body).map_err(|error| call.asked.misread(&error))?;
             return Ok(Answer { status: parts.status, body });
         }
-        Err(refusal(&call, parts.status, &parts.headers, &body))
+        let said: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let said = said.get("message").and_then(Value::as_str).unwrap_or_default();
+        Err(refusal(&call.asked, parts.status, &parts.headers, said))
     }
 }
 
-fn request(call: &Call<'_>, login: &Login) -> Result<Request<Body>, ForgeError> {
-    let unusable = |detail: String| ForgeError::RefuseRequest {
-        host: call.host.to_owned(),
-        operation: call.operation,
-        status: 0,
-        detail,
-    };
-    let uri: Uri = call.url.parse().map_err(|_| unusable("its URL is not usable".to_owned()))?;
+impl Asked<'_> {
+    /// The error for an exchange that failed.
+    pub(super) fn unreached(&self, error: &dyn std::error::Error) -> ForgeError {
+        ForgeError::ReachForge {
+            host: self.host.to_owned(),
+            operation: self.operation,
+            detail: describe(error),
+            wait: None,
+        }
+    }
+
+    /// The error for a number that is a pull request's.
+    pub(super) fn not_an_issue(&self, reference: &str) -> ForgeError {
+        ForgeError::FindIssue {
+            host: self.host.to_owned(),
+            issue: format!("{reference} (it is a pull request)"),
+            missing: self.right.to_owned(),
+        }
+    }
+
+    /// The error for an answer of another form.
+    pub(super) fn misread(&self, error: &dyn std::error::Error) -> ForgeError {
+        ForgeError::ReadAnswer {
+            host: self.host.to_owned(),
+            operation: self.operation,
+            detail: describe(error),
+        }
+    }
+}
+
+/// The credential as a header: a bare token under `scheme`, or user and password.
+pub(super) fn authorization(login: &Login, scheme: &str) -> Result<HeaderValue, ForgeError> {
     let secret = login.password().expose();
     let value = match login.user() {
-        None => Zeroizing::new(format!("token {secret}")),
+        None => Zeroizing::new(format!("{scheme} {secret}")),
         Some(user) => {
             let pair = Zeroizing::new(format!("{user}:{secret}"));
             let pair = Zeroizing::new(BASE64.encode(pair.as_bytes()));
             Zeroizing::new(format!("Basic {}", *pair))
         }
     };
-    let mut authorization = header::HeaderValue::from_str(&value)
-        .map_err(|_| unusable("its credential is not usable in a header".to_owned()))?;
-    authorization.set_sensitive(true);
+    let mut value = HeaderValue::from_str(&value).map_err(|_| ForgeError::PresentCredential)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn request(call: &Call<'_>, authorization: &HeaderValue) -> Result<Request<Body>, ForgeError> {
+    let unusable = |detail: String| ForgeError::RefuseRequest {
+        host: call.asked.host.to_owned(),
+        operation: call.asked.operation,
+        status: 0,
+        detail,
+    };
+    let uri: Uri = call.url.parse().map_err(|_| unusable("its URL is not usable".to_owned()))?;
     let body = call.body.as_ref().map_or_else(Body::empty, |body| body.to_string().into());
     Request::builder()
         .method(call.method.clone())
@@ -121,45 +168,15 @@ fn request(call: &Call<'_>, login: &Login) -> Result<Request<Body>, ForgeError> 
         .header(header::AUTHORIZATION, authorization)
         .header(header::ACCEPT, "application/json")
         .header(header::CONTENT_TYPE, "application/json")
-        .header(header::USER_AGENT, "agent-operator")
+        .header(header::USER_AGENT, USER_AGENT)
         .body(body)
         .map_err(|error| unusable(error.to_string()))
 }
 
-/// What a status other than success means.
-fn refusal(call: &Call<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ForgeError {
-    let host = call.host.to_owned();
-    let operation = call.operation;
-    // GitHub's family of APIs answers 403 as well when the rate limit is used up.
-    let limited = headers.get("x-ratelimit-remaining").is_some_and(|left| left == "0")
-        || headers.contains_key(header::RETRY_AFTER);
-    let unavailable = status.is_server_error()
-        || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
-        || (status == StatusCode::FORBIDDEN && limited);
-    if unavailable {
-        return ForgeError::ReachForge { host, operation, detail: format!("status {status}") };
-    }
-    match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            ForgeError::Authenticate { host, operation }
-        }
-        StatusCode::NOT_FOUND => ForgeError::FindRepository { host, operation },
-        _ => {
-            let said: Value = serde_json::from_slice(body).unwrap_or_default();
-            let said = said.get("message").and_then(Value::as_str).unwrap_or("no message");
-            let detail = text::truncate(&text::printable(said), DETAIL_BYTES_MAX).to_owned();
-            ForgeError::RefuseRequest { host, operation, status: status.as_u16(), detail }
-        }
-    }
-}
+/// GitHub refuses requests without one.
+pub(super) const USER_AGENT: &str = "agent-operator";
 
 /// An error with its causes in one line; the client's own text says only `client error`.
 fn describe(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        words = format!("{words}: {cause}");
-        source = cause.source();
-    }
-    text::truncate(&words, DETAIL_BYTES_MAX).to_owned()
+    text::truncate(&text::error_chain(error), DETAIL_BYTES_MAX).to_owned()
 }

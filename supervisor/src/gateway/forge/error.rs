@@ -1,8 +1,13 @@
 //! What can go wrong with a forge's API.
 
+use std::time::Duration;
+
 use agent_operator::domain::Reason;
 
 use super::super::{git::GitError, permit::PermitError, upstream::UrlError};
+
+/// Longest wait that a step sits out: its pod holds resources meanwhile.
+const HELD_WAIT_MAX: Duration = Duration::from_mins(5);
 
 /// A failed forge call. Messages are one sentence with the remedy and never hold a credential.
 #[derive(Debug, thiserror::Error)]
@@ -14,16 +19,6 @@ pub enum ForgeError {
     ForgeUnknown {
         /// The repository's host.
         host: String,
-    },
-    /// The forge's kind has no implementation yet.
-    #[error(
-        "pull requests at {host} ({kind}) are not supported by this version; use a Gitea or Forgejo upstream"
-    )]
-    ForgeUnsupported {
-        /// The repository's host.
-        host: String,
-        /// Kind of its API.
-        kind: &'static str,
     },
     /// The clone URL cannot be used.
     #[error(transparent)]
@@ -38,6 +33,17 @@ pub enum ForgeError {
         /// The host.
         host: String,
     },
+    /// Owner, name or number of the issue could not be one.
+    #[error(
+        "{issue:?} is no issue of a repository; write its owner, name and number into source.github as the forge shows them"
+    )]
+    AddressIssue {
+        /// The issue, cut and made printable.
+        issue: String,
+    },
+    /// The credential cannot be written into a header.
+    #[error("the git credential is not usable in a header; store the bare token in the Secret")]
+    PresentCredential,
     /// The credential cannot be used for this repository.
     #[error(transparent)]
     UseCredential(GitError),
@@ -49,27 +55,65 @@ pub enum ForgeError {
         /// Why.
         detail: String,
     },
-    /// 401 or 403.
+    /// 401.
     #[error(
-        "{host} refuses the git credential for {operation}; give the token in gitCredentialsRef the right to read and write pull requests"
+        "{host} does not accept the git credential for {operation} ({detail}); it is wrong, expired or revoked: put a valid token into the Secret of gitCredentialsRef"
     )]
     Authenticate {
         /// The host.
         host: String,
         /// What was tried.
         operation: &'static str,
+        /// What the forge said, cut and made printable.
+        detail: String,
+    },
+    /// 403 that is no limit.
+    #[error("{host} forbids {operation} ({detail}); give the token in gitCredentialsRef {missing}")]
+    Authorize {
+        /// The host.
+        host: String,
+        /// What was tried.
+        operation: &'static str,
+        /// What the forge said, cut and made printable.
+        detail: String,
+        /// The right that it needs.
+        missing: String,
     },
     /// 404: repository or branch is missing or hidden.
     #[error(
-        "{host} does not find the repository or a branch for {operation}; check repository.url, repository.branch and the token's access"
+        "{host} does not find the repository or a branch for {operation}; check repository.url and repository.branch, and give the token in gitCredentialsRef {missing}"
     )]
     FindRepository {
         /// The host.
         host: String,
         /// What was tried.
         operation: &'static str,
+        /// The right without which a forge hides it.
+        missing: String,
     },
-    /// Another 4xx or a redirect: the request itself is not acceptable.
+    /// The task's issue is missing, hidden, moved away or no issue.
+    #[error(
+        "{host} does not find the issue {issue}; check source.github, and give the token in gitCredentialsRef {missing}"
+    )]
+    FindIssue {
+        /// The host.
+        host: String,
+        /// `owner/repo#number`.
+        issue: String,
+        /// The right without which a forge hides it.
+        missing: String,
+    },
+    /// The repository was renamed or moved: a redirect would take the credential elsewhere.
+    #[error(
+        "{host} answers {operation} with a redirect; write the repository's present URL into repository.url"
+    )]
+    FollowRedirect {
+        /// The host.
+        host: String,
+        /// What was tried.
+        operation: &'static str,
+    },
+    /// Another 4xx: the request itself is not acceptable.
     #[error(
         "{host} refuses {operation} with status {status} ({detail}); correct the task's repository or the forge's settings"
     )]
@@ -102,6 +146,8 @@ pub enum ForgeError {
         operation: &'static str,
         /// What happened.
         detail: String,
+        /// How long to wait, if the forge said so.
+        wait: Option<Duration>,
     },
     /// The answer is not what the API promises.
     #[error(
@@ -129,18 +175,35 @@ impl ForgeError {
             Self::OpenPullRequest { .. } => Some(Reason::PushRefused),
             Self::BuildClient { .. } | Self::Permit(_) => None,
             Self::ForgeUnknown { .. }
-            | Self::ForgeUnsupported { .. }
             | Self::ResolveUrl(_)
             | Self::AddressRepository { .. }
+            | Self::AddressIssue { .. }
+            | Self::PresentCredential
             | Self::Authenticate { .. }
+            | Self::Authorize { .. }
             | Self::FindRepository { .. }
+            | Self::FindIssue { .. }
+            | Self::FollowRedirect { .. }
             | Self::RefuseRequest { .. }
             | Self::ReadAnswer { .. } => Some(Reason::InvalidTask),
         }
     }
 
-    /// Whether the same request may succeed later.
+    /// Whether the step should ask again: the same request may succeed while it lasts. After a
+    /// longer wait another attempt does, under the provider's retry budget.
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::ReachForge { .. } | Self::Permit(_))
+        match self {
+            Self::ReachForge { wait, .. } => wait.is_none_or(|wait| wait <= HELD_WAIT_MAX),
+            Self::Permit(_) => true,
+            _ => false,
+        }
+    }
+
+    /// How long the forge asks to wait.
+    pub fn wait(&self) -> Option<Duration> {
+        match self {
+            Self::ReachForge { wait, .. } => *wait,
+            _ => None,
+        }
     }
 }

@@ -1,16 +1,17 @@
 //! Gitea and Forgejo, API v1.
 
-use agent_operator::domain::report::PullRequest;
+use agent_operator::domain::{assignment::IssueRef, report::PullRequest};
 use async_trait::async_trait;
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
     super::{git::Login, upstream::Remote},
-    Forge, ForgeError, FoundPullRequest, PullRequestDraft,
-    client::{Answer, Call, Http},
+    Forge, ForgeError, FoundIssue, FoundPullRequest, PullRequestDraft,
+    answer::{ApiIssue, ApiPullRequest},
+    client::{Answer, Call, Http, authorization},
+    refusal::Asked,
 };
 
 /// Page size: Gitea's default upper bound.
@@ -20,89 +21,62 @@ const PAGES_MAX: usize = 20;
 /// Everything but what a path segment may hold as it is.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+const LIST: Right = ("listing pull requests", "the scope read:repository");
+const OPEN: Right = ("opening a pull request", "the scope write:repository");
+const READ_ISSUE: Right = ("reading the task's issue", "the scope read:issue");
+
+/// An operation and the right that it needs.
+type Right = (&'static str, &'static str);
+
 /// One repository at a Gitea.
 pub(super) struct Gitea {
     http: Http,
     host: String,
     repository: String,
+    /// Of all repositories.
     api: String,
-    login: Login,
-}
-
-/// A pull request in the API; fields that are not listed are not looked at.
-#[derive(Debug, Deserialize)]
-struct ApiPullRequest {
-    number: i64,
-    html_url: String,
-    #[serde(default)]
-    body: Option<String>,
-    head: ApiBranch,
-}
-
-#[derive(Debug, Deserialize)]
-struct ApiBranch {
-    #[serde(rename = "ref")]
-    name: String,
-    #[serde(default)]
-    repo: Option<ApiRepository>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ApiRepository {
-    full_name: String,
+    authorization: HeaderValue,
 }
 
 impl Gitea {
     /// The repository behind `remote`.
-    pub(super) fn new(http: Http, remote: &Remote, login: Login) -> Result<Self, ForgeError> {
+    pub(super) fn new(http: Http, remote: &Remote, login: &Login) -> Result<Self, ForgeError> {
         let host = remote.host.clone();
-        let Some((owner, name)) = remote.owner_and_name() else {
+        if remote.owner_and_name().is_none() {
             return Err(ForgeError::AddressRepository { path: remote.path.clone(), host });
-        };
-        let encode = |segment| utf8_percent_encode(segment, SEGMENT).to_string();
-        let api = format!("{}/api/v1/repos/{}/{}", remote.base_url, encode(owner), encode(name));
-        Ok(Self { http, host, repository: remote.path.clone(), api, login })
+        }
+        let api = format!("{}/api/v1/repos", remote.base_url);
+        let authorization = authorization(login, "token")?;
+        Ok(Self { http, host, repository: remote.path.clone(), api, authorization })
+    }
+
+    fn asked<'a>(&'a self, (operation, right): Right, issue: Option<&'a str>) -> Asked<'a> {
+        Asked { host: &self.host, operation, right, issue }
     }
 
     async fn call(
         &self,
-        operation: &'static str,
+        asked: Asked<'_>,
         method: Method,
         path: &str,
         body: Option<Value>,
     ) -> Result<Answer, ForgeError> {
-        let url = format!("{}{path}", self.api);
-        let call = Call { host: &self.host, operation, method, url, body };
-        self.http.call(call, &self.login).await
+        let url = format!("{}/{path}", self.api);
+        self.http.call(Call { asked, method, url, body }, &self.authorization).await
     }
 
-    fn read<T: serde::de::DeserializeOwned>(
-        &self,
-        operation: &'static str,
-        body: Value,
-    ) -> Result<T, ForgeError> {
-        serde_json::from_value(body).map_err(|error| ForgeError::ReadAnswer {
-            host: self.host.clone(),
-            operation,
-            detail: error.to_string(),
-        })
-    }
-
-    fn is_from(&self, pull_request: &ApiPullRequest, head: &str) -> bool {
-        // A fork may have a branch of the same name.
-        pull_request.head.name == head
-            && pull_request
-                .head
-                .repo
-                .as_ref()
-                .is_none_or(|repo| repo.full_name.eq_ignore_ascii_case(&self.repository))
+    /// The path of the repository `owner/name`.
+    fn path_of(repository: &str) -> String {
+        let segments: Vec<String> = repository
+            .split('/')
+            .map(|segment| utf8_percent_encode(segment, SEGMENT).to_string())
+            .collect();
+        segments.join("/")
     }
 }
 
-impl From<ApiPullRequest> for PullRequest {
-    fn from(found: ApiPullRequest) -> Self {
-        Self { url: found.html_url, number: found.number }
-    }
+fn read<T: serde::de::DeserializeOwned>(asked: Asked<'_>, body: Value) -> Result<T, ForgeError> {
+    serde_json::from_value(body).map_err(|error| asked.misread(&error))
 }
 
 #[async_trait]
@@ -112,20 +86,20 @@ impl Forge for Gitea {
         head: &str,
         marker: &str,
     ) -> Result<Option<FoundPullRequest>, ForgeError> {
-        const OPERATION: &str = "listing pull requests";
+        let asked = self.asked(LIST, None);
+        let repository = Self::path_of(&self.repository);
         for page in 1..=PAGES_MAX {
-            let path = format!("/pulls?state=all&limit={PAGE_ITEMS}&page={page}");
-            let answer = self.call(OPERATION, Method::GET, &path, None).await?;
-            let listed: Vec<ApiPullRequest> = self.read(OPERATION, answer.body)?;
+            let path = format!("{repository}/pulls?state=all&limit={PAGE_ITEMS}&page={page}");
+            let answer = self.call(asked, Method::GET, &path, None).await?;
+            let listed: Vec<ApiPullRequest> = read(asked, answer.body)?;
             // The server may have a smaller page than asked for: only an empty one is the last.
             if listed.is_empty() {
                 return Ok(None);
             }
-            for found in listed {
-                let body = found.body.clone().unwrap_or_default();
-                if self.is_from(&found, head) && body.contains(marker) {
-                    return Ok(Some(FoundPullRequest { pull_request: found.into(), body }));
-                }
+            let mut listed = listed.into_iter();
+            if let Some(found) = listed.find_map(|one| one.matching(&self.repository, head, marker))
+            {
+                return Ok(Some(found));
             }
         }
         Ok(None)
@@ -135,17 +109,28 @@ impl Forge for Gitea {
         &self,
         draft: &PullRequestDraft,
     ) -> Result<Option<PullRequest>, ForgeError> {
-        const OPERATION: &str = "opening a pull request";
+        let asked = self.asked(OPEN, None);
         let body = json!({
             "head": draft.head,
             "base": draft.base,
             "title": draft.title,
             "body": draft.body,
         });
-        let answer = self.call(OPERATION, Method::POST, "/pulls", Some(body)).await?;
+        let path = format!("{}/pulls", Self::path_of(&self.repository));
+        let answer = self.call(asked, Method::POST, &path, Some(body)).await?;
         if answer.status == StatusCode::CONFLICT {
             return Ok(None);
         }
-        self.read::<ApiPullRequest>(OPERATION, answer.body).map(|opened| Some(opened.into()))
+        read::<ApiPullRequest>(asked, answer.body).map(|opened| Some(opened.into()))
+    }
+
+    async fn read_issue(&self, issue: &IssueRef) -> Result<FoundIssue, ForgeError> {
+        let reference = issue.to_string();
+        let asked = self.asked(READ_ISSUE, Some(&reference));
+        let repository = Self::path_of(&format!("{}/{}", issue.owner, issue.repo));
+        let path = format!("{repository}/issues/{}", issue.number);
+        let answer = self.call(asked, Method::GET, &path, None).await?;
+        let found: ApiIssue = read(asked, answer.body)?;
+        found.into_issue().ok_or_else(|| asked.not_an_issue(&reference))
     }
 }

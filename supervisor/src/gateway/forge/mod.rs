@@ -1,8 +1,13 @@
-//! Pull requests at the forge: opened by code, found before they are opened, never by a model.
+//! Pull requests and issues at the forge. Requests are opened by code, found before they are opened,
+//! never by a model; issues are read as data.
 
+mod answer;
 mod client;
 mod error;
 mod gitea;
+mod github;
+mod issue;
+mod refusal;
 #[cfg(test)]
 mod tests;
 
@@ -12,11 +17,14 @@ use std::{
     sync::{Arc, PoisonError, Weak},
 };
 
-use agent_operator::domain::{Credential, TaskUid, report::PullRequest, text};
+use agent_operator::{
+    attempt::IssueText,
+    domain::{Credential, TaskUid, assignment::IssueRef, report::PullRequest, text},
+};
 use async_trait::async_trait;
 
-pub use self::error::ForgeError;
-use self::{client::Http, gitea::Gitea};
+use self::{client::Http, gitea::Gitea, github::GitHub};
+pub use self::{error::ForgeError, issue::FoundIssue};
 use super::{
     git::{GitError, Login, RepositoryGrant},
     permit::Permit,
@@ -68,6 +76,10 @@ pub trait Forge: Send + Sync {
         &self,
         draft: &PullRequestDraft,
     ) -> Result<Option<PullRequest>, ForgeError>;
+
+    /// The issue, in this repository or another one of the same forge. Owner, name and number have
+    /// been checked.
+    async fn read_issue(&self, issue: &IssueRef) -> Result<FoundIssue, ForgeError>;
 }
 
 /// The order to have a pull request.
@@ -81,6 +93,8 @@ pub struct PullRequestOrder {
     pub body: String,
     /// The published work branch.
     pub head_branch: String,
+    /// The issue that the task comes from: merging closes it.
+    pub issue: Option<IssueRef>,
 }
 
 /// All forges of the upstream map. A clone is a handle to the same.
@@ -115,11 +129,12 @@ impl Forges {
         let _turn = turn.lock().await;
         let forge = self.forge(&order.grant.repository.url, credential)?;
         let marker = marker(&order.grant.task.uid);
+        let closes = self.closing_line(order)?;
         let draft = PullRequestDraft {
             head: order.head_branch.clone(),
             base: order.grant.repository.base_branch.clone(),
             title: title(&order.title),
-            body: body(&order.body, &marker),
+            body: body(&order.body, closes.as_deref(), &marker),
         };
         if let Some(found) = forge.find_pull_request(&draft.head, &marker).await? {
             return Ok(found.pull_request);
@@ -137,17 +152,36 @@ impl Forges {
         })
     }
 
+    /// The text of `issue`, at the forge of the repository that the user calls `url`.
+    pub async fn read_issue(
+        &self,
+        url: &str,
+        issue: &IssueRef,
+        credential: Option<&Credential>,
+    ) -> Result<IssueText, ForgeError> {
+        issue::check(issue)?;
+        let credential = credential.ok_or(ForgeError::PresentCredential)?;
+        let found = self.forge(url, credential)?.read_issue(issue).await?;
+        Ok(issue::for_sandbox(issue, &found))
+    }
+
+    fn closing_line(&self, order: &PullRequestOrder) -> Result<Option<String>, ForgeError> {
+        let Some(issue) = &order.issue else { return Ok(None) };
+        issue::check(issue)?;
+        let remote = self.upstreams.resolve(&order.grant.repository.url)?;
+        Ok(Some(issue::closing_line(issue, &remote.path)))
+    }
+
     /// The API of the repository that the user calls `url`.
     fn forge(&self, url: &str, credential: &Credential) -> Result<Box<dyn Forge>, ForgeError> {
         let remote = self.upstreams.resolve(url)?;
         let login = login(&remote, credential)?;
-        let host = || remote.host.clone();
         match remote.forge {
-            Some(ForgeKind::Gitea) => Ok(Box::new(Gitea::new(self.http.clone(), &remote, login)?)),
+            Some(ForgeKind::Gitea) => Ok(Box::new(Gitea::new(self.http.clone(), &remote, &login)?)),
             Some(ForgeKind::Github) => {
-                Err(ForgeError::ForgeUnsupported { host: host(), kind: "GitHub" })
+                Ok(Box::new(GitHub::new(self.http.clone(), &remote, &login)?))
             }
-            None => Err(ForgeError::ForgeUnknown { host: host() }),
+            None => Err(ForgeError::ForgeUnknown { host: remote.host }),
         }
     }
 
@@ -183,11 +217,15 @@ fn title(from_sandbox: &str) -> String {
     text::truncate(&line, TITLE_BYTES_MAX).to_owned()
 }
 
-/// The sandbox's body with the task's mark at its end.
-fn body(from_sandbox: &str, marker: &str) -> String {
+/// The sandbox's body with the line that closes the issue and the task's mark at its end.
+fn body(from_sandbox: &str, closes: Option<&str>, marker: &str) -> String {
+    let ending = match closes {
+        Some(closes) => format!("{closes}\n\n{marker}"),
+        None => marker.to_owned(),
+    };
     let neutral = neutralise(from_sandbox);
-    let room = BODY_BYTES_MAX - marker.len() - 2;
-    format!("{}\n\n{marker}", text::truncate(&neutral, room).trim_end())
+    let room = BODY_BYTES_MAX - ending.len() - 2;
+    format!("{}\n\n{ending}", text::truncate(&neutral, room).trim_end())
 }
 
 /// Makes text from a sandbox safe to show at a forge. For now only what could imitate our own mark

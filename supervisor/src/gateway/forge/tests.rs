@@ -21,6 +21,10 @@ use tokio::task::JoinSet;
 
 use super::*;
 
+mod conformance;
+mod contract;
+mod fake;
+mod github;
 mod real;
 
 const TOKEN: &str = "canary-55d0c1b2";
@@ -58,10 +62,7 @@ impl World {
             base_url: base_url.clone(),
             forge,
         };
-        let map = vec![
-            upstream("github.com", ForgeKind::Gitea),
-            upstream("ghe.example.com", ForgeKind::Github),
-        ];
+        let map = vec![upstream("github.com", ForgeKind::Gitea)];
         Self { gitea, forges: Forges::new(map, None).unwrap(), _server: server }
     }
 
@@ -160,6 +161,7 @@ fn order() -> PullRequestOrder {
         title: "Add a health check".to_owned(),
         body: "It answers 200.".to_owned(),
         head_branch: "ai/x".to_owned(),
+        issue: None,
     }
 }
 
@@ -246,12 +248,11 @@ async fn nothing_is_opened_without_permission_and_nothing_sent_to_a_foreign_host
     foreign.grant.repository.url = "https://example.com/o/r.git".to_owned();
     let refused = world.ensure(&foreign).await.unwrap_err();
     assert!(matches!(refused, ForgeError::UseCredential(_)), "{refused}");
-    let mut github = credential(TOKEN);
-    github.host = "ghe.example.com".to_owned();
-    foreign.grant.repository.url = "https://ghe.example.com/o/r.git".to_owned();
+    let mut unknown = credential(TOKEN);
+    unknown.host = "example.com".to_owned();
     let permit = Permit::granted(Epoch(1), Duration::from_secs(30));
-    let unsupported = world.forges.ensure_pull_request(&foreign, &github, &permit).await;
-    assert!(matches!(unsupported, Err(ForgeError::ForgeUnsupported { .. })));
+    let unknown = world.forges.ensure_pull_request(&foreign, &unknown, &permit).await.unwrap_err();
+    assert!(matches!(unknown, ForgeError::ForgeUnknown { .. }), "{unknown}");
 }
 
 #[tokio::test]
@@ -274,8 +275,8 @@ fn title_and_body_from_a_sandbox_are_bounded_and_cannot_imitate_the_mark() {
     assert!(title(&"ä".repeat(1000)).len() <= TITLE_BYTES_MAX);
     let mark = marker(&"uid-1".into());
     let forged = format!("text {} {}", marker(&"uid-2".into()), "x".repeat(100_000));
-    let body = body(&forged, &mark);
+    let body = body(&forged, Some("Closes #7"), &mark);
     assert!(body.len() <= BODY_BYTES_MAX);
-    assert!(body.ends_with(&mark));
+    assert!(body.ends_with(&format!("\n\nCloses #7\n\n{mark}")));
     assert_eq!(body.matches(MARKER).count(), 1);
 }

@@ -96,7 +96,7 @@ pub struct Attempt {
     limits: AttemptLimits,
     /// Serial number of the event record expected next; held while records are handed over.
     pub(in crate::gateway) next_event: tokio::sync::Mutex<u64>,
-    /// The git preparation.
+    /// The preparation of repository and issue.
     pub(in crate::gateway) preparation: Preparation,
 }
 

@@ -490,6 +490,7 @@ pub(super) fn grant(uid: &str, step: StepName, budget: Option<TaskBudget>) -> Gr
             model: None,
             max_turns: None,
             test_command: None,
+            issue: None,
         },
         repository: Repository {
             name: "main".into(),

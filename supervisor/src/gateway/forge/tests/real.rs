@@ -6,6 +6,7 @@ use super::{
         GitError, GitLimits, GitService, GitSettings,
         tests::upstream::{client_async, run, serve_gateway},
     },
+    conformance::{self, Stage},
     *,
 };
 
@@ -57,6 +58,30 @@ impl Repository {
         let path = format!("/repos/{}/{}/branches/{branch}", self.owner, self.name);
         let answer = self.api("GET", &path, &Value::Null);
         answer["commit"]["id"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Stage for Repository {
+    fn branch(&self, name: &str) {
+        let path = format!("/repos/{}/{}/contents/{name}.txt", self.owner, self.name);
+        let content = json!({
+            "branch": "main", "new_branch": name, "message": name, "content": "eA==",
+        });
+        let made = self.api("POST", &path, &content);
+        assert!(made["commit"].is_object(), "{made}");
+    }
+
+    fn issue(&self, title: &str, body: &str) -> IssueRef {
+        let path = format!("/repos/{}/{}/issues", self.owner, self.name);
+        let made = self.api("POST", &path, &json!({"title": title, "body": body}));
+        let number = made["number"].as_i64().unwrap();
+        IssueRef { owner: self.owner.clone(), repo: self.name.clone(), number }
+    }
+
+    fn close(&self, number: i64) {
+        let path = format!("/repos/{}/{}/pulls/{number}", self.owner, self.name);
+        let closed = self.api("PATCH", &path, &json!({"state": "closed"}));
+        assert_eq!(closed["state"], "closed", "{closed}");
     }
 }
 
@@ -124,6 +149,9 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
     assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
     assert_eq!(listed[0]["html_url"].as_str().unwrap(), opened.url);
     assert_eq!(listed[0]["head"]["sha"].as_str().unwrap(), commit);
+
+    let forge = forges.forge(&order.grant.repository.url, &credential).unwrap();
+    conformance::holds(&*forge, &repository).await;
 
     let mut missing = order.clone();
     missing.head_branch = "ai/none".to_owned();
