@@ -1,4 +1,5 @@
 //! Tests that take a process, a node or the release away from everybody: they run alone, one after the other, after
 //! all scenarios, and leave the system as they found it.
 
+mod follow_resumes;
 mod kill_points;
