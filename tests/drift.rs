@@ -16,3 +16,5 @@ mod sizes;
 mod source;
 #[path = "drift/tree.rs"]
 mod tree;
+#[path = "drift/values.rs"]
+mod values;

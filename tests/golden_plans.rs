@@ -4,7 +4,10 @@
 #[path = "decide/mod.rs"]
 mod decide;
 
-use agent_operator::domain::{Reason, StepName};
+use agent_operator::{
+    crd::shared::LocalSecretRef,
+    domain::{Reason, StepName},
+};
 use agent_operator_controller::{
     decide::{CredentialState, Delivery},
     plan::Plan,
@@ -125,4 +128,15 @@ fn finished_ten_minutes_ago() {
     after(&mut model, Reason::Completed, None);
     model.advance(600);
     insta::assert_yaml_snapshot!(model.pass());
+}
+
+#[test]
+fn pull_secrets_of_the_chart_are_added_to_those_of_the_task() {
+    let secret = |name: &str| LocalSecretRef { name: name.to_owned() };
+    let mut model = Model::new();
+    model.task.spec.image_pull_secrets = vec![secret("own"), secret("both")];
+    model.settings.agent.image_pull_secrets = vec![secret("both"), secret("chart")];
+    let plan = serde_json::to_string(&model.pass()).unwrap();
+    let all = r#"[{"name":"own"},{"name":"both"},{"name":"chart"}]"#;
+    assert!(plan.contains(&format!("\"imagePullSecrets\":{all}")), "{plan}");
 }

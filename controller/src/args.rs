@@ -29,6 +29,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the controller (the default).
     Run(Box<RunArgs>),
+    /// Look whether an installed release works, as `helm test` does.
+    Check(CheckArgs),
     /// Print the custom resource definitions as YAML, for `kubectl apply --server-side -f -`.
     Crd,
 }
@@ -117,6 +119,26 @@ pub struct RunArgs {
     /// What is logged, for example info or info,kube=debug.
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
+}
+
+/// Options of `check`.
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// Namespace of the release.
+    #[arg(long, value_parser = name)]
+    pub namespace: String,
+    /// The controller's Service.
+    #[arg(long, value_parser = name)]
+    pub service: String,
+    /// ConfigMap with the controller's CA (key ca.crt).
+    #[arg(long, value_parser = name)]
+    pub ca_config_map: String,
+    /// DaemonSet of the supervisors.
+    #[arg(long, value_parser = name)]
+    pub daemon_set: String,
+    /// Seconds to wait for everything to come up.
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub patience_seconds: u64,
 }
 
 impl RunArgs {

@@ -18,6 +18,7 @@ pub mod apply;
 pub mod args;
 pub mod assignment;
 pub mod catalog;
+pub mod check;
 pub mod clock;
 pub mod credentials;
 pub mod decide;

@@ -4,8 +4,8 @@ use std::{io::Write as _, process::ExitCode};
 
 use agent_operator::crd::all_crds;
 use agent_operator_controller::{
-    args::{Cli, Command},
-    run, telemetry,
+    args::{CheckArgs, Cli, Command},
+    check, run, telemetry,
 };
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Crd) => print_crds(),
+        Some(Command::Check(args)) => check_release(&args),
         Some(Command::Run(args)) => start(*args),
         None => start(cli.run),
     };
@@ -29,16 +30,23 @@ fn main() -> ExitCode {
 
 fn start(args: agent_operator_controller::args::RunArgs) -> anyhow::Result<()> {
     telemetry::start(args.log_format, &args.log)?;
+    runtime()?.block_on(run::run(args))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     // Both providers may be in a build by way of some dependency; without a choice rustls panics at
     // its first use.
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider was installed before"))?;
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?
-        .block_on(run::run(args))
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}
+
+fn check_release(args: &CheckArgs) -> anyhow::Result<()> {
+    let findings = runtime()?.block_on(check::run(args))?;
+    write!(std::io::stdout().lock(), "{findings}").context("print the findings")?;
+    anyhow::ensure!(findings.good(), "the release does not work as a whole, see above");
+    Ok(())
 }
 
 fn print_crds() -> anyhow::Result<()> {

@@ -63,9 +63,9 @@ pub struct AgentRunSpec {
     /// Image of the agent container.
     #[schemars(length(min = 1, max = 512))]
     pub image: String,
-    /// Secrets with which the image is pulled.
+    /// Secrets with which its images are pulled: the task's and the chart's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
+    #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub image_pull_secrets: Vec<LocalSecretRef>,
     /// Limits and requests, as resolved.

@@ -114,6 +114,9 @@ pub struct Args {
     /// How that image gets into pods.
     #[arg(long, env = "RUNNER_DELIVERY", value_enum, default_value = "auto")]
     pub runner_delivery: RunnerDelivery,
+    /// Priority class of agent pods.
+    #[arg(long, env = "AGENT_PRIORITY_CLASS", value_parser = not_empty)]
+    pub agent_priority_class: Option<String>,
     /// Most agent pods at once on this node.
     #[arg(
         long,

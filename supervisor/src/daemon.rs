@@ -158,6 +158,7 @@ fn tools(
         pod_log_dir: args.pod_log_dir.clone(),
         gateway: GatewayAddress::new(args.gateway_service.clone()),
         runner_image: args.runner_image.clone(),
+        priority_class: args.agent_priority_class.clone(),
         inputs,
         runtime: Handle::current(),
         tasks: TaskTracker::new(),

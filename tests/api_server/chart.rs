@@ -2,15 +2,18 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
+use k8s_openapi::api::{core::v1::Namespace, rbac::v1::ClusterRole};
 use kube::{
     Api, Client, Discovery,
-    api::{DynamicObject, Patch, PatchParams, TypeMeta, ValidationDirective},
+    api::{
+        DeleteParams, DynamicObject, Patch, PatchParams, PostParams, TypeMeta, ValidationDirective,
+    },
     core::GroupVersionKind,
     discovery::Scope,
 };
 use serde_json::{Value, json};
 
-use super::server::{client, from_json, namespace, render, try_render};
+use super::server::{client, from_json, kubeconfig, namespace, render, try_render};
 
 /// The arguments that put every object into `namespace`.
 pub(crate) fn in_namespace(namespace: &str) -> Vec<String> {
@@ -27,7 +30,9 @@ pub(crate) async fn apply(client: &Client, documents: &[Value], dry_run: bool) {
     let mut params = PatchParams::apply("api-tests").force();
     params.dry_run = dry_run;
     params.field_validation = Some(ValidationDirective::Strict);
-    for document in documents {
+    // What belongs to `helm test` is not installed with the rest.
+    let hook = |document: &&Value| !document["metadata"]["annotations"]["helm.sh/hook"].is_null();
+    for document in documents.iter().filter(|document| !hook(document)) {
         let object: DynamicObject = from_json(document.clone());
         let types: TypeMeta = object.types.clone().unwrap();
         let kind = GroupVersionKind::try_from(&types).unwrap();
@@ -59,6 +64,9 @@ async fn chart_is_valid_with_its_defaults_and_with_every_option() {
         json!({"controller.tls.extraSANs": ["10.0.0.1", "ao.example.com"], "imagePullSecrets": [{"name": "x"}]}),
         json!({"supervisor.tolerations": [{"operator": "Exists"}], "supervisor.priorityClassName": "system-node-critical"}),
         json!({"gateway.caBundle": {"configMap": "ca", "key": "ca.crt"}, "gateway.limits": {"tunnels": 3}}),
+        json!({"gateway.proxy": {"https": "http://proxy.example:3128", "credentialsSecret": {"name": "proxy"}}}),
+        json!({"priorityClasses.create": true, "headroom.enabled": true, "metrics.services": true}),
+        json!({"supervisor.updateStrategy": "OnDelete", "controller.podDisruptionBudget.maxUnavailable": "50%"}),
         json!({"upstreams": [{"host": "github.com", "baseURL": "http://10.0.0.2:3000", "forge": "gitea"}]}),
         json!({"agent.sandbox": {"runtimeClassName": "gvisor", "egressPolicy": "Required", "requirePidsLimit": true}}),
         json!({"networkPolicies.metricsFrom": [{"namespaceSelector": {}}], "policies.agentRunWriters": ["dev@example.com"]}),
@@ -81,10 +89,89 @@ async fn wrong_values_are_refused_by_the_chart_itself() {
         ("upstreams=[{\"host\": \"x\"}]", "/upstreams/0"),
         ("defaults.stepTimeout=\"1y\"", "/defaults/stepTimeout"),
         ("supervisor.hostPath=\"/a b; rm\"", "/supervisor/hostPath"),
+        ("gateway.proxy.https=\"https://proxy:3128\"", "/gateway/proxy/https"),
+        ("gateway.proxy.https=\"http://me:pw@proxy:3128\"", "/gateway/proxy/https"),
+        ("gateway.proxy.noProxy=[\"a b\"]", "/gateway/proxy/noProxy/0"),
+        ("gateway.caBundle.inline=\"no certificate\"", "/gateway/caBundle/inline"),
+        (
+            "gateway.caBundle={\"inline\": \"-----BEGIN CERTIFICATE-----\", \"configMap\": \"ca\"}",
+            "/gateway/caBundle",
+        ),
+        (
+            "controller.podDisruptionBudget.maxUnavailable=\"half\"",
+            "/controller/podDisruptionBudget",
+        ),
+        ("headroom.priority=5", "/headroom/priority"),
+        ("agent.priorityClassName=\"No Class\"", "/agent/priorityClassName"),
     ] {
         let message = try_render("wrong", "x", &[value.to_owned()]).unwrap_err();
         assert!(message.contains(words), "{value}: {message}");
     }
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn chart_installs_with_the_longest_names_and_names_no_other_namespace() {
+    let Some(client) = client().await else { return };
+    // Helm takes release names of at most 53 characters.
+    let release = "r".repeat(53);
+    let place = format!("n{}", "s".repeat(62));
+    let object: Namespace = from_json(json!({"metadata": {"name": place}}));
+    let _ = Api::all(client.clone()).create(&PostParams::default(), &object).await;
+    let documents = render(&release, &place, &in_namespace(&place));
+    apply(&client, &documents, true).await;
+    for document in &documents {
+        let name = document["metadata"]["name"].as_str().unwrap();
+        let room = match document["kind"].as_str().unwrap() {
+            // Names of pods, services and their parts are DNS labels; Kubernetes adds to the first two.
+            "Deployment" | "DaemonSet" => 52,
+            _ => 63,
+        };
+        assert!(name.len() <= room || document["kind"] == "ClusterRole", "{name}");
+        let text = document.to_string();
+        assert!(
+            !text.contains("agent-operator-system") && !text.contains("agent-system"),
+            "{name}"
+        );
+        let within = document["metadata"]["namespace"].as_str();
+        assert!(within.is_none_or(|within| within == place), "{name} is in {within:?}");
+    }
+    let namespaces: Api<Namespace> = Api::all(client);
+    namespaces.delete(&place, &DeleteParams::default()).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn second_release_is_refused_where_the_first_can_be_seen() {
+    let Some(client) = client().await else { return };
+    let roles: Api<ClusterRole> = Api::all(client);
+    let role: ClusterRole = from_json(json!({"metadata": {
+        "name": "first-of-two-releases",
+        "labels": {"app.kubernetes.io/name": "agent-operator"},
+        "annotations": {
+            "meta.helm.sh/release-name": "first", "meta.helm.sh/release-namespace": "first-place",
+        },
+    }}));
+    let _ = roles.create(&PostParams::default(), &role).await;
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/helm/agent-operator");
+    let install = |release: &str, namespace: &str| {
+        let kubeconfig = kubeconfig().unwrap();
+        let output = std::process::Command::new("helm")
+            .args(["template", release, chart, "--namespace", namespace, "--dry-run=server"])
+            .args(["--set", "crds.install=false", "--kubeconfig"])
+            .arg(kubeconfig)
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (release, namespace) in [("second", "first-place"), ("first", "elsewhere")] {
+        let (good, text) = install(release, namespace);
+        assert!(!good && text.contains("as release first in namespace first-place"), "{text}");
+    }
+    let (good, text) = install("first", "first-place");
+    assert!(good, "the release itself is upgraded: {text}");
+    roles.delete("first-of-two-releases", &DeleteParams::default()).await.unwrap();
+    assert!(try_render("second", "elsewhere", &[]).is_ok(), "offline nothing is refused");
 }
 
 /// Every right that the chart grants, one line each.

@@ -109,6 +109,7 @@ async fn pod_of_a_step_fits_the_policies_and_the_restricted_profile() {
             gateway: "10.96.0.7:8080".parse().unwrap(),
             runner_image: "registry.example/runner:1".to_owned(),
             delivery,
+            priority_class: None,
         };
         let built = pod(&assignment(namespace), &settings, &Secret::new("one-time"));
         pods.create(&dry, &built).await.unwrap_or_else(|error| panic!("{delivery:?}: {error}"));

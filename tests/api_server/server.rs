@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Kubeconfig of the server under test. A developer's own cluster is never taken: KUBECONFIG counts
 /// only beside the folder that `deploy/local/apiserver` prints.
-fn kubeconfig() -> Option<PathBuf> {
+pub(crate) fn kubeconfig() -> Option<PathBuf> {
     let of = |name| std::env::var_os(name).map(PathBuf::from);
     of("AO_APISERVER_KUBECONFIG")
         .or_else(|| of("AO_APISERVER_STATE").and_then(|_| of("KUBECONFIG")))

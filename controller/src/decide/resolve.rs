@@ -5,7 +5,7 @@ use agent_operator::{
         AgentRunSpec, QuantityText,
         agent_run::{ResolvedResources, ResolvedSandbox, TaskReference},
         coding_task::{AgentSpec, AgentType, EgressPolicySpec, ModelSpec},
-        shared::TolerationSpec,
+        shared::{LocalSecretRef, TolerationSpec},
     },
     domain::{GoDuration, NodeName, StepName},
 };
@@ -37,11 +37,7 @@ pub fn run_spec(observed: &Observed, start: &Start, node: &NodeName) -> AgentRun
         epoch: 0,
         timeout: GoDuration::from_secs(observed.step_timeout().as_secs()).to_string(),
         image: task.spec.agent_image.clone().unwrap_or_else(|| settings.agent.image.clone()),
-        image_pull_secrets: if task.spec.image_pull_secrets.is_empty() {
-            settings.agent.image_pull_secrets.clone()
-        } else {
-            task.spec.image_pull_secrets.clone()
-        },
+        image_pull_secrets: pull_secrets(observed),
         resources: resources(observed),
         agent: task
             .spec
@@ -55,6 +51,17 @@ pub fn run_spec(observed: &Observed, start: &Start, node: &NodeName) -> AgentRun
         sandbox: sandbox(observed),
         feedback_from: start.feedback_from.clone(),
     }
+}
+
+/// The task's own and the chart's: those are for the runner image, which comes from the chart as well.
+fn pull_secrets(observed: &Observed) -> Vec<LocalSecretRef> {
+    let mut secrets = observed.task.spec.image_pull_secrets.clone();
+    for secret in &observed.settings.agent.image_pull_secrets {
+        if !secrets.contains(secret) {
+            secrets.push(secret.clone());
+        }
+    }
+    secrets
 }
 
 fn resources(observed: &Observed) -> ResolvedResources {

@@ -8,6 +8,7 @@ CONTAINERD_VERSION=2.4.2
 CRANE_VERSION=0.22.1
 HELM_VERSION=4.3.1
 GRPCURL_VERSION=1.9.4
+KUBECONFORM_VERSION=0.8.0
 COREDNS_VERSION=1.15.0
 GITEA_VERSION=1.26.4
 
@@ -41,6 +42,7 @@ apt_install() {
 
 tool_version() {
   case $1 in
+    kubeconform) echo "$KUBECONFORM_VERSION" ;;
     kube*) echo "$KUBERNETES_VERSION" ;;
     etcd) echo "$ETCD_VERSION" ;;
     containerd* | ctr) echo "$CONTAINERD_VERSION" ;;
@@ -61,6 +63,7 @@ tool_package() {
     crane) echo github.com/google/go-containerregistry/cmd/crane ;;
     helm) echo helm.sh/helm/v4/cmd/helm ;;
     grpcurl) echo github.com/fullstorydev/grpcurl/cmd/grpcurl ;;
+    kubeconform) echo github.com/yannh/kubeconform/cmd/kubeconform ;;
     coredns) echo github.com/coredns/coredns ;;
     *) die "no Go package known for $1" ;;
   esac
@@ -164,6 +167,7 @@ build_tool() {
   local name=$1 folder builder=build_plain started=$SECONDS try
   folder=$(dirname "$(tool_file "$name")")
   case $name in
+    kubeconform) ;;
     kube*) builder=build_kubernetes ;;
     gitea) builder=build_gitea ;;
   esac

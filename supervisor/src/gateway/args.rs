@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use agent_operator::attempt::GitIdentity;
 use serde::Deserialize;
 
-use super::{egress::policy::HostPort, llm::prices::Price, upstream::Upstream};
+use super::{egress::policy::HostPort, llm::prices::Price, proxy, upstream::Upstream};
 
 /// Arguments of `supervisor gateway`.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,6 +28,9 @@ pub struct Args {
     /// PEM file with certificate authorities to trust besides the system's.
     #[arg(long, env = "GATEWAY_CA_BUNDLE")]
     pub ca_bundle: Option<PathBuf>,
+    /// File with the proxy's user name and password, as user:password.
+    #[arg(long, env = "GATEWAY_PROXY_CREDENTIALS")]
+    pub proxy_credentials: Option<PathBuf>,
     /// Lets CONNECT reach private, loopback and cluster addresses. For test rigs without a network.
     #[arg(long, env = "GATEWAY_EGRESS_ALLOW_PRIVATE")]
     pub egress_allow_private: bool,
@@ -45,6 +48,9 @@ pub struct Config {
     /// The CONNECT proxy.
     #[serde(default)]
     pub egress: Egress,
+    /// The proxy between the gateway and the internet.
+    #[serde(default)]
+    pub proxy: proxy::Settings,
     /// Prices by model name; a name also covers its dated versions (`name-20250101`).
     #[serde(default)]
     pub prices: BTreeMap<String, Price>,
@@ -156,6 +162,9 @@ pub enum ConfigError {
     /// An allowed host is malformed.
     #[error("egress.allowedHosts: {0}")]
     AllowedHost(String),
+    /// The proxy settings are malformed.
+    #[error(transparent)]
+    Proxy(#[from] proxy::RuleError),
 }
 
 impl Config {
@@ -180,6 +189,7 @@ impl Config {
             HostPort::parse_allowed(host)
                 .map_err(|error| ConfigError::AllowedHost(error.to_string()))?;
         }
+        proxy::ProxyRules::new(&config.proxy, None)?;
         Ok(config)
     }
 

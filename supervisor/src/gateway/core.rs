@@ -18,6 +18,7 @@ use super::{
     grants::{Attempt, Grants},
     llm::ModelProxy,
     permit::Permit,
+    proxy::ProxyRules,
 };
 
 /// The gateway's shared parts.
@@ -144,12 +145,15 @@ pub(super) fn build(args: &Args, shutdown: CancellationToken) -> anyhow::Result<
     use anyhow::Context as _;
 
     let config = Config::read(&args.config)?;
-    let client = super::http_client::build(args.ca_bundle.as_deref())?;
+    let proxies = ProxyRules::new(&config.proxy, args.proxy_credentials.as_deref())?;
+    let proxies = Arc::new(proxies);
+    let client = super::http_client::build(args.ca_bundle.as_deref(), Arc::clone(&proxies))?;
     let tasks = TaskTracker::new();
     let git = GitService::new(super::git::GitSettings {
         git_dir: args.git_dir.clone(),
         upstreams: config.upstreams.clone(),
         ca_file: args.ca_bundle.clone(),
+        proxies: Arc::clone(&proxies),
         limits: super::git::GitLimits::default(),
     })
     .context("cannot set up the git directory")?;
@@ -158,9 +162,9 @@ pub(super) fn build(args: &Args, shutdown: CancellationToken) -> anyhow::Result<
         outbox: Outbox::default(),
         permit: Permit::none(),
         git,
-        forges: Forges::new(config.upstreams.clone(), args.ca_bundle.as_deref())?,
+        forges: Forges::new(config.upstreams.clone(), client.clone()),
         model: ModelProxy::new(&config, client, tasks.clone()),
-        egress: Egress::new(&config, args.egress_allow_private, tasks.clone()),
+        egress: Egress::new(&config, args.egress_allow_private, proxies, tasks.clone()),
         config,
         tasks,
         swept: AtomicBool::new(false),

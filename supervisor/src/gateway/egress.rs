@@ -24,6 +24,7 @@ use super::{
     args::{Config, host_of},
     grants::{Attempt, RefusalKind},
     identity::Caller,
+    proxy::{ProxyRules, TunnelError},
     respond::{self, Answer},
 };
 
@@ -41,6 +42,7 @@ const BUFFER_BYTES: usize = 16 * 1024;
 pub struct Egress {
     names: Arc<NamePolicy>,
     allow_private: bool,
+    proxies: Arc<ProxyRules>,
     tunnels: TaskTracker,
 }
 
@@ -55,13 +57,24 @@ enum ConnectError {
     Connect(String),
     #[error("{0} did not answer in time")]
     TimedOut(String),
+    #[error("{host} cannot be reached: {error}")]
+    Tunnel {
+        host: String,
+        // The agent is told all of it, so it is a part of the text and no source.
+        error: TunnelError,
+    },
 }
 
 impl Egress {
     /// A proxy with the chart's settings; tunnels run in `tunnels`.
-    pub fn new(config: &Config, allow_private: bool, tunnels: TaskTracker) -> Self {
+    pub fn new(
+        config: &Config,
+        allow_private: bool,
+        proxies: Arc<ProxyRules>,
+        tunnels: TaskTracker,
+    ) -> Self {
         let names = NamePolicy::new(&config.egress.allowed_hosts, config.credential_hosts());
-        Self { names: Arc::new(names), allow_private, tunnels }
+        Self { names: Arc::new(names), allow_private, proxies, tunnels }
     }
 
     /// Answers one CONNECT request.
@@ -127,7 +140,14 @@ impl Egress {
 
     /// Resolves once and connects to an address that was checked, so that a second answer of the
     /// name server cannot lead elsewhere.
+    ///
+    /// Behind a proxy it is the proxy that resolves: such networks often know no names of the
+    /// internet. Which addresses it connects to is then its own policy.
     async fn dial(&self, host: &HostPort) -> Result<TcpStream, ConnectError> {
+        if let Some(proxy) = self.proxies.choose(true, &host.host, host.port) {
+            let tunnel = proxy.tunnel(&host.to_string()).await;
+            return tunnel.map_err(|error| ConnectError::Tunnel { host: host.to_string(), error });
+        }
         let dial = async {
             let addresses: Vec<SocketAddr> =
                 tokio::net::lookup_host((host.host.as_str(), host.port))

@@ -1,5 +1,6 @@
-//! The client for configured upstreams: HTTP/1, TLS with the system's roots and an optional bundle.
-//! It follows no redirect and takes no proxy from the environment.
+//! The client for configured upstreams: HTTP/1, TLS with the system's roots and an optional bundle,
+//! by way of the configured proxy. It follows no redirect and takes nothing from the environment.
+//! This is the one place where it is built; model, forge and whatever comes share it by clones.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -12,13 +13,15 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 
+use super::proxy::{Dialer, ProxyRules};
+
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an idle connection is kept: below the usual 60 s of load balancers.
 const POOL_IDLE: Duration = Duration::from_secs(50);
 
 /// An HTTP client of the gateway.
-pub type HttpClient = Client<HttpsConnector<HttpConnector>, Body>;
+pub type HttpClient = Client<HttpsConnector<Dialer>, Body>;
 
 /// Why the client cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +37,9 @@ pub enum BuildError {
     ConfigureTls(#[source] rustls::Error),
 }
 
-/// A client that trusts the system's roots and those in `bundle`. Missing system roots are no
-/// error: a gateway whose upstreams are plain http or private needs none.
-pub fn build(bundle: Option<&Path>) -> Result<HttpClient, BuildError> {
+/// A client that trusts the system's roots and those in `bundle`, and goes by the `proxies`. Missing
+/// system roots are no error: a gateway whose upstreams are plain http or private needs none.
+pub fn build(bundle: Option<&Path>, proxies: Arc<ProxyRules>) -> Result<HttpClient, BuildError> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
@@ -62,6 +65,6 @@ pub fn build(bundle: Option<&Path>) -> Result<HttpClient, BuildError> {
         .with_tls_config(config)
         .https_or_http()
         .enable_http1()
-        .wrap_connector(http);
+        .wrap_connector(Dialer::new(http, proxies));
     Ok(Client::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector))
 }

@@ -29,6 +29,7 @@ pub mod limits;
 pub mod link_server;
 pub mod llm;
 pub mod permit;
+pub mod proxy;
 pub mod respond;
 pub mod server;
 #[cfg(test)]

@@ -3,6 +3,8 @@
 mod connect;
 mod journey;
 mod model;
+mod network;
+mod proxied;
 mod raw;
 mod reports;
 mod rig;

@@ -51,6 +51,8 @@ pub struct NodeSettings {
     pub runner_image: String,
     /// How that image gets into the pod.
     pub delivery: Delivery,
+    /// Priority class of agent pods; none means the cluster's default.
+    pub priority_class: Option<String>,
 }
 
 /// The pod of an assignment, with its one-time token.
@@ -122,6 +124,7 @@ fn spec(assignment: &Assignment, settings: &NodeSettings) -> PodSpec {
         init_containers: (settings.delivery == Delivery::InitContainer)
             .then(|| vec![installer(request, settings)]),
         node_selector: (!request.node_selector.is_empty()).then(|| request.node_selector.clone()),
+        priority_class_name: settings.priority_class.clone(),
         restart_policy: Some("Never".to_owned()),
         runtime_class_name: request.runtime_class_name.clone(),
         security_context: Some(PodSecurityContext {

@@ -75,6 +75,8 @@ pub struct Tools {
     pub gateway: GatewayAddress,
     /// Image with agent-runner and the CLI.
     pub runner_image: String,
+    /// Priority class of agent pods; none means the cluster's default.
+    pub priority_class: Option<String>,
     /// Where answers go.
     pub inputs: mpsc::Sender<Input>,
     /// The runtime for all of this.
@@ -303,7 +305,12 @@ async fn create(
             pause(&mut pauses).await;
             continue;
         };
-        let settings = NodeSettings { gateway, runner_image: tools.runner_image.clone(), delivery };
+        let settings = NodeSettings {
+            gateway,
+            runner_image: tools.runner_image.clone(),
+            delivery,
+            priority_class: tools.priority_class.clone(),
+        };
         let wanted = build::pod(assignment, &settings, token);
         if cancel.is_cancelled() {
             return settle(tools, assignment).await;

@@ -3,3 +3,4 @@
 
 mod follow_resumes;
 mod kill_points;
+mod notes;

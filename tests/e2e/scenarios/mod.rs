@@ -5,6 +5,7 @@ mod deletion;
 mod follow;
 mod issues;
 mod many_tasks;
+mod release;
 mod retries;
 mod rotation;
 mod sample;

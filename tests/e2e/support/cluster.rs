@@ -145,6 +145,15 @@ impl Cluster {
         api.create(&PostParams::default(), secret).await.expect("a new Secret");
     }
 
+    /// Model key and forge token of the tasks' Secret.
+    pub(crate) async fn agent_secrets(&self) -> (String, String) {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let data = api.get("agent-secrets").await.expect("the tasks' Secret").data;
+        let data = data.unwrap_or_default();
+        let text = |key| String::from_utf8(data[key].0.clone()).expect("text");
+        (text("anthropic-api-key"), text("github-token"))
+    }
+
     /// A copy of a Secret of the task namespace in another one.
     pub(crate) async fn copy_secret(&self, name: &str, to: &str) {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);

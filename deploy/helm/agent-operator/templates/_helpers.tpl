@@ -1,4 +1,5 @@
-{{/* Prefix of every object's name: the release's name. Cut so that the longest suffix still fits a DNS label. */}}
+{{/* Prefix of every object's name: the release's name. Cut so that the longest suffix still fits a DNS label, and what
+Kubernetes adds to the names of pods as well. */}}
 {{- define "ao.name" -}}
 {{- .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- end }}
@@ -27,12 +28,29 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "ao.name" . }}-control
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "ao.name" . }}-supervisor
 {{- end }}
 
+{{/* One release a cluster. Offline (`helm template`) nothing is found, so nothing is refused. */}}
+{{- define "ao.refuseSecondRelease" -}}
+{{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" "").items }}
+{{- $release := dig "metadata" "annotations" "meta.helm.sh/release-name" "" . }}
+{{- $namespace := dig "metadata" "annotations" "meta.helm.sh/release-namespace" "" . }}
+{{- $ours := eq (dig "metadata" "labels" "app.kubernetes.io/name" "" .) "agent-operator" }}
+{{- if and $ours $release (or (ne $release $.Release.Name) (ne $namespace $.Release.Namespace)) }}
+{{- fail (printf "agent-operator is installed in this cluster already, as release %s in namespace %s, and there can be only one: both would act on the same tasks. To serve more namespaces, add them to taskNamespaces of that release; to replace it, run first: helm uninstall %s --namespace %s" $release $namespace $release $namespace) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Whether a priority class of ours is made for `system` or `agent`: its name, or nothing. */}}
+{{- define "ao.priorityClass" -}}
+{{- if .root.Values.priorityClasses.create }}{{ include "ao.name" .root }}-{{ .class }}{{ end }}
+{{- end }}
+
 {{/* Placement and pull secrets of a pod. Call with (dict "root" $ "own" .Values.controller). */}}
 {{- define "ao.placement" -}}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .own.priorityClassName }}
+{{- with .own.priorityClassName | default (include "ao.priorityClass" (dict "root" .root "class" "system")) }}
 priorityClassName: {{ . }}
 {{- end }}
 {{- with .own.nodeSelector }}
@@ -76,6 +94,9 @@ capabilities: {drop: [ALL]}
 - --stream-retention={{ .Values.supervisor.streams.retention }}
 - --streams-mib={{ int .Values.supervisor.streams.maxMiB }}
 - --pod-retention={{ .Values.limits.taskEndPodTTL }}
+{{- with .Values.agent.priorityClassName | default (include "ao.priorityClass" (dict "root" . "class" "agent")) }}
+- --agent-priority-class={{ . }}
+{{- end }}
 {{- range .Values.taskNamespaces }}
 - --task-namespace={{ . }}
 {{- end }}

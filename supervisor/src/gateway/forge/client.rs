@@ -1,7 +1,7 @@
 //! HTTP(S) to a forge: one connection pool, a time limit, a size limit, no redirects. Gitea's JSON
 //! calls are here too; GitHub's are octocrab's.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use agent_operator::domain::text;
 use axum::body::Body;
@@ -16,10 +16,7 @@ use super::{
     ForgeError,
     refusal::{Asked, DETAIL_BYTES_MAX, refusal},
 };
-use crate::gateway::{
-    git::Login,
-    http_client::{self, HttpClient},
-};
+use crate::gateway::{git::Login, http_client::HttpClient};
 
 /// A forge that does not answer one small request in this time is not available.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -59,11 +56,9 @@ pub(super) struct Answer {
 }
 
 impl Http {
-    /// A client that trusts the system's certificate authorities and those in `ca_file` (PEM).
-    pub(super) fn new(ca_file: Option<&Path>) -> Result<Self, ForgeError> {
-        let client = http_client::build(ca_file)
-            .map_err(|error| ForgeError::BuildClient { detail: describe(&error) })?;
-        Ok(Self { client })
+    /// Calls by way of `client`.
+    pub(super) fn new(client: HttpClient) -> Self {
+        Self { client }
     }
 
     /// Sends one request and reads its answer whole, within the limits.

@@ -47,14 +47,6 @@ pub enum ForgeError {
     /// The credential cannot be used for this repository.
     #[error(transparent)]
     UseCredential(GitError),
-    /// The API client cannot be set up.
-    #[error(
-        "the client for forge APIs cannot be set up ({detail}); check the certificate authorities of the image"
-    )]
-    BuildClient {
-        /// Why.
-        detail: String,
-    },
     /// 401.
     #[error(
         "{host} does not accept the git credential for {operation} ({detail}); it is wrong, expired or revoked: put a valid token into the Secret of gitCredentialsRef"
@@ -173,7 +165,7 @@ impl ForgeError {
             Self::UseCredential(error) => error.reason(),
             Self::ReachForge { .. } => Some(Reason::ProviderUnavailable),
             Self::OpenPullRequest { .. } => Some(Reason::PushRefused),
-            Self::BuildClient { .. } | Self::Permit(_) => None,
+            Self::Permit(_) => None,
             Self::ForgeUnknown { .. }
             | Self::ResolveUrl(_)
             | Self::AddressRepository { .. }

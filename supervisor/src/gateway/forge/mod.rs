@@ -13,7 +13,6 @@ mod tests;
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, PoisonError, Weak},
 };
 
@@ -27,6 +26,7 @@ use self::{client::Http, gitea::Gitea, github::GitHub};
 pub use self::{error::ForgeError, issue::FoundIssue};
 use super::{
     git::{GitError, Login, RepositoryGrant},
+    http_client::HttpClient,
     permit::Permit,
     upstream::{ForgeKind, Remote, Upstream, UpstreamMap},
 };
@@ -107,14 +107,13 @@ pub struct Forges {
 }
 
 impl Forges {
-    /// Forges behind `upstreams`; the certificate authorities in `ca_file` (PEM) are trusted
-    /// beside the system's.
-    pub fn new(upstreams: Vec<Upstream>, ca_file: Option<&Path>) -> Result<Self, ForgeError> {
-        Ok(Self {
-            http: Http::new(ca_file)?,
+    /// Forges behind `upstreams`, reached by `client`.
+    pub fn new(upstreams: Vec<Upstream>, client: HttpClient) -> Self {
+        Self {
+            http: Http::new(client),
             upstreams: UpstreamMap::new(upstreams),
             turns: Arc::default(),
-        })
+        }
     }
 
     /// The task's pull request: found by head branch and marker, opened when there is none. Repeating

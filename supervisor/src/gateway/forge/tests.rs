@@ -63,7 +63,7 @@ impl World {
             forge,
         };
         let map = vec![upstream("github.com", ForgeKind::Gitea)];
-        Self { gitea, forges: Forges::new(map, None).unwrap(), _server: server }
+        Self { gitea, forges: Forges::new(map, direct_client()), _server: server }
     }
 
     async fn ensure(&self, order: &PullRequestOrder) -> Result<PullRequest, ForgeError> {
@@ -130,6 +130,11 @@ fn item(number: usize, head: &str, repository: &str, body: &str) -> Value {
         "body": body,
         "head": {"ref": head, "repo": {"full_name": repository}},
     })
+}
+
+/// A client without proxy and certificates of its own.
+fn direct_client() -> HttpClient {
+    crate::gateway::http_client::build(None, Arc::default()).unwrap()
 }
 
 fn credential(token: &str) -> Credential {
@@ -262,7 +267,7 @@ async fn an_unreachable_forge_is_retryable() {
         base_url: "http://127.0.0.1:1".to_owned(),
         forge: ForgeKind::Gitea,
     }];
-    let forges = Forges::new(map, None).unwrap();
+    let forges = Forges::new(map, direct_client());
     let permit = Permit::granted(Epoch(1), Duration::from_secs(30));
     let error = forges.ensure_pull_request(&order(), &credential(TOKEN), &permit).await;
     assert!(error.unwrap_err().retryable());

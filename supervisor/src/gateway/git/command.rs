@@ -6,6 +6,7 @@ use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,6 +19,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::error::GitError;
+use crate::gateway::proxy::ProxyRules;
 
 /// How much of a child's error output is kept; git's own messages are a few lines.
 const STDERR_BYTES_MAX: usize = 16 * 1024;
@@ -111,6 +113,8 @@ pub(super) struct Run<'a> {
     pub(super) config: Vec<String>,
     /// Subcommand and arguments.
     pub(super) args: Vec<String>,
+    /// URL of the upstream that it talks to; none for local operations.
+    pub(super) remote: Option<&'a str>,
     /// What the credential helper answers.
     pub(super) login: Option<&'a Login>,
     /// Time limit.
@@ -126,14 +130,21 @@ impl<'a> Run<'a> {
             git_dir: Some(git_dir),
             config: Vec::new(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            remote: None,
             login: None,
             timeout: Duration::from_mins(1),
             output_bytes_max: 1024 * 1024,
         }
     }
 
-    /// The same with a credential and another time limit.
-    pub(super) fn upstream(mut self, login: Option<&'a Login>, timeout: Duration) -> Self {
+    /// The same on the upstream at `url`, with a credential and another time limit.
+    pub(super) fn upstream(
+        mut self,
+        url: &'a str,
+        login: Option<&'a Login>,
+        timeout: Duration,
+    ) -> Self {
+        self.remote = Some(url);
         self.login = login;
         self.timeout = timeout;
         self
@@ -190,15 +201,16 @@ pub(super) struct Git {
     path: OsString,
     home: PathBuf,
     ca_file: Option<PathBuf>,
+    proxies: Arc<ProxyRules>,
 }
 
 impl Git {
     /// `home` is an empty directory; `ca_file` holds all certificate authorities, if not the
     /// system's own.
-    pub(super) fn new(home: PathBuf, ca_file: Option<PathBuf>) -> Self {
+    pub(super) fn new(home: PathBuf, ca_file: Option<PathBuf>, proxies: Arc<ProxyRules>) -> Self {
         let path =
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-        Self { path, home, ca_file }
+        Self { path, home, ca_file, proxies }
     }
 
     /// The command line of `git`, started as `program` with `before` the first argument.
@@ -226,7 +238,22 @@ impl Git {
         }
         command.args(&run.args);
         self.harden(&mut command);
+        self.set_proxy(&mut command, run.remote);
         command
+    }
+
+    /// Names the proxy, if the upstream is behind one. By environment, for its address may hold a
+    /// password: unlike a command line, that is open to no other user.
+    fn set_proxy(&self, command: &mut Command, remote: Option<&str>) {
+        let uri = remote.and_then(|url| url.parse().ok());
+        let Some(proxy) = uri.and_then(|uri| self.proxies.for_uri(&uri)) else { return };
+        command
+            .env("GIT_CONFIG_COUNT", "2")
+            .env("GIT_CONFIG_KEY_0", "http.proxy")
+            .env("GIT_CONFIG_VALUE_0", proxy.secret_url().as_str())
+            // At once, instead of after a refusal of each connection.
+            .env("GIT_CONFIG_KEY_1", "http.proxyAuthMethod")
+            .env("GIT_CONFIG_VALUE_1", "basic");
     }
 
     fn harden(&self, command: &mut Command) {

@@ -91,7 +91,7 @@ impl Mirror {
         let mut args = vec!["ls-remote", "--heads", "--", &self.url];
         args.extend(refs.iter().map(String::as_str));
         let run = Run { git_dir: None, ..Run::local(&self.path, &args) };
-        let listed = self.git.run(run.upstream(login, LIST_TIMEOUT)).await?;
+        let listed = self.git.run(run.upstream(&self.url, login, LIST_TIMEOUT)).await?;
         let text = self.accepted(&listed, "read")?;
         let mut tips = Tips::new();
         for line in text.lines() {
@@ -232,7 +232,11 @@ impl Mirror {
                 vec!["fetch", "--quiet", "--no-tags", "--no-auto-gc", "--no-write-fetch-head"];
             args.extend(options.iter().map(String::as_str));
             args.extend(["--", &mirror.url, &refspec]);
-            let run = Run::local(&mirror.path, &args).upstream(login.as_deref(), FETCH_TIMEOUT);
+            let run = Run::local(&mirror.path, &args).upstream(
+                &mirror.url,
+                login.as_deref(),
+                FETCH_TIMEOUT,
+            );
             let fetched = mirror.git.run(run).await;
             drop(guard);
             mirror.accepted(&fetched?, "read").map(drop)

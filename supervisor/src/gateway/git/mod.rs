@@ -48,6 +48,7 @@ use self::{
 };
 use super::{
     permit::Permit,
+    proxy::ProxyRules,
     upstream::{Remote, Upstream, UpstreamMap},
 };
 
@@ -79,6 +80,8 @@ pub struct GitSettings {
     pub upstreams: Vec<Upstream>,
     /// Certificate authorities (PEM) beside the system's, for an Enterprise install.
     pub ca_file: Option<PathBuf>,
+    /// Which upstreams are reached by way of a proxy.
+    pub proxies: Arc<ProxyRules>,
     /// Limits.
     pub limits: GitLimits,
 }
@@ -128,7 +131,7 @@ impl GitService {
         }
         let ca_file =
             settings.ca_file.map(|own| authorities(&settings.git_dir, &own)).transpose()?;
-        let git = Arc::new(Git::new(home, ca_file));
+        let git = Arc::new(Git::new(home, ca_file, settings.proxies));
         let inner = Inner {
             mirrors: Mirrors::new(mirrors, Arc::clone(&git)),
             git,

@@ -2,7 +2,12 @@
 
 pub(in crate::gateway) mod upstream;
 
-use std::{path::PathBuf, process::Output, sync::atomic::Ordering, time::Duration};
+use std::{
+    path::PathBuf,
+    process::Output,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use agent_operator::domain::{
     Attempt, Credential, Epoch, Reason, RunKey, Secret, TaskRef, assignment::Repository,
@@ -105,7 +110,9 @@ fn service(directory: &std::path::Path, upstream: &TestUpstream, limits: GitLimi
         forge: ForgeKind::Gitea,
     };
     let git_dir = directory.join("git");
-    GitService::new(GitSettings { git_dir, upstreams: vec![map], ca_file: None, limits }).unwrap()
+    let upstreams = vec![map];
+    let proxies = Arc::default();
+    GitService::new(GitSettings { git_dir, upstreams, ca_file: None, proxies, limits }).unwrap()
 }
 
 /// A clone as the agent pod has it.

@@ -1,13 +1,16 @@
 //! A step's whole way through the gateway: task, clone, push, publish, with a real git on both ends.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
 use agent_operator::{
     attempt::{ApiError, Published, Redeemed, StepSpec},
     domain::{Credential, Epoch, Reason, Secret, StepName},
 };
 
-use super::rig::{Options, POD, Rig, Supervisor, bearer, credentials, eventually, grant};
+use super::{
+    network::Network,
+    rig::{Options, POD, Rig, Supervisor, bearer, credentials, eventually, grant},
+};
 use crate::{
     gateway::git::tests::upstream::{TOKEN, TestUpstream, client_async, run},
     link::contract::{DurableEvent, FromGateway, ToGateway},
@@ -23,6 +26,16 @@ struct Journey {
 
 impl Journey {
     async fn start(step: StepName, token: &str) -> Self {
+        let direct = |address| Options { forge: format!("http://{address}"), ..Options::default() };
+        Self::start_with(step, token, direct).await
+    }
+
+    /// The same; `options` are made from the upstream's address.
+    async fn start_with(
+        step: StepName,
+        token: &str,
+        options: impl FnOnce(SocketAddr) -> Options,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("upstream");
         std::fs::create_dir_all(root.join("o")).unwrap();
@@ -34,8 +47,7 @@ impl Journey {
         run(&work, "git", &["commit", "-qm", "first"]);
         run(&work, "git", &["push", "-q", "../o/r.git", "main"]);
         let upstream = TestUpstream::start(root).await;
-        let forge = format!("http://{}", upstream.address);
-        let rig = Rig::start_with(Options { forge, ..Options::default() }).await;
+        let rig = Rig::start_with(options(upstream.address)).await;
         let mut all = credentials();
         all.push(Credential {
             id: "git/main".to_owned(),
@@ -83,7 +95,11 @@ impl Journey {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_goes_from_the_sandbox_to_the_work_branch_upstream() {
-    let journey = Journey::start(StepName::Implement, TOKEN).await;
+    whole_way(&Journey::start(StepName::Implement, TOKEN).await).await;
+}
+
+/// Clone, commit, push and publish.
+async fn whole_way(journey: &Journey) {
     let answer = journey.step().await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(!answer.text().contains(TOKEN));
@@ -128,6 +144,20 @@ async fn a_commit_goes_from_the_sandbox_to_the_work_branch_upstream() {
             _ => None,
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn git_goes_through_a_proxy_with_a_password_to_an_upstream_under_a_private_authority() {
+    let network = Network::start(Some("user:p@ss")).await;
+    let journey = Journey::start_with(StepName::Implement, TOKEN, |address| {
+        network.serve_tls("forge.example", address);
+        Options { forge: "https://forge.example".to_owned(), ..network.options() }
+    })
+    .await;
+    whole_way(&journey).await;
+    let asked = network.asked();
+    assert!(asked.len() >= 3, "list, fetch and push: {asked:?}");
+    assert!(asked.iter().all(|line| line == "CONNECT forge.example:443"), "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

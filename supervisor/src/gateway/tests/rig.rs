@@ -127,11 +127,25 @@ pub(super) struct Options {
     pub(super) allow_private: bool,
     /// Base URL of what stands behind github.com.
     pub(super) forge: String,
+    /// Base URL of the model server, where it is not reached by its own address.
+    pub(super) llm: Option<String>,
+    /// The configuration's `proxy`.
+    pub(super) proxy: serde_json::Value,
+    pub(super) proxy_credentials: Option<PathBuf>,
+    pub(super) ca_bundle: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { allowed_hosts: vec![], allow_private: true, forge: "http://127.0.0.1:9".to_owned() }
+        Self {
+            allowed_hosts: vec![],
+            allow_private: true,
+            forge: "http://127.0.0.1:9".to_owned(),
+            llm: None,
+            proxy: serde_json::json!({}),
+            proxy_credentials: None,
+            ca_bundle: None,
+        }
     }
 }
 
@@ -140,6 +154,7 @@ impl Default for Options {
 pub(super) struct Rig {
     pub(super) address: SocketAddr,
     pub(super) model: Model,
+    pub(super) model_address: SocketAddr,
     socket: PathBuf,
     shutdown: CancellationToken,
     _directory: tempfile::TempDir,
@@ -163,8 +178,10 @@ impl Rig {
         let listener = TcpListener::bind((POD, 0)).await.unwrap();
         let model_address = listener.local_addr().unwrap();
         let serving = tokio::spawn(model.clone().serve(listener));
+        let llm = options.llm.unwrap_or_else(|| format!("http://{model_address}"));
         let config = serde_json::json!({
-            "llm": {"baseURL": format!("http://{model_address}"), "host": "api.anthropic.com"},
+            "llm": {"baseURL": llm, "host": "api.anthropic.com"},
+            "proxy": options.proxy,
             "upstreams": [{"host": "github.com", "baseURL": options.forge, "forge": "gitea"}],
             "egress": {"allowedHosts": options.allowed_hosts},
             "prices": {"claude-x": {"inputMicroUSDPerMTok": 1_000_000, "outputMicroUSDPerMTok": 2_000_000}},
@@ -180,7 +197,8 @@ impl Rig {
             allowed_peer_uid: vec![],
             git_dir: directory.path().join("git"),
             config: config_path,
-            ca_bundle: None,
+            ca_bundle: options.ca_bundle,
+            proxy_credentials: options.proxy_credentials,
             egress_allow_private: options.allow_private,
         };
         let shutdown = CancellationToken::new();
@@ -189,6 +207,7 @@ impl Rig {
         Self {
             address,
             model,
+            model_address,
             socket,
             shutdown,
             _directory: directory,

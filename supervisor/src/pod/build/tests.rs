@@ -12,6 +12,7 @@ fn settings(delivery: Delivery) -> NodeSettings {
         gateway: "10.96.0.10:8080".parse().unwrap(),
         runner_image: "registry.example/runner:1".into(),
         delivery,
+        priority_class: None,
     }
 }
 

@@ -143,6 +143,7 @@ impl Life {
             pod_log_dir: dir.join("logs"),
             gateway: GatewayAddress::new("127.0.0.1:8080".into()),
             runner_image: "runner:1".into(),
+            priority_class: None,
             inputs: inputs.clone(),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),

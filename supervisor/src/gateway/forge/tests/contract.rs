@@ -57,7 +57,7 @@ impl World {
     async fn new(variable: &str) -> Self {
         let target = std::env::var(variable).expect("the environment of deploy/local/prism env");
         let relay_state = Relay {
-            http: super::super::client::Http::new(None).unwrap(),
+            http: super::super::client::Http::new(super::direct_client()),
             target,
             code: Arc::default(),
             violations: Arc::default(),
@@ -73,7 +73,7 @@ impl World {
             base_url: address.clone(),
             forge: ForgeKind::Github,
         }];
-        let forges = Forges::new(map, None).unwrap();
+        let forges = Forges::new(map, super::direct_client());
         Self { relay: relay_state, forges, address, _task: task }
     }
 

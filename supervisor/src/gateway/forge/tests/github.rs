@@ -45,7 +45,7 @@ impl World {
         task.spawn(async move { axum::serve(listener, router).await.unwrap() });
         let host = "ghe.example.com".to_owned();
         let map = vec![Upstream { host, base_url, forge: ForgeKind::Github }];
-        Self { server, forges: Forges::new(map, None).unwrap(), _task: task }
+        Self { server, forges: Forges::new(map, super::direct_client()), _task: task }
     }
 
     fn credential() -> Credential {

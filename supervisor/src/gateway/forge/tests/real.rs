@@ -109,6 +109,7 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
         git_dir: directory.path().join("git"),
         upstreams: map.clone(),
         ca_file: None,
+        proxies: std::sync::Arc::default(),
         limits: GitLimits::default(),
     })
     .unwrap();
@@ -140,7 +141,7 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
     assert_eq!(published.work_branch, "ai/x-fffff");
     assert_eq!(repository.tip("ai%2Fx"), commit);
 
-    let forges = Forges::new(map, None).unwrap();
+    let forges = Forges::new(map, super::direct_client());
     let opened = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
     let again = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
     assert_eq!(opened, again);

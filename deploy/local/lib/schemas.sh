@@ -1,0 +1,111 @@
+# shellcheck shell=bash
+# JSON schemas of every supported Kubernetes, made from the API description in its own source, and the chart held
+# against them. Sourced, never run; needs common.sh and tools.sh.
+
+# One release of each minor from Chart.yaml's kubeVersion to what deploy/local runs.
+SCHEMA_VERSIONS=(1.33.4 1.34.4 1.35.4 "$KUBERNETES_VERSION")
+
+schema_folder() { printf '%s/schemas/kubernetes-%s' "$AO_CACHE" "$1"; }
+
+# strict_definitions: an API description to strict JSON schemas, as the API server takes objects with
+# fieldValidation=Strict.
+strict_definitions() {
+  jq -c '
+    # A field that is not described is an error.
+    def strict:
+      if type == "array" then map(strict)
+      elif type != "object" then .
+      elif .format == "int-or-string" then {type: ["string", "integer"]}
+      else
+        (if has("properties") and (has("additionalProperties") | not) then .additionalProperties = false else . end)
+        | map_values(strict)
+      end;
+    .definitions
+    # The API server reads a bare number as a quantity as well.
+    | .["io.k8s.apimachinery.pkg.api.resource.Quantity"].type = ["string", "number"]
+    | {definitions: map_values(strict)}'
+}
+
+# kinds: file name and definition of each kind, by the names that kubeconform looks for.
+kinds() {
+  jq -r '
+    .definitions | to_entries[]
+    | select(.value["x-kubernetes-group-version-kind"] | length == 1)
+    | .value["x-kubernetes-group-version-kind"][0] as $kind
+    | [([$kind.kind, ($kind.group | split(".")[0] // ""), $kind.version] | map(select(. != "")) | join("-") | ascii_downcase), .key]
+    | @tsv'
+}
+
+# make_schemas VERSION FOLDER
+make_schemas() {
+  local version=$1 folder=$2 modules=$2.modules source file definition
+  mkdir -p "$folder"
+  # A module cache of its own, thrown away at the end: of 130 MB one file is wanted. What the usual cache has is used.
+  source=$(
+    cd "$AO_CACHE" || exit
+    export GOPROXY GOMODCACHE=$modules GOFLAGS=-modcacherw
+    GOPROXY="file://$(GOMODCACHE='' go env GOMODCACHE)/cache/download,$(go env GOPROXY)"
+    go_quiet mod download -json "k8s.io/kubernetes@v$version" | sed -n 's/^[[:space:]]*"Dir": "\(.*\)",*$/\1/p'
+  )/api/openapi-spec/swagger.json
+  strict_definitions <"$source" >"$folder/_definitions.json"
+  kinds <"$source" | while IFS=$'\t' read -r file definition; do
+    printf '{"$ref":"_definitions.json#/definitions/%s"}\n' "$definition" >"$folder/$file.json"
+  done
+  rm -rf "$modules"
+  [[ -s $folder/_definitions.json && -s $folder/daemonset-apps-v1.json ]]
+}
+
+# ensure_schemas: makes what the cache lacks.
+ensure_schemas() {
+  local version folder try
+  mkdir -p "$AO_CACHE/schemas" "$AO_CACHE/log"
+  for version in "${SCHEMA_VERSIONS[@]}"; do
+    folder=$(schema_folder "$version")
+    [[ ! -d $folder ]] || continue
+    require_go
+    log "schemas of Kubernetes $version"
+    for try in 1 2 3; do
+      rm -rf "$folder".tmp.*
+      # `set -e` does not work under a condition; the last line of make_schemas looks at the result.
+      if make_schemas "$version" "$folder.tmp.$$" 2>"$AO_CACHE/log/schemas-$version.log"; then break; fi
+      ((try < 3)) || die "no schemas of Kubernetes $version" "see $AO_CACHE/log/schemas-$version.log"
+      sleep 5
+    done
+    mv "$folder.tmp.$$" "$folder"
+  done
+}
+
+# conforms VERSION FILE: whether all objects of FILE are what that Kubernetes takes. ServiceMonitors are not its own.
+conforms() {
+  kubeconform -strict -skip ServiceMonitor -kubernetes-version "$1" \
+    -schema-location "$(schema_folder "$1")/{{ .ResourceKind }}{{ .KindSuffix }}.json" "$2"
+}
+
+# check_chart_schemas CHART VALUES...: the chart with its defaults and with each file of values, on every version.
+check_chart_schemas() {
+  local chart=$1 folder version values name bad=0
+  shift
+  folder=$(mktemp -d)
+  for version in "${SCHEMA_VERSIONS[@]}"; do
+    for values in /dev/null "$@"; do
+      name=$folder/$version-$(basename "$values").yaml
+      helm template check "$chart" --namespace somewhere --kube-version "$version" --values "$values" >"$name" || bad=1
+      conforms "$version" "$name" || { log "$chart with $values is not valid on Kubernetes $version"; bad=1; }
+    done
+  done
+  # A check that never fails checks nothing: a field of the wrong name and a value of the wrong type must be found.
+  name=$folder/planted.yaml
+  sed 's/^\( *\)enableServiceLinks: false$/\1enableServiceLink: false/' "$folder/$version-null.yaml" >"$name"
+  ! conforms "$version" "$name" >/dev/null || { log "the schemas do not find a wrong field"; bad=1; }
+  sed 's/^  replicas: 1$/  replicas: one/' "$folder/$version-null.yaml" >"$name"
+  ! conforms "$version" "$name" >/dev/null || { log "the schemas do not find a wrong type"; bad=1; }
+  rm -rf "$folder"
+  return "$bad"
+}
+
+# check_old_kubernetes CHART: versions below the least one are refused, with a sentence that names it.
+check_old_kubernetes() {
+  local words
+  words=$(helm template check "$1" --kube-version 1.32.9 2>&1 >/dev/null) && return 1
+  [[ $words == *">=1.33"* && $words == *1.32.9* ]] || { log "unclear refusal of an old Kubernetes: $words"; return 1; }
+}
