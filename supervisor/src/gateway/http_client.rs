@@ -4,6 +4,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use agent_operator::domain::text;
 use axum::body::Body;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -17,6 +18,8 @@ use super::proxy::{Dialer, ProxyRules};
 
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of an error with its causes is shown.
+const DETAIL_BYTES_MAX: usize = 300;
 /// How long an idle connection is kept: below the usual 60 s of load balancers.
 const POOL_IDLE: Duration = Duration::from_secs(50);
 
@@ -67,4 +70,9 @@ pub fn build(bundle: Option<&Path>, proxies: Arc<ProxyRules>) -> Result<HttpClie
         .enable_http1()
         .wrap_connector(Dialer::new(http, proxies));
     Ok(Client::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector))
+}
+
+/// An error with its causes in one line; the client's own text says only `client error`.
+pub fn describe(error: &dyn std::error::Error) -> String {
+    text::truncate(&text::error_chain(error), DETAIL_BYTES_MAX).to_owned()
 }

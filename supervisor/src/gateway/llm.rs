@@ -31,7 +31,7 @@ use self::prices::Prices;
 use super::{
     args::Config,
     grants::{Attempt, RefusalKind},
-    http_client::HttpClient,
+    http_client::{HttpClient, describe},
     identity::Caller,
     limits::BODY_READ_TIMEOUT,
     respond::{self, Answer},
@@ -177,9 +177,14 @@ impl ModelProxy {
                 answer::pass_on(response, flow, &self.inner.answers)
             }
             failed => {
-                let what = if failed.is_ok() { "cannot be reached" } else { "does not answer" };
-                let message = format!("the model provider {what}");
-                tracing::warn!(run = %attempt.key(), message, cause = ?failed.err());
+                let message = match failed {
+                    Ok(failed) => {
+                        let cause = failed.err().map(|error| describe(&error)).unwrap_or_default();
+                        format!("the model provider cannot be reached ({cause})")
+                    }
+                    Err(_) => "the model provider does not answer".to_owned(),
+                };
+                tracing::warn!(run = %attempt.key(), message);
                 if counted {
                     attempt.set_provider_failure(Some(message.clone()));
                 }

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use agent_operator::domain::text;
 use axum::body::Body;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -14,9 +13,12 @@ use zeroize::Zeroizing;
 
 use super::{
     ForgeError,
-    refusal::{Asked, DETAIL_BYTES_MAX, refusal},
+    refusal::{Asked, refusal},
 };
-use crate::gateway::{git::Login, http_client::HttpClient};
+use crate::gateway::{
+    git::Login,
+    http_client::{HttpClient, describe},
+};
 
 /// A forge that does not answer one small request in this time is not available.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -170,8 +172,3 @@ fn request(call: &Call<'_>, authorization: &HeaderValue) -> Result<Request<Body>
 
 /// GitHub refuses requests without one.
 pub(super) const USER_AGENT: &str = "agent-operator";
-
-/// An error with its causes in one line; the client's own text says only `client error`.
-fn describe(error: &dyn std::error::Error) -> String {
-    text::truncate(&text::error_chain(error), DETAIL_BYTES_MAX).to_owned()
-}

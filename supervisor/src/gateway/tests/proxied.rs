@@ -40,6 +40,21 @@ async fn model_calls_go_through_a_proxy_with_a_password_to_a_server_under_a_priv
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_refuses_the_model_is_told_to_the_agent() {
+    let network = Network::start(None).await;
+    let options = Options { llm: Some("https://model.example".to_owned()), ..network.options() };
+    let rig = Rig::start_with(options).await;
+    let supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;
+    let tokens = rig.running(&supervisor, "a").await;
+    let answer = rig.model_call(&tokens).await;
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert!(
+        answer.text().contains("opened no tunnel to model.example:443: status 502"),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn agents_tunnels_go_through_the_proxy_which_alone_knows_the_names() {
     let network = Network::start(None).await;
     let listener = TcpListener::bind((POD, 0)).await.unwrap();
@@ -88,15 +103,7 @@ async fn get(
     let bundle = trusting.then(|| network.bundle());
     let client = http_client::build(bundle.as_deref(), rules).unwrap();
     let request = Request::get(url).body(Body::empty()).unwrap();
-    let answer = client.request(request).await.map_err(|error| {
-        let mut words = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            words = format!("{words}: {error}");
-            cause = error.source();
-        }
-        words
-    })?;
+    let answer = client.request(request).await.map_err(|error| http_client::describe(&error))?;
     let bytes = answer.into_body().collect().await.unwrap().to_bytes();
     Ok(String::from_utf8(bytes.to_vec()).unwrap())
 }
