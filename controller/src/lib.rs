@@ -37,3 +37,4 @@ pub mod settings;
 pub mod streams;
 pub mod telemetry;
 pub mod tls;
+pub mod uninstall;

@@ -4,8 +4,8 @@ use std::{io::Write as _, process::ExitCode};
 
 use agent_operator::crd::all_crds;
 use agent_operator_controller::{
-    args::{CheckArgs, Cli, Command},
-    check, run, telemetry,
+    args::{CheckArgs, Cli, Command, RunArgs, UninstallArgs},
+    check, run, telemetry, uninstall,
 };
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Crd) => print_crds(),
         Some(Command::Check(args)) => check_release(&args),
+        Some(Command::Uninstall(args)) => prepare_removal(&args),
         Some(Command::Run(args)) => start(*args),
         None => start(cli.run),
     };
@@ -28,25 +29,39 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: agent_operator_controller::args::RunArgs) -> anyhow::Result<()> {
+fn start(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start(args.log_format, &args.log)?;
-    runtime()?.block_on(run::run(args))
+    block_on(run::run(args))
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+fn prepare_removal(args: &UninstallArgs) -> anyhow::Result<()> {
+    telemetry::start(args.log_format, &args.log)?;
+    block_on(async {
+        let client = run::client(args.kubeconfig.as_deref()).await?;
+        uninstall::uninstall(client, args).await.context("prepare the release for its removal")
+    })
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     // Both providers may be in a build by way of some dependency; without a choice rustls panics at
     // its first use.
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider was installed before"))?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(work)
 }
 
 fn check_release(args: &CheckArgs) -> anyhow::Result<()> {
-    let findings = runtime()?.block_on(check::run(args))?;
-    write!(std::io::stdout().lock(), "{findings}").context("print the findings")?;
-    anyhow::ensure!(findings.good(), "the release does not work as a whole, see above");
-    Ok(())
+    block_on(async {
+        let findings = check::run(args).await?;
+        write!(std::io::stdout().lock(), "{findings}").context("print the findings")?;
+        anyhow::ensure!(findings.good(), "the release does not work as a whole, see above");
+        Ok(())
+    })
 }
 
 fn print_crds() -> anyhow::Result<()> {

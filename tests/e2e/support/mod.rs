@@ -7,6 +7,7 @@ pub(crate) mod logs;
 pub(crate) mod helm;
 pub(crate) mod model;
 pub(crate) mod processes;
+pub(crate) mod release;
 pub(crate) mod task;
 
 use std::{future::Future, time::Duration};
