@@ -129,8 +129,6 @@ pub enum Input {
         run: RunKey,
         /// The pod.
         digest: Box<PodDigest>,
-        /// The run that it was made for, while it has our finalizer.
-        held_for: Option<RunRef>,
     },
     /// The watch shows the end of a pod object.
     PodMissing(RunKey),
@@ -384,7 +382,7 @@ impl Runner {
             }
             Input::Gateway(message) => self.gateway(message),
             Input::Attempt { run, event } => self.step(&run, *event),
-            Input::PodSeen { run, digest, held_for } => self.pod_seen(&run, digest, held_for),
+            Input::PodSeen { run, digest } => self.pod_seen(&run, digest),
             Input::PodMissing(run) => {
                 self.observe(&run);
                 Ok(())
