@@ -4,6 +4,8 @@
 //! | task | takes | gives |
 //! |---|---|---|
 //! | runner (own thread) | inputs | orders to link, session and workers; the ledger |
+//! | guards (own thread) | deadlines of the runner | acts for enforcement |
+//! | enforcement (own thread) | acts of the guards | orders to the gateway, deletions of pods |
 //! | session | orders of the controller, reports of the runner | inputs, messages |
 //! | stream upload (in the session) | spools | chunks on a second connection |
 //! | link | messages of the gateway | inputs, frames |
@@ -29,9 +31,15 @@ use crate::{
     ledger::{Ledger, Memory, Oddities},
     link,
     metrics::Metrics,
-    pod::{cgroup::Cgroups, client::KubePods, logs::Waker, watch},
+    pod::{
+        cgroup::Cgroups,
+        client::{KubePods, PodApi},
+        logs::Waker,
+        watch,
+    },
     session::{self, Session, dial::TlsDial},
     steps::{
+        guard::{Guards, hand::OwnThread},
         runner::{self, INPUTS_MAX, Input, Runner, Settings},
         workers::{GatewayAddress, Tools},
     },
@@ -49,15 +57,17 @@ const INSTANCE_BYTES: usize = 8;
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     let config = kube::Config::infer().await.context("no access to the API server")?;
-    let client = watch::client(config).context("could not make an API client")?;
+    let client = watch::client(config.clone()).context("could not make an API client")?;
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
     let kept = Retention { age: args.stream_retention.get(), bytes: args.streams_mib << 20 };
     let streams =
         Streams::open(&args.data_dir.join("streams"), kept).context("no place for streams")?;
     let streams = Arc::new(streams);
-    let (ledger, memory) = open_ledger(&args.data_dir, &metrics)?;
+    let (ledger, memory, facts_missing) = open_ledger(&args.data_dir, &metrics)?;
     let tools = tools(&args, client.clone(), Arc::clone(&streams), inputs.clone());
-    let runner = Runner::new(runner_settings(&args), ledger, memory, tools, Arc::clone(&metrics))?;
+    let guards = guards(&args, config)?;
+    let settings = Settings { facts_missing, ..runner_settings(&args) };
+    let runner = Runner::new(settings, ledger, memory, tools, guards, Arc::clone(&metrics))?;
 
     let mut tasks = JoinSet::new();
     tasks.spawn(on_own_thread(runner, queue, shutdown.clone()));
@@ -127,21 +137,23 @@ async fn supervise(
     failure.map_or(Ok(()), Err)
 }
 
-fn open_ledger(dir: &Path, metrics: &Metrics) -> anyhow::Result<(Ledger, Memory)> {
+fn open_ledger(dir: &Path, metrics: &Metrics) -> anyhow::Result<(Ledger, Memory, bool)> {
     let (ledger, memory, oddities) = Ledger::open(dir).context("could not open the ledger")?;
-    let Oddities { torn_bytes, damaged_lines, unknown_lines } = oddities;
+    let Oddities { torn_bytes, damaged_lines, unknown_lines, foreign, fresh: _ } = oddities;
     for (kind, count) in [
         ("ledger_torn", torn_bytes.min(1)),
         ("ledger_damaged", damaged_lines),
         ("ledger_unknown", unknown_lines),
+        ("ledger_foreign", u64::from(foreign)),
     ] {
         (0..count).for_each(|_| metrics.drop_one(kind));
     }
+    metrics.ledger_room.set(i64::from(ledger.check_room().is_ok()));
     if oddities != Oddities::default() {
         tracing::warn!(?oddities, "the ledger was not whole");
     }
     tracing::info!(attempts = memory.attempts.len(), epoch = %memory.highest_epoch, "ledger open");
-    Ok((ledger, memory))
+    Ok((ledger, memory, oddities.facts_may_be_missing()))
 }
 
 fn tools(
@@ -165,12 +177,25 @@ fn tools(
     })
 }
 
+/// Deadlines with a gateway connection and an API client of their own.
+fn guards(args: &Args, config: kube::Config) -> anyhow::Result<Guards> {
+    let hand = OwnThread::start(args.gateway_socket.clone(), move || {
+        let client = watch::client(config).inspect_err(|error| {
+            tracing::error!(%error, "deadlines are enforced without an API client of their own");
+        });
+        Some(Arc::new(KubePods::new(client.ok()?)) as Arc<dyn PodApi>)
+    });
+    let hand = hand.context("deadlines cannot be enforced")?;
+    Guards::new(Arc::new(hand)).context("deadlines cannot be guarded")
+}
+
 fn runner_settings(args: &Args) -> Settings {
     Settings {
         node: NodeName::new(args.node_name.clone()),
         slots: args.slots,
         delivery: args.runner_delivery.fixed(),
         pod_retention: args.pod_retention.get(),
+        facts_missing: false,
     }
 }
 

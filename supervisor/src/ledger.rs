@@ -1,34 +1,65 @@
 //! The supervisor's journal: what this node accepted and what has not yet reached the runs' status.
 //! Append-only, one checksummed line a record, on disk before anything is acknowledged, rebuilt by
-//! replay as a pure fold.
+//! replay as a pure fold. Never contains a token or a credential.
 //!
-//! A torn tail (crash in mid-write) is normal input and cut off. A damaged line further up is left
-//! out and counted; so is a record of a later version. Never contains a token or a credential.
+//! What is read back is always a *prefix* of what was written, so that no fact ever stands without
+//! those before it:
+//!
+//! | found | outcome |
+//! |---|---|
+//! | no file, empty file, torn header | an empty ledger; what runs on the node is adopted |
+//! | torn tail (a crash in mid-write) | cut off and counted; it was never acknowledged |
+//! | a damaged line with good ones behind it | the prefix counts; the file is set aside and what it knew beyond is adopted |
+//! | a header of another version, or none | set aside as a whole; everything is adopted |
+//! | a record that this version does not know | left out and counted |
+//! | another boot id | moments are placed by the wall clock, see [`crate::steps::moment::Moment::rebase`] |
+//!
+//! "Adopted" means: from the API server, the gateway's memory and the controller, see
+//! `steps::runner::adoption`; never a second pod. The highest epoch is taken from every line that
+//! verifies, also behind damage: it may only rise.
+//!
+//! A disk that takes no more: a preallocated reserve is given back to the file system, so that
+//! exits and outcomes can still be written, and new assignments are refused meanwhile. Facts that
+//! cannot be written at all wait in memory and are tried again with each later one; nothing is
+//! acknowledged before it is on disk, and beyond [`BACKLOG_BYTES_MAX`] the process ends with the
+//! error. Acknowledged log offsets are not in here: each stream keeps its own beside its bytes.
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
 };
 
-use agent_operator::domain::{Epoch, RunKey, names};
+use agent_operator::domain::{Epoch, RunKey};
 use serde::{Deserialize, Serialize};
 
 use crate::steps::record::{Facts, Record};
+
+pub mod disk;
+mod format;
+
+use disk::{Disk, RealDisk, open_file, sync_dir};
 
 /// File name within the data directory.
 const FILE: &str = "ledger.jsonl";
 /// Where a compacted ledger is written before it takes the place of the old one.
 const FILE_NEXT: &str = "ledger.jsonl.next";
-/// First line: name and version of the format.
-const HEADER: &str = "agent-operator-ledger 1";
-/// What every version of the header starts with.
-const HEADER_NAME: &str = "agent-operator-ledger ";
-/// Hex digits of the checksum before each line: 64 bits find every torn or flipped line.
-const CHECKSUM_DIGITS: usize = 16;
+/// A ledger that could not be read to its end, kept for people. The latest one only.
+const FILE_SET_ASIDE: &str = "ledger.jsonl.set-aside";
+/// Space that is given back when the disk is full.
+const FILE_RESERVE: &str = "ledger.reserve";
+/// Size of the reserve: results of a hundred attempts with the longest outputs (about 40 KiB each),
+/// twice, since a compaction writes them anew.
+const RESERVE_BYTES: u64 = 8 * 1024 * 1024;
 /// Compaction starts at this size: below, replay takes milliseconds anyway.
 const COMPACT_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// A compacted ledger of this size takes no further assignment: a thousand unacknowledged attempts
+/// with the longest prompts.
+const BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Most bytes of facts that wait in memory for a disk that takes none: hours of a node's facts but
+/// for the longest results.
+pub const BACKLOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The ledger could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -44,20 +75,12 @@ pub enum LedgerError {
     /// The file could not be read.
     #[error("could not read the ledger")]
     Read(#[source] std::io::Error),
-    /// A record could not be put on disk.
+    /// Records could not be put on disk, and too many wait already.
     #[error("could not write the ledger")]
     Write(#[source] std::io::Error),
     /// A record did not serialise.
     #[error("could not serialise a ledger record")]
     Serialise(#[source] serde_json::Error),
-    /// The file is of another version; it is left alone.
-    #[error("the ledger {path} has the format {found:?}; this version reads {HEADER:?}")]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// Its first line.
-        found: String,
-    },
 }
 
 /// How the runner gets into pods on this node.
@@ -165,52 +188,174 @@ pub fn snapshot<'a>(
 pub struct Oddities {
     /// Bytes of a torn tail that were cut off.
     pub torn_bytes: u64,
-    /// Lines left out because their checksum is wrong.
+    /// Lines from the first damaged one on.
     pub damaged_lines: u64,
     /// Lines left out because this version does not know them.
     pub unknown_lines: u64,
+    /// The file is of another version, or no ledger at all.
+    pub foreign: bool,
+    /// There was no ledger, or an empty one.
+    pub fresh: bool,
+}
+
+impl Oddities {
+    /// Whether facts of an earlier life may be missing: what runs on the node is then looked at
+    /// before anything is made. A torn tail is not such a loss, for it was never acknowledged.
+    pub fn facts_may_be_missing(&self) -> bool {
+        self.fresh || self.foreign || self.damaged_lines > 0
+    }
+}
+
+/// Where appended records are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// In the file, and on disk where that was asked for.
+    OnDisk,
+    /// In memory: the disk takes nothing at present.
+    Waiting,
+}
+
+/// Why no assignment is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoRoom {
+    /// The disk is full; the reserve is for what runs already.
+    #[error("the node's disk is full: free space on the volume of supervisor.hostPath")]
+    DiskFull,
+    /// The disk does not take writes.
+    #[error("the node's ledger cannot be written: look at the supervisor's log and its disk")]
+    Unwritable,
+    /// Too much is unacknowledged.
+    #[error("the node's ledger is full of outcomes that the controller has not acknowledged")]
+    LedgerFull,
+}
+
+impl NoRoom {
+    /// The reason of a refused assignment.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::DiskFull => "DiskFull",
+            Self::Unwritable => "LedgerUnwritable",
+            Self::LedgerFull => "LedgerFull",
+        }
+    }
 }
 
 /// The open journal.
 #[derive(Debug)]
 pub struct Ledger {
     dir: PathBuf,
+    disk: Box<dyn Disk>,
     file: File,
     /// Bytes of whole lines.
     bytes: u64,
     /// Size after the last compaction (or at opening).
     compacted_bytes: u64,
+    /// Lines that are not in the file yet.
+    backlog: Vec<u8>,
+    /// Whether the reserve is held, not spent.
+    reserve: bool,
 }
 
 impl Ledger {
     /// Opens (or makes) the ledger in `dir` and replays it.
     pub fn open(dir: &Path) -> Result<(Self, Memory, Oddities), LedgerError> {
-        std::fs::create_dir_all(dir)
-            .map_err(|source| LedgerError::Open { path: dir.to_owned(), source })?;
+        Self::open_on(Box::new(RealDisk), dir)
+    }
+
+    /// As [`Self::open`], on a disk that may fail.
+    pub fn open_on(
+        disk: Box<dyn Disk>,
+        dir: &Path,
+    ) -> Result<(Self, Memory, Oddities), LedgerError> {
+        let open_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| LedgerError::Open { path, source }
+        };
+        std::fs::create_dir_all(dir).map_err(open_error(dir))?;
         let path = dir.join(FILE);
         // A crash in mid-compaction leaves the next file behind; the old one is still whole.
         let _ = std::fs::remove_file(dir.join(FILE_NEXT));
-        let mut file = open_file(&path)?;
+        let mut file = open_file(&path).map_err(open_error(&path))?;
         let mut content = Vec::new();
         file.read_to_end(&mut content).map_err(LedgerError::Read)?;
-        let (memory, oddities, bytes) = replay(&content, &path)?;
-        file.set_len(bytes).map_err(LedgerError::Write)?;
-        file.seek(SeekFrom::End(0)).map_err(LedgerError::Write)?;
-        let mut ledger = Self { dir: dir.to_owned(), file, bytes, compacted_bytes: bytes };
-        if bytes == 0 {
-            ledger.write(format!("{HEADER}\n").as_bytes(), true)?;
-            sync_dir(dir)?;
+        let replayed = format::replay(&content);
+        let oddities = replayed.oddities;
+        let mut ledger = Self {
+            dir: dir.to_owned(),
+            disk,
+            file,
+            bytes: replayed.whole_bytes,
+            compacted_bytes: replayed.whole_bytes,
+            backlog: Vec::new(),
+            reserve: false,
+        };
+        if oddities.foreign || oddities.damaged_lines > 0 {
+            let aside = dir.join(FILE_SET_ASIDE);
+            std::fs::rename(&path, &aside).map_err(open_error(&aside))?;
+            ledger.file = open_file(&path).map_err(open_error(&path))?;
+            ledger.begin(&replayed.memory)?;
+        } else if ledger.bytes == 0 {
+            ledger.begin(&replayed.memory)?;
+        } else {
+            ledger.cut();
         }
-        Ok((ledger, memory, oddities))
+        ledger.reserve = ledger.take_reserve();
+        Ok((ledger, replayed.memory, oddities))
     }
 
-    /// Appends entries; with `sync` they are on disk when this returns.
-    pub fn append(&mut self, entries: &[Entry], sync: bool) -> Result<(), LedgerError> {
-        let mut bytes = Vec::new();
+    /// Starts an empty file over with what is known.
+    fn begin(&mut self, memory: &Memory) -> Result<(), LedgerError> {
+        self.bytes = 0;
+        self.cut();
+        self.backlog = format::header();
+        let known = snapshot(memory.attempts.iter(), memory.highest_epoch, memory.delivery);
+        self.append(&known, true)?;
+        // Without it a crash may leave no file at all, which is as good as an empty one.
+        let _ = sync_dir(&self.dir);
+        self.compacted_bytes = self.bytes;
+        Ok(())
+    }
+
+    /// Appends entries; with `sync` they are on disk when this returns, unless it says otherwise.
+    pub fn append(&mut self, entries: &[Entry], sync: bool) -> Result<Stored, LedgerError> {
         for entry in entries {
-            bytes.extend_from_slice(&line(entry)?);
+            self.backlog.extend_from_slice(&format::line(entry)?);
         }
-        self.write(&bytes, sync)
+        match self.flush(sync) {
+            Ok(()) => Ok(Stored::OnDisk),
+            Err(error) if self.backlog.len() > BACKLOG_BYTES_MAX => Err(LedgerError::Write(error)),
+            Err(error) => {
+                let waiting_bytes = self.backlog.len();
+                tracing::error!(%error, waiting_bytes, "the ledger cannot be written; facts wait");
+                Ok(Stored::Waiting)
+            }
+        }
+    }
+
+    /// Tries again what waits, and takes the reserve back when there is space again. Returns
+    /// whether everything is on disk.
+    pub fn tend(&mut self) -> bool {
+        let flushed = self.backlog.is_empty() || self.flush(true).is_ok();
+        if flushed && !self.reserve {
+            self.reserve = self.take_reserve();
+        }
+        flushed
+    }
+
+    /// Whether facts wait in memory for a disk that takes none.
+    pub fn is_behind(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Whether a new assignment may be taken on.
+    pub fn check_room(&self) -> Result<(), NoRoom> {
+        if self.is_behind() {
+            return Err(NoRoom::Unwritable);
+        }
+        if !self.reserve {
+            return Err(NoRoom::DiskFull);
+        }
+        if self.compacted_bytes >= BYTES_MAX { Err(NoRoom::LedgerFull) } else { Ok(()) }
     }
 
     /// Whether enough has become obsolete for a compaction to be worth it.
@@ -218,96 +363,81 @@ impl Ledger {
         self.bytes >= COMPACT_BYTES_MIN && self.bytes >= self.compacted_bytes.saturating_mul(2)
     }
 
-    /// Puts `entries` in the place of everything written so far, atomically.
+    /// Puts `entries`, which must be everything that is known, in the place of everything written so
+    /// far, atomically. When that fails the old file stays, and the next try waits until it has
+    /// doubled again.
     pub fn compact(&mut self, entries: &[Entry]) -> Result<(), LedgerError> {
+        self.compacted_bytes = self.bytes;
+        let mut content = format::header();
+        for entry in entries {
+            content.extend_from_slice(&format::line(entry)?);
+        }
         let next = self.dir.join(FILE_NEXT);
         let _ = std::fs::remove_file(&next);
-        let file = open_file(&next)?;
-        let mut fresh = Self { dir: self.dir.clone(), file, bytes: 0, compacted_bytes: 0 };
-        fresh.write(format!("{HEADER}\n").as_bytes(), false)?;
-        fresh.append(entries, true)?;
-        std::fs::rename(&next, self.dir.join(FILE)).map_err(LedgerError::Write)?;
-        sync_dir(&self.dir)?;
-        fresh.compacted_bytes = fresh.bytes;
-        *self = fresh;
+        let renamed = self.replace(&next, &content);
+        if renamed.is_err() {
+            let _ = std::fs::remove_file(&next);
+        }
+        self.file = renamed.map_err(LedgerError::Write)?;
+        self.bytes = content.len() as u64;
+        self.compacted_bytes = self.bytes;
+        self.backlog.clear();
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8], sync: bool) -> Result<(), LedgerError> {
-        let mut write = || {
-            self.file.write_all(bytes)?;
-            if sync { self.file.sync_data() } else { Ok(()) }
-        };
-        if let Err(error) = write() {
+    fn replace(&self, next: &Path, content: &[u8]) -> std::io::Result<File> {
+        let mut file = open_file(next)?;
+        self.disk.write(&mut file, content)?;
+        self.disk.sync(&file)?;
+        std::fs::rename(next, self.dir.join(FILE))?;
+        // The rename is done: the new file is the ledger whatever becomes of this.
+        let _ = sync_dir(&self.dir);
+        Ok(file)
+    }
+
+    /// Writes what waits; gives the reserve up for it if that is what it takes.
+    fn flush(&mut self, sync: bool) -> std::io::Result<()> {
+        match self.write_backlog(sync) {
+            Err(error) if disk::is_full(&error) && self.reserve => {
+                tracing::error!("the disk is full: the ledger's reserve is in use");
+                self.reserve = false;
+                self.disk.release(&self.dir.join(FILE_RESERVE))?;
+                self.write_backlog(sync)
+            }
+            done => done,
+        }
+    }
+
+    fn write_backlog(&mut self, sync: bool) -> std::io::Result<()> {
+        if let Err(error) = self.disk.write(&mut self.file, &self.backlog) {
             // Half a line must not swallow the next one.
-            let _ = self.file.set_len(self.bytes);
-            let _ = self.file.seek(SeekFrom::End(0));
-            return Err(LedgerError::Write(error));
+            self.cut();
+            return Err(error);
         }
-        self.bytes += bytes.len() as u64;
+        if sync && let Err(error) = self.disk.sync(&self.file) {
+            // The kernel may have dropped the pages: they are written again from memory.
+            self.cut();
+            return Err(error);
+        }
+        self.bytes += self.backlog.len() as u64;
+        self.backlog.clear();
         Ok(())
     }
-}
 
-fn open_file(path: &Path) -> Result<File, LedgerError> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| LedgerError::Open { path: path.to_owned(), source })
-}
-
-/// Makes a new or renamed file survive a power cut.
-fn sync_dir(dir: &Path) -> Result<(), LedgerError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(LedgerError::Write)
-}
-
-fn checksum(json: &str) -> String {
-    let mut digits = names::sha256_hex(json.as_bytes());
-    digits.truncate(CHECKSUM_DIGITS);
-    digits
-}
-
-fn line(entry: &Entry) -> Result<Vec<u8>, LedgerError> {
-    let json = serde_json::to_string(entry).map_err(LedgerError::Serialise)?;
-    Ok(format!("{} {json}\n", checksum(&json)).into_bytes())
-}
-
-/// Folds the file's content; also says how many bytes of it are whole lines.
-fn replay(content: &[u8], path: &Path) -> Result<(Memory, Oddities, u64), LedgerError> {
-    let mut memory = Memory::default();
-    let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let mut oddities =
-        Oddities { torn_bytes: (content.len() - whole) as u64, ..Oddities::default() };
-    let mut lines = content[..whole].split(|byte| *byte == b'\n');
-    let Some(header) = lines.next().filter(|header| !header.is_empty()) else {
-        return Ok((memory, oddities, 0));
-    };
-    if header != HEADER.as_bytes() {
-        let found = String::from_utf8_lossy(header).into_owned();
-        if found.starts_with(HEADER_NAME) {
-            return Err(LedgerError::Version { path: path.to_owned(), found });
-        }
-        // Not a header at all: a damaged line, read on.
-        oddities.damaged_lines += 1;
+    /// Takes the file back to its last whole line.
+    fn cut(&mut self) {
+        let _ = self.file.set_len(self.bytes);
+        let _ = self.file.seek(SeekFrom::Start(self.bytes));
     }
-    for line in lines.filter(|line| !line.is_empty()) {
-        let text = std::str::from_utf8(line).ok();
-        let json = text
-            .and_then(|text| text.split_once(' '))
-            .and_then(|(sum, json)| (checksum(json) == sum).then_some(json));
-        match json.map(serde_json::from_str::<Entry>) {
-            Some(Ok(entry)) => memory.apply(&entry),
-            Some(Err(_)) => oddities.unknown_lines += 1,
-            None => oddities.damaged_lines += 1,
+
+    fn take_reserve(&self) -> bool {
+        let taken = self.disk.reserve(&self.dir.join(FILE_RESERVE), RESERVE_BYTES);
+        if let Err(error) = &taken {
+            tracing::error!(%error, "no space for the ledger's reserve: no assignment is taken");
         }
+        taken.is_ok()
     }
-    Ok((memory, oddities, whole as u64))
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

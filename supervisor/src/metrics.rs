@@ -28,12 +28,16 @@ pub struct Metrics {
     /// Kubelet records that contradict the runner.
     pub exit_mismatches: Counter<u64, AtomicU64>,
     /// Odd input that was dropped: `stale_epoch`, `unknown_attempt`, `ledger_torn`,
-    /// `ledger_damaged`, `ledger_unknown`, `events_unstored`.
+    /// `ledger_damaged`, `ledger_unknown`, `ledger_foreign`, `foreign_pod`, `events_unstored`.
     pub dropped: Family<Kind, Counter<u64, AtomicU64>>,
+    /// Attempts that were taken up again without the ledger.
+    pub adopted: Counter<u64, AtomicU64>,
     /// Whether the session with the controller is up.
     pub session_up: Gauge<i64, AtomicI64>,
     /// Whether the link to the gateway is up.
     pub link_up: Gauge<i64, AtomicI64>,
+    /// Whether the ledger takes assignments: it can be written and its reserve is held.
+    pub ledger_room: Gauge<i64, AtomicI64>,
 }
 
 impl Metrics {
@@ -54,10 +58,18 @@ impl Metrics {
         );
         let dropped = Family::default();
         registry.register("dropped", "Odd input that was dropped", dropped.clone());
+        let adopted = Counter::default();
+        registry.register("adopted", "Attempts adopted without the ledger", adopted.clone());
         let session_up = Gauge::default();
         registry.register("session_up", "Session with the controller", session_up.clone());
         let link_up = Gauge::default();
         registry.register("link_up", "Link to the gateway", link_up.clone());
+        let ledger_room = Gauge::default();
+        registry.register(
+            "ledger_room",
+            "Whether the ledger takes assignments",
+            ledger_room.clone(),
+        );
         Self {
             registry,
             assignments,
@@ -65,8 +77,10 @@ impl Metrics {
             live_attempts,
             exit_mismatches,
             dropped,
+            adopted,
             session_up,
             link_up,
+            ledger_room,
         }
     }
 

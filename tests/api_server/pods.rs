@@ -54,7 +54,6 @@ fn pod(assignment: &Assignment) -> Pod {
         gateway: "10.96.0.10:8080".parse().unwrap(),
         runner_image: "registry.example/runner:1".into(),
         delivery: Delivery::ImageVolume,
-        priority_class: None,
     };
     build::pod(assignment, &settings, &Secret::new("one-time"))
 }
@@ -137,18 +136,14 @@ async fn supervisor_watch_shows_the_pods_of_its_node_and_their_end() {
     let bound: Result<serde_json::Value, _> =
         api.create_subresource("binding", &name, &PostParams::default(), &binding).await;
     bound.unwrap();
-    let held_for =
-        eventually("the watch shows the bound pod", async || match received.recv().await {
-            Some(Input::PodSeen { run, digest, held_for }) => {
-                let ours = run == key && digest.uid == uid && digest.scheduled;
-                ours.then(|| held_for.expect("it has our finalizer"))
-            }
-            Some(_) => None,
-            None => panic!("the watch ended"),
-        })
-        .await;
-    assert_eq!(held_for, assignment(&space, "node-a").run);
-    assert!(pods.run_is_over(&held_for).await.unwrap(), "no run of that uid exists");
+    eventually("the watch shows the bound pod", async || match received.recv().await {
+        Some(Input::PodSeen { run, digest }) => {
+            (run == key && digest.uid == uid && digest.scheduled).then_some(())
+        }
+        Some(_) => None,
+        None => panic!("the watch ended"),
+    })
+    .await;
     pods.remove_finalizer(&space, &name, &uid).await.unwrap();
     let now = kube::api::DeleteParams::default().grace_period(0);
     api.delete(&name, &now).await.unwrap();

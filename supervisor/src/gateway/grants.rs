@@ -74,6 +74,8 @@ struct Table {
     synced: bool,
     /// Registered since the last Hello.
     seen: HashSet<RunKey>,
+    /// The supervisor has lost its record of these and asks for ours.
+    asked_about: HashSet<RunKey>,
 }
 
 /// All attempts of the node. Cheap to clone.
@@ -98,6 +100,21 @@ impl Grants {
         let mut table = self.table();
         table.synced = false;
         table.seen.clear();
+        table.asked_about.clear();
+    }
+
+    /// Keeps an attempt that the supervisor asks about.
+    pub fn keep(&self, key: &RunKey) {
+        let mut table = self.table();
+        table.seen.insert(key.clone());
+        table.asked_about.insert(key.clone());
+    }
+
+    /// Takes the attempts that were asked about.
+    pub fn asked_about(&self) -> Vec<Arc<Attempt>> {
+        let mut table = self.table();
+        let asked = std::mem::take(&mut table.asked_about);
+        asked.iter().filter_map(|key| table.attempts.get(key).cloned()).collect()
     }
 
     /// Everything has been registered: drops and returns the attempts that were not named.

@@ -1,9 +1,15 @@
 //! The gateway's end of the link: listens on a Unix socket for its one supervisor.
 //!
-//! The newest connection wins: a supervisor that restarts must not wait for its predecessor's
-//! connection to time out. The peer's uid is checked; the gateway obeys nobody else.
+//! The newest link wins: a supervisor that restarts must not wait for its predecessor's connection
+//! to time out. A connection with a single order to stop replaces nothing. The peer's uid is checked;
+//! the gateway obeys nobody else.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use agent_operator::domain::RunKey;
 use futures::{SinkExt as _, StreamExt as _, stream::SplitSink};
@@ -81,7 +87,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
 
 /// Serves connections until the shutdown. `instance` names this start of the gateway.
 pub async fn serve(gateway: Shared, listener: UnixListener, uids: Vec<u32>, instance: String) {
-    let mut current = CancellationToken::new();
+    let current = Arc::new(Mutex::new(CancellationToken::new()));
     loop {
         let accepted = tokio::select! {
             () = gateway.shutdown.cancelled() => return,
@@ -99,18 +105,36 @@ pub async fn serve(gateway: Shared, listener: UnixListener, uids: Vec<u32>, inst
             tracing::warn!(%error, "connection to the link refused");
             continue;
         }
-        current.cancel();
-        current = gateway.shutdown.child_token();
-        let (shared, token, instance) = (Arc::clone(&gateway), current.clone(), instance.clone());
+        let (shared, current) = (Arc::clone(&gateway), Arc::clone(&current));
+        let instance = instance.clone();
         gateway.tasks.spawn(async move {
-            tokio::select! {
-                () = token.cancelled() => tracing::info!("link ended: replaced or shut down"),
-                ended = connection(&shared, stream, instance) => match ended {
-                    Ok(()) => tracing::info!("link closed by the supervisor"),
-                    Err(error) => tracing::warn!(%error, "link ended"),
-                },
+            let opened = open(&shared, stream, instance);
+            match shared.shutdown.run_until_cancelled(opened).await {
+                Some(Ok(Opened::Link(frames))) => {
+                    let token = shared.shutdown.child_token();
+                    replace(&current, token.clone());
+                    serve_link(&shared, *frames, &token).await;
+                }
+                Some(Ok(Opened::Order)) | None => {}
+                Some(Err(error)) => tracing::warn!(%error, "no link came about"),
             }
         });
+    }
+}
+
+/// Ends the link before in favour of the one with `token`.
+fn replace(current: &Mutex<CancellationToken>, token: CancellationToken) {
+    let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
+    std::mem::replace(&mut *current, token).cancel();
+}
+
+async fn serve_link(gateway: &Shared, frames: Frames, token: &CancellationToken) {
+    tokio::select! {
+        () = token.cancelled() => tracing::info!("link ended: replaced or shut down"),
+        ended = connection(gateway, frames) => match ended {
+            Ok(()) => tracing::info!("link closed by the supervisor"),
+            Err(error) => tracing::warn!(%error, "link ended"),
+        },
     }
 }
 
@@ -119,19 +143,35 @@ fn check_peer(stream: &UnixStream, uids: &[u32]) -> Result<(), LinkError> {
     if uids.contains(&uid) { Ok(()) } else { Err(LinkError::PeerUid(uid)) }
 }
 
-async fn connection(
-    gateway: &Shared,
-    stream: UnixStream,
-    instance: String,
-) -> Result<(), LinkError> {
-    let (mut writer, mut reader) = frame::framed::<ToGateway>(stream).split();
-    write(&mut writer, FromGateway::Hello { version: LINK_VERSION, instance }).await?;
-    match timeout(HELLO_TIMEOUT, reader.next()).await {
-        Ok(Some(Ok(ToGateway::Hello { version: LINK_VERSION }))) => {}
-        Ok(Some(Ok(ToGateway::Hello { version }))) => return Err(LinkError::Version(version)),
-        Ok(Some(Err(error))) => return Err(error.into()),
-        Ok(Some(Ok(_)) | None) | Err(_) => return Err(LinkError::NoHello),
+/// What a connection turned out to be.
+enum Opened {
+    /// The supervisor's link.
+    Link(Box<Frames>),
+    /// A single order, carried out.
+    Order,
+}
+
+async fn open(gateway: &Shared, stream: UnixStream, instance: String) -> Result<Opened, LinkError> {
+    let mut frames = frame::framed::<ToGateway>(stream);
+    let live = gateway.grants.live().iter().map(|attempt| attempt.key().clone()).collect();
+    let hello = FromGateway::Hello { version: LINK_VERSION, instance, live };
+    timeout(WRITE_TIMEOUT, frames.send(hello)).await.map_err(|_| LinkError::Stuck)??;
+    match timeout(HELLO_TIMEOUT, frames.next()).await {
+        Ok(Some(Ok(ToGateway::Hello { version: LINK_VERSION }))) => {
+            Ok(Opened::Link(Box::new(frames)))
+        }
+        Ok(Some(Ok(order @ ToGateway::Stop { .. }))) => {
+            receive(gateway, order);
+            Ok(Opened::Order)
+        }
+        Ok(Some(Ok(ToGateway::Hello { version }))) => Err(LinkError::Version(version)),
+        Ok(Some(Err(error))) => Err(error.into()),
+        Ok(Some(Ok(_)) | None) | Err(_) => Err(LinkError::NoHello),
     }
+}
+
+async fn connection(gateway: &Shared, frames: Frames) -> Result<(), LinkError> {
+    let (mut writer, mut reader) = frames.split();
     tracing::info!("supervisor connected");
     gateway.grants.begin_sync();
     for attempt in gateway.grants.live() {
@@ -168,6 +208,10 @@ async fn send_all(gateway: &Shared, writer: &mut Writer) -> Result<(), LinkError
 
 async fn send_state(gateway: &Shared, writer: &mut Writer) -> Result<(), LinkError> {
     let synced = gateway.grants.is_synced();
+    for attempt in gateway.grants.asked_about() {
+        let survivor = Box::new(attempt.survivor(Instant::now()));
+        write(writer, FromGateway::Survivor(survivor)).await?;
+    }
     for attempt in gateway.grants.live() {
         let run = attempt.key().clone();
         if let Some((usage, refusals)) = attempt.changed_counters() {
@@ -195,6 +239,7 @@ fn receive(gateway: &Shared, message: ToGateway) {
                 tracing::error!(run = %key, "attempt not registered: too many attempts");
             }
         }
+        ToGateway::Describe { run } => gateway.grants.keep(&run),
         ToGateway::Synced => synced(gateway),
         ToGateway::Credentials { run, credentials } => {
             if let Some(attempt) = gateway.grants.get(&run) {

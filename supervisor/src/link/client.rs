@@ -76,8 +76,9 @@ async fn connect_once(
     sink.send(ToGateway::Hello { version: LINK_VERSION }).await?;
     let greeting = tokio::time::timeout(HELLO_TIMEOUT, source.next()).await;
     match greeting.map_err(|_| LinkError::Greet)? {
-        Some(Ok(FromGateway::Hello { version: LINK_VERSION, instance })) => {
-            tracing::info!(instance, "linked to the gateway");
+        Some(Ok(FromGateway::Hello { version: LINK_VERSION, instance, live })) => {
+            tracing::info!(instance, attempts = live.len(), "linked to the gateway");
+            inputs.send(Input::GatewayKnows(live)).await.map_err(|_| LinkError::Closed)?;
         }
         Some(Ok(FromGateway::Hello { version, .. })) => return Err(LinkError::Version(version)),
         Some(Err(error)) => return Err(error.into()),
@@ -123,12 +124,13 @@ mod tests {
             let mut gateway = framed::<ToGateway>(stream);
             let hello = gateway.next().await.unwrap().unwrap();
             assert!(matches!(hello, ToGateway::Hello { version: LINK_VERSION }));
-            let hello = FromGateway::Hello { version: LINK_VERSION, instance: instance.to_owned() };
+            let (version, instance) = (LINK_VERSION, instance.to_owned());
+            let hello = FromGateway::Hello { version, instance, live: vec![] };
             gateway.send(hello).await.unwrap();
             let link = loop {
                 match received.recv().await.unwrap() {
                     Input::LinkUp(link) => break link,
-                    Input::LinkDown => {}
+                    Input::LinkDown | Input::GatewayKnows(_) => {}
                     other => panic!("{other:?}"),
                 }
             };

@@ -6,6 +6,11 @@
 //! then says [`ToGateway::Synced`]. Until then the gateway answers unknown tokens with 503, so a
 //! restarted gateway never fails an agent. What carries an `id` is repeated by the gateway until
 //! [`ToGateway::Ack`] says that the supervisor has it on disk.
+//!
+//! A connection that opens with [`ToGateway::Stop`] instead carries that one order and leaves the
+//! link as it is: deadlines do not depend on the link's queue.
+
+use std::time::Duration;
 
 use agent_operator::{
     attempt::{GateRequest, StepResult, StopOrder},
@@ -37,6 +42,12 @@ pub enum ToGateway {
     Register(Box<Grant>),
     /// Every live attempt has been registered; attempts not named since Hello are dropped.
     Synced,
+    /// Keeps an attempt that the sender has lost its record of, and asks for what the gateway knows
+    /// of it; said before [`Self::Synced`], answered by [`FromGateway::Survivor`].
+    Describe {
+        /// The attempt.
+        run: RunKey,
+    },
     /// Credentials of an attempt, in memory only.
     Credentials {
         /// The attempt.
@@ -99,7 +110,12 @@ pub enum FromGateway {
         version: u32,
         /// New at each start of the gateway.
         instance: String,
+        /// The attempts in the gateway's memory.
+        #[serde(default)]
+        live: Vec<RunKey>,
     },
+    /// What the gateway knows of an attempt that the supervisor asked about.
+    Survivor(Box<Survivor>),
     /// Must be kept on disk and acknowledged.
     Durable {
         /// Unique within (gateway instance).
@@ -161,6 +177,29 @@ pub enum DurableEvent {
         /// Refused requests.
         refusals: Vec<Refusal>,
     },
+}
+
+/// An attempt in the gateway's memory whose record the supervisor has lost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Survivor {
+    /// The attempt, whole.
+    pub assignment: Assignment,
+    /// Its redemption, if there was one.
+    pub redemption: Option<Redemption>,
+    /// Set once the gate has opened: milliseconds left until the deadline.
+    pub open_remaining_millis: Option<u64>,
+    /// Consumption so far.
+    pub usage: Usage,
+    /// Refusals so far.
+    pub refusals: Vec<Refusal>,
+}
+
+impl Survivor {
+    /// Time left until the deadline; none before the gate has opened.
+    pub fn open_remaining(&self) -> Option<Duration> {
+        self.open_remaining_millis.map(Duration::from_millis)
+    }
 }
 
 /// What an attempt may do. Holds hashes of tokens, never tokens, and no credential.

@@ -40,7 +40,7 @@ const TMP_SIZE: &str = "4Gi";
 /// Size limit of the copied runner (init container only): agent-runner plus a CLI of ~250 MB.
 const RUNNER_SIZE: &str = "1Gi";
 /// Name of the volume with agent-runner and the CLI.
-const VOLUME_RUNNER: &str = "runner";
+pub(super) const VOLUME_RUNNER: &str = "runner";
 
 /// What the node adds to every pod.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agent_operator::{
     attempt::{CONTAINER_NAME, ENV_TOKEN},
+    crd::AgentRun,
     domain::{Attempt, RunKey, RunUid, ids::PodUid, names, text::error_chain},
 };
 use async_trait::async_trait;
@@ -15,7 +16,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::build::ANNOTATION_ATTEMPT;
+use super::{adoption::RunOnServer, build::ANNOTATION_ATTEMPT};
 
 /// Limit of one call: an API server that needs longer is treated as away, and the call repeated.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,6 +61,9 @@ pub trait PodApi: Send + Sync {
 
     /// A live read; none when it does not exist.
     async fn get(&self, namespace: &str, name: &str) -> Result<Option<Pod>, PodError>;
+
+    /// A live read of a run; none when it does not exist.
+    async fn run(&self, namespace: &str, name: &str) -> Result<Option<RunOnServer>, PodError>;
 
     /// Orders the deletion of the pod with this uid. A pod that does not exist is no error.
     async fn delete(&self, namespace: &str, name: &str, uid: &PodUid) -> Result<(), PodError>;
@@ -185,6 +189,13 @@ impl PodApi for KubePods {
 
     async fn get(&self, namespace: &str, name: &str) -> Result<Option<Pod>, PodError> {
         limited(self.api(namespace).get_opt(name)).await
+    }
+
+    async fn run(&self, namespace: &str, name: &str) -> Result<Option<RunOnServer>, PodError> {
+        let runs: Api<AgentRun> = Api::namespaced(self.client.clone(), namespace);
+        let found = limited(runs.get_opt(name)).await?;
+        let unreadable = || PodError::Invalid(format!("AgentRun {name} does not parse"));
+        found.map(|run| RunOnServer::read(&run).ok_or_else(unreadable)).transpose()
     }
 
     async fn delete(&self, namespace: &str, name: &str, uid: &PodUid) -> Result<(), PodError> {

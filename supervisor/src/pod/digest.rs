@@ -1,7 +1,10 @@
 //! A pod's status, reduced to what decides. Everything in it was written by scheduler and kubelet,
 //! whose words are kept for people.
 
-use agent_operator::{attempt::CONTAINER_NAME, domain::ids::PodUid};
+use agent_operator::{
+    attempt::CONTAINER_NAME,
+    domain::{RunRef, RunUid, ids::PodUid},
+};
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 
 use crate::steps::{event::PodDigest, record::Exit};
@@ -29,6 +32,7 @@ pub fn digest(pod: &Pod) -> PodDigest {
         exit.disruption.clone_from(&disruption);
     }
     PodDigest {
+        run: owner_run(pod),
         uid: PodUid::new(pod.metadata.uid.clone().unwrap_or_default()),
         scheduled: pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()),
         unschedulable: condition(&status, "PodScheduled", "False").map(|(_, message)| message),
@@ -40,6 +44,17 @@ pub fn digest(pod: &Pod) -> PodDigest {
         disruption,
         exit,
     }
+}
+
+/// The run that controls the pod.
+fn owner_run(pod: &Pod) -> Option<RunRef> {
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    let owner = owners.find(|owner| owner.controller == Some(true))?;
+    Some(RunRef {
+        namespace: pod.metadata.namespace.clone()?,
+        name: owner.name.clone(),
+        uid: RunUid::new(owner.uid.clone()),
+    })
 }
 
 /// Reason and message of a condition with this status.

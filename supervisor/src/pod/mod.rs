@@ -7,6 +7,7 @@
 //! - [`logs`]: the container's log files, read as they are written.
 //! - [`cgroup`]: whether anything of a container still runs.
 
+pub mod adoption;
 pub mod build;
 pub mod cgroup;
 pub mod client;

@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use agent_operator::{
     attempt::{GateRequest, StepResult, StopOrder},
     domain::{
-        Epoch, Reason, Usage,
+        Epoch, Reason, RunRef, Usage,
         ids::PodUid,
         report::{LogSummary, PullRequest, Refusal, RunState},
     },
@@ -33,6 +33,8 @@ pub struct Context<'a> {
 /// A pod as the API server shows it, reduced to what decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodDigest {
+    /// The run that owns the pod; none when no object of that kind does.
+    pub run: Option<RunRef>,
     /// The pod's uid.
     pub uid: PodUid,
     /// Whether it is bound to a node.
@@ -64,6 +66,8 @@ pub enum CreateFailure {
     Refused(String),
     /// Another object holds the name.
     Foreign(String),
+    /// There was one, and nobody knows how it ended.
+    Vanished,
     /// The creation was called off before there was a pod.
     Aborted,
 }

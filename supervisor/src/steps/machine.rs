@@ -16,6 +16,7 @@ use agent_operator::{
 
 use super::{
     event::{Context, CreateFailure, Effect, Event, PodDigest, Timer},
+    guard::Guarded,
     moment::{BootTime, Moment, Now},
     record::{Facts, Record, Stop},
     verdict,
@@ -102,6 +103,20 @@ impl Machine {
         Some(opened.boot.plus(self.facts.assignment.timeout()))
     }
 
+    /// What must have ended by the deadline, whatever becomes of this machine; none before the gate
+    /// has opened and after the outcome.
+    pub fn guarded(&self) -> Option<Guarded> {
+        let at = self.deadline().filter(|_| !self.finished())?;
+        let assignment = &self.facts.assignment;
+        Some(Guarded {
+            at,
+            order: timeout_order(assignment.timeout_seconds, assignment.grace()),
+            namespace: assignment.run.namespace.clone(),
+            pod: verdict::pod_name(&self.facts),
+            uid: self.facts.pod_uid.clone()?,
+        })
+    }
+
     /// The order that the runner is under, with the grace left at `now`.
     pub fn stop_order(&self, now: Now) -> Option<StopOrder> {
         let stop = self.facts.stop.as_ref()?;
@@ -152,6 +167,19 @@ impl Machine {
         step.take(event);
         step.effects
     }
+}
+
+/// The order to a runner whose step is over its deadline.
+pub fn timeout_order(timeout_seconds: u64, grace: Duration) -> StopOrder {
+    StopOrder {
+        reason: Reason::TimedOut,
+        message: timeout_message(timeout_seconds),
+        grace_millis: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn timeout_message(seconds: u64) -> String {
+    format!("did not end within its timeout of {seconds} s")
 }
 
 fn grace_end(stop: &Stop) -> BootTime {
@@ -285,6 +313,10 @@ impl Step<'_> {
             }
             CreateFailure::Foreign(words) => {
                 (Reason::Unstarted, format!("another object holds the pod's name: {words}"))
+            }
+            CreateFailure::Vanished => {
+                let message = "its pod is gone, and the node lost its record of it".to_owned();
+                (Reason::ExitCodeUnknown, message)
             }
             CreateFailure::Aborted => (Reason::Unstarted, "called off before its pod".to_owned()),
         };

@@ -6,11 +6,13 @@
 //! - [`verdict`]: how an attempt ended (pure).
 //! - [`machine`]: the state machine (pure).
 //! - [`deadline`]: timers on the boot-time clock.
+//! - [`guard`]: deadlines that hold when runner, runtime and disk hang.
 //! - [`runner`]: the one place that owns ledger and machines.
 //! - [`workers`]: carries effects out on pods, streams and cgroups.
 
 pub mod deadline;
 pub mod event;
+pub mod guard;
 pub mod machine;
 pub mod moment;
 pub mod record;

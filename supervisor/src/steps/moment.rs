@@ -54,6 +54,20 @@ impl Moment {
         Self { wall: now.wall, boot: now.boot, boot_id: boot_id.clone() }
     }
 
+    /// The moment `before` now.
+    pub fn ago(now: Now, before: Duration, boot_id: &BootId) -> Self {
+        let nanos = i64::try_from(before.as_nanos()).unwrap_or(i64::MAX);
+        let wall = now.wall.checked_sub(before).unwrap_or(Timestamp::UNIX_EPOCH);
+        let boot = BootTime(now.boot.0.saturating_sub(nanos));
+        Self { wall, boot, boot_id: boot_id.clone() }
+    }
+
+    /// The moment that the wall clock showed as `wall`; one in the future counts as now.
+    pub fn at_wall(wall: Timestamp, now: Now, boot_id: &BootId) -> Self {
+        let ago = Duration::try_from(now.wall.duration_since(wall)).unwrap_or_default();
+        Self { wall, ..Self::ago(now, ago, boot_id) }
+    }
+
     /// Makes a moment of an earlier boot comparable with `now`, by the wall clock. A moment that
     /// would lie in the future (the wall clock was set back) counts as now.
     pub fn rebase(&mut self, now: Now, boot_id: &BootId) {

@@ -14,6 +14,7 @@ use agent_operator::domain::{
     assignment::TaskBudget,
     ids::{BootId, NodeName},
     report::Report,
+    text::error_chain,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -21,19 +22,24 @@ use tokio_util::sync::CancellationToken;
 use super::{
     deadline::{DeadlineError, Deadlines},
     event::{Event, PodDigest},
+    guard::Guards,
     machine::Machine,
     workers::{Tools, Workers},
 };
 use crate::{
     clock::{self, ClockError},
-    ledger::{Delivery, Entry, Ledger, LedgerError, Memory},
+    ledger::{Delivery, Entry, Ledger, LedgerError, Memory, Stored},
     link::contract::{FromGateway, ToGateway},
     metrics::{Kind, Metrics},
 };
 
+mod adoption;
 mod effects;
 mod gateway;
 mod orders;
+
+pub use adoption::Look;
+use adoption::Stranger;
 
 /// Longest queue of inputs; senders wait beyond it.
 pub const INPUTS_MAX: usize = 4096;
@@ -139,6 +145,15 @@ pub enum Input {
         /// The attempts with a pod.
         seen: BTreeSet<RunKey>,
     },
+    /// The attempts in the memory of the gateway that the link comes up to next.
+    GatewayKnows(Vec<RunKey>),
+    /// Run and pod of an attempt without an entry were looked at.
+    Looked {
+        /// The attempt.
+        run: RunKey,
+        /// What the API server has.
+        look: Box<Look>,
+    },
     /// A new pod should have been scheduled by now.
     CheckScheduled(RunKey),
     /// Image volumes do not work on this node.
@@ -200,6 +215,8 @@ pub struct Settings {
     pub delivery: Option<Delivery>,
     /// How long a forgotten attempt's pod stays.
     pub pod_retention: Duration,
+    /// Whether the ledger may have lost facts, see [`crate::ledger::Oddities`].
+    pub facts_missing: bool,
 }
 
 /// The runner cannot go on; the process ends and the next one replays the ledger.
@@ -231,6 +248,7 @@ pub struct Runner {
     highest_epoch: Epoch,
     found_delivery: Option<Delivery>,
     timers: Deadlines,
+    guards: Guards,
     workers: Workers,
     /// One-time tokens until their pod is made. In memory only.
     tokens: HashMap<RunKey, Secret>,
@@ -238,6 +256,14 @@ pub struct Runner {
     link: Option<mpsc::Sender<ToGateway>>,
     /// Attempts whose credentials the gateway lacks, to be asked for when a session is up.
     needing: BTreeSet<RunKey>,
+    /// Messages of the gateway whose facts wait for the disk; acknowledged once it has them.
+    unkept: Vec<u64>,
+    /// Whether the ledger may have lost facts before this process began.
+    facts_missing: bool,
+    /// Attempts without an entry in the ledger.
+    strangers: BTreeMap<RunKey, Stranger>,
+    /// What the gateway had in memory when the link came up.
+    gateway_knows: BTreeSet<RunKey>,
     metrics: Arc<Metrics>,
 }
 
@@ -248,6 +274,7 @@ impl Runner {
         ledger: Ledger,
         memory: Memory,
         tools: Arc<Tools>,
+        guards: Guards,
         metrics: Arc<Metrics>,
     ) -> Result<Self, RunnerError> {
         let boot_id = clock::boot_id()?;
@@ -258,17 +285,22 @@ impl Runner {
         });
         Ok(Self {
             machines: machines.collect(),
-            settings,
             boot_id,
             ledger,
             highest_epoch: memory.highest_epoch,
             found_delivery: memory.delivery,
             timers: Deadlines::new()?,
+            guards,
             workers: Workers::new(tools),
             tokens: HashMap::new(),
             session: None,
             link: None,
             needing: BTreeSet::new(),
+            unkept: Vec::new(),
+            facts_missing: settings.facts_missing,
+            strangers: BTreeMap::new(),
+            gateway_knows: BTreeSet::new(),
+            settings,
             metrics,
         })
     }
@@ -304,7 +336,10 @@ impl Runner {
                     Some(input) => self.take(input)?,
                     None => return Ok(()),
                 },
-                _ = resend.tick() => self.resend_reports(),
+                _ = resend.tick() => {
+                    self.tend_ledger();
+                    self.resend_reports();
+                }
             }
             for (run, timer) in self.timers.due(clock::boot())? {
                 self.step(&run, Event::Timer(timer))?;
@@ -333,9 +368,35 @@ impl Runner {
             let attempts = self.machines.iter().map(|(run, machine)| (run, &machine.facts));
             let entries =
                 crate::ledger::snapshot(attempts, self.highest_epoch, self.found_delivery);
-            self.ledger.compact(&entries)?;
+            if let Err(error) = self.ledger.compact(&entries) {
+                // The old file is whole and goes on growing; assignments end before the disk does.
+                tracing::error!(error = %error_chain(&error), "the ledger was not compacted");
+            }
         }
         Ok(())
+    }
+
+    /// Puts entries on disk, or has them wait for it; an error ends the process.
+    fn keep(&mut self, entries: &[Entry], sync: bool) -> Result<Stored, RunnerError> {
+        let stored = self.ledger.append(entries, sync)?;
+        self.ledger_is(stored == Stored::OnDisk);
+        Ok(stored)
+    }
+
+    /// Tries again what could not be written, and takes lost reserves back.
+    fn tend_ledger(&mut self) {
+        let flushed = self.ledger.tend();
+        self.ledger_is(flushed);
+    }
+
+    /// Acknowledges what the gateway has waited for, once it is on disk.
+    fn ledger_is(&mut self, whole: bool) {
+        self.metrics.ledger_room.set(i64::from(self.ledger.check_room().is_ok()));
+        if whole {
+            for id in std::mem::take(&mut self.unkept) {
+                self.tell_gateway(ToGateway::Ack { id });
+            }
+        }
     }
 
     fn live(&self) -> u32 {
@@ -371,10 +432,12 @@ impl Runner {
                 let _ = answer.send(self.snapshot());
                 Ok(())
             }
-            Input::LinkUp(link) => {
-                self.link_up(link);
+            Input::LinkUp(link) => self.link_up(link),
+            Input::GatewayKnows(runs) => {
+                self.gateway_knows = runs.into_iter().collect();
                 Ok(())
             }
+            Input::Looked { run, look } => self.looked(&run, look),
             Input::LinkDown => {
                 self.link = None;
                 self.metrics.link_up.set(0);
@@ -433,7 +496,7 @@ impl Runner {
             return Ok(false);
         }
         if epoch > self.highest_epoch {
-            self.ledger.append(&[Entry::HighestEpoch { epoch }], true)?;
+            self.keep(&[Entry::HighestEpoch { epoch }], true)?;
             self.highest_epoch = epoch;
         }
         Ok(true)

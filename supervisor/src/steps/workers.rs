@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     event::{CreateFailure, Event},
-    runner::Input,
+    runner::{Input, Look},
 };
 use crate::{
     ledger::Delivery,
@@ -151,6 +151,27 @@ impl Workers {
         self.spawn(async move {
             let event = observe(&tools, &run, &at).await;
             send(&tools, run, event).await;
+        });
+    }
+
+    /// Looks at run and pod once, live.
+    pub fn look(&self, run: RunKey, at: &RunRef) {
+        let (tools, at) = (Arc::clone(&self.tools), at.clone());
+        self.spawn(async move {
+            let name = names::pod_name(&at.name, &at.uid, run.attempt);
+            let mut pauses = backoff();
+            let look = loop {
+                // The pod first: a run that is gone by the second read has no use for it.
+                let pod = tools.pods.get(&at.namespace, &name).await;
+                match (pod, tools.pods.run(&at.namespace, &at.name).await) {
+                    (Ok(pod), Ok(run)) => break Look { run, pod },
+                    (Err(error), _) | (_, Err(error)) => {
+                        tracing::warn!(run = at.name, %error, "could not look at a run yet");
+                    }
+                }
+                pause(&mut pauses).await;
+            };
+            let _ = tools.inputs.send(Input::Looked { run, look: Box::new(look) }).await;
         });
     }
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::refusals::{RefusalCounts, RefusalKind};
 use crate::{
     gateway::{args::Limits, attempt_api::preparation::Preparation, limits::AttemptLimits},
-    link::contract::{Grant, Redemption},
+    link::contract::{Grant, Redemption, Survivor},
 };
 
 /// What long polls wait for.
@@ -306,6 +306,20 @@ impl Attempt {
         let mut state = self.state();
         state.usage += usage;
         state.counters_changed = true;
+    }
+
+    /// What a supervisor without a record of its own has to know.
+    pub fn survivor(&self, now: Instant) -> Survivor {
+        let (usage, refusals) = self.counters();
+        let open_until = self.signal().borrow().open_until;
+        let left = open_until.map(|until| until.saturating_duration_since(now).as_millis());
+        Survivor {
+            assignment: self.assignment.clone(),
+            redemption: self.state().redemption.clone(),
+            open_remaining_millis: left.map(|left| u64::try_from(left).unwrap_or(u64::MAX)),
+            usage,
+            refusals,
+        }
     }
 
     /// Consumption and refusals so far.

@@ -11,7 +11,10 @@ use agent_operator::{
     },
 };
 
-use super::{SEQUENCE_FINISHED, SEQUENCE_RUNNING, SEQUENCE_UNKNOWN, STUCK_AFTER, Step, grace_end};
+use super::{
+    SEQUENCE_FINISHED, SEQUENCE_RUNNING, SEQUENCE_UNKNOWN, STUCK_AFTER, Step, grace_end,
+    timeout_message,
+};
 use crate::steps::{
     event::{Effect, Timer},
     record::{Record, Stop},
@@ -78,8 +81,7 @@ impl Step<'_> {
     /// A result that came before the deadline decides; the grace then sees to the container.
     pub(super) fn time_out(&mut self) {
         if self.facts().result.is_none() {
-            let seconds = self.facts().assignment.timeout_seconds;
-            let message = format!("did not end within its timeout of {seconds} s");
+            let message = timeout_message(self.facts().assignment.timeout_seconds);
             self.stop(Reason::TimedOut, message, self.facts().assignment.grace());
         }
     }

@@ -14,7 +14,7 @@ use crate::{
     link::contract::ToGateway,
     metrics::Kind,
     steps::{
-        event::{Context, Effect, Event, PodDigest},
+        event::{Context, Effect, Event, PodDigest, Timer},
         machine::Machine,
         record::Record,
     },
@@ -57,7 +57,7 @@ impl Runner {
             let sync = !effects
                 .iter()
                 .all(|effect| matches!(effect, Effect::Journal(Record::Counters { .. })));
-            self.ledger.append(&entries, sync)?;
+            self.keep(&entries, sync)?;
         }
         for effect in effects {
             self.carry_out(run, effect)?;
@@ -106,14 +106,21 @@ impl Runner {
                 let uid = machine.facts.pod_uid.clone();
                 self.workers.close_streams(run, &at, uid.as_ref());
             }
-            Effect::ArmTimer { timer, at } => self.timers.arm(run.clone(), timer, at)?,
+            Effect::ArmTimer { timer, at } => {
+                if timer == Timer::Deadline
+                    && let Some(guarded) = machine.guarded()
+                {
+                    self.guards.hold(run.clone(), guarded)?;
+                }
+                self.timers.arm(run.clone(), timer, at)?;
+            }
             Effect::SwitchDelivery { message } => self.switch_delivery(&message)?,
             Effect::ExitMismatch { reported, recorded } => {
                 tracing::error!(run = at.name, reported, ?recorded, "exit codes differ");
                 self.metrics.exit_mismatches.inc();
             }
             Effect::Drop => {
-                self.ledger.append(&[Entry::Dropped { run: run.clone() }], true)?;
+                self.keep(&[Entry::Dropped { run: run.clone() }], true)?;
                 self.machines.remove(run);
                 self.tokens.remove(run);
                 self.timers.forget(run);
@@ -133,7 +140,9 @@ impl Runner {
                 self.metrics.outcomes.get_or_create(&kind).inc();
                 self.tokens.remove(run);
                 self.needing.remove(run);
+                self.guards.release(run);
             }
+            Record::Result { .. } => self.guards.spare_the_order(run),
             Record::Stopping(stop) => {
                 tracing::info!(%run, reason = %stop.reason, message = stop.message, "stopping");
             }
@@ -154,7 +163,7 @@ impl Runner {
         if self.settings.delivery.is_none() && self.delivery() == Delivery::ImageVolume {
             tracing::warn!(message, "image volumes do not work here; using init containers");
             let delivery = Delivery::InitContainer;
-            self.ledger.append(&[Entry::Delivery { delivery }], true)?;
+            self.keep(&[Entry::Delivery { delivery }], true)?;
             self.found_delivery = Some(delivery);
         }
         Ok(())
@@ -166,8 +175,10 @@ impl Runner {
         digest: Box<PodDigest>,
     ) -> Result<(), RunnerError> {
         let Some(machine) = self.machines.get(run) else {
-            // No ledger entry: not ours to judge (the controller's Hello handling decides).
-            self.metrics.drop_one("unknown_attempt");
+            // One that is on its way out was dropped in order, unless the order is lost.
+            if self.facts_missing || !digest.deleting {
+                self.stranger_seen(run, digest.run.as_ref());
+            }
             return Ok(());
         };
         if machine.finished() && machine.facts.pod_uid.is_none() {

@@ -22,8 +22,10 @@ impl Runner {
     }
 
     /// Brings a (re)connected gateway up to date.
-    pub(super) fn link_up(&mut self, link: mpsc::Sender<ToGateway>) {
+    pub(super) fn link_up(&mut self, link: mpsc::Sender<ToGateway>) -> Result<(), RunnerError> {
         self.link = Some(link);
+        // A new link begins with everything that was not acknowledged.
+        self.unkept.clear();
         self.metrics.link_up.set(1);
         let now = clock::now();
         let mut messages = Vec::new();
@@ -33,11 +35,13 @@ impl Runner {
                 messages.push(ToGateway::Stop { run: run.clone(), order });
             }
         }
-        messages.push(ToGateway::Synced);
         for message in messages {
             self.tell_gateway(message);
         }
+        self.ask_for_survivors();
+        self.tell_gateway(ToGateway::Synced);
         self.ask_for_credentials();
+        self.settle_strangers()
     }
 
     pub(super) fn grant(&self, machine: &Machine, now: Now) -> Grant {
@@ -64,7 +68,15 @@ impl Runner {
             FromGateway::Hello { .. } => Ok(()),
             FromGateway::Durable { id, run, event } => {
                 self.durable(&run, event)?;
-                self.tell_gateway(ToGateway::Ack { id });
+                if self.ledger.is_behind() {
+                    self.unkept.push(id);
+                } else {
+                    self.tell_gateway(ToGateway::Ack { id });
+                }
+                Ok(())
+            }
+            FromGateway::Survivor(survivor) => {
+                self.survivor(survivor);
                 Ok(())
             }
             FromGateway::Counters { run, usage, refusals } => {

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::{Outgoing, Runner, RunnerError};
 use crate::{
     clock,
-    ledger::Entry,
+    ledger::{Entry, NoRoom, Stored},
     link::contract::ToGateway,
     steps::{
         event::Event,
@@ -28,6 +28,13 @@ mod refusal {
     pub(super) const NO_CAPACITY: &str = "NoCapacity";
 }
 
+/// Reason and sentence of a refusal.
+pub(super) type Refusal = (&'static str, String);
+
+fn no_room(why: NoRoom) -> Refusal {
+    (why.kind(), why.to_string())
+}
+
 impl Runner {
     pub(super) fn assign(
         &mut self,
@@ -35,27 +42,28 @@ impl Runner {
         credentials: Vec<Credential>,
     ) -> Result<(), RunnerError> {
         let (run, epoch) = (assignment.key(), assignment.epoch);
-        let refused = self.judge(&assignment)?;
-        let answer = refused.as_ref().map_or("accepted", |(reason, _)| reason);
-        self.count_assignment(answer);
+        let mut refused = self.judge(&assignment)?;
+        if refused.is_none() && !self.machines.contains_key(&run) && self.must_look_first(&run) {
+            self.look_first(assignment, credentials);
+            return Ok(());
+        }
         if refused.is_none() {
             if self.machines.contains_key(&run) {
                 self.step(&run, Event::EpochRaised(epoch))?;
             } else {
-                self.accept(assignment)?;
+                refused = self.accept(assignment)?;
             }
             self.pass_credentials(run.clone(), credentials);
         }
+        let answer = refused.as_ref().map_or("accepted", |(reason, _)| reason);
+        self.count_assignment(answer);
         let refused = refused.map(|(reason, message)| (reason.to_owned(), message));
         self.say(Outgoing::AssignmentAck { run, epoch, refused });
         Ok(())
     }
 
     /// Why an assignment is refused; none when it is new, or equal to one that is known.
-    fn judge(
-        &mut self,
-        assignment: &Assignment,
-    ) -> Result<Option<(&'static str, String)>, RunnerError> {
+    fn judge(&mut self, assignment: &Assignment) -> Result<Option<Refusal>, RunnerError> {
         if !self.obey(assignment.epoch)? {
             let message = format!("epoch {} is below {}", assignment.epoch, self.highest_epoch);
             return Ok(Some((refusal::STALE_EPOCH, message)));
@@ -76,10 +84,14 @@ impl Runner {
             let message = format!("all {} slots are taken", self.settings.slots);
             return Ok(Some((refusal::NO_CAPACITY, message)));
         }
-        Ok(None)
+        Ok(self.ledger.check_room().err().map(no_room))
     }
 
-    fn accept(&mut self, assignment: Assignment) -> Result<(), RunnerError> {
+    /// Takes an assignment on; why not, if the ledger does not take it.
+    pub(super) fn accept(
+        &mut self,
+        assignment: Assignment,
+    ) -> Result<Option<Refusal>, RunnerError> {
         let run = assignment.key();
         tracing::info!(run = assignment.run.name, step = %assignment.step, "assigned");
         let one_time_hash = self.new_token(&run)?;
@@ -89,10 +101,17 @@ impl Runner {
             one_time_hash: one_time_hash.clone(),
             at: at.clone(),
         };
-        self.ledger.append(&[Entry::Attempt { run: run.clone(), fact: Box::new(fact) }], true)?;
+        let accepted = Entry::Attempt { run: run.clone(), fact: Box::new(fact) };
+        if self.keep(&[accepted], true)? == Stored::Waiting {
+            // It may reach the disk later, and must not come back to life then.
+            self.keep(&[Entry::Dropped { run: run.clone() }], true)?;
+            self.tokens.remove(&run);
+            return Ok(Some(no_room(NoRoom::Unwritable)));
+        }
         let facts = Facts::accepted(assignment, one_time_hash, at);
         self.machines.insert(run.clone(), Machine::new(facts));
-        self.step(&run, Event::Accepted)
+        self.step(&run, Event::Accepted)?;
+        Ok(None)
     }
 
     pub(super) fn cancel(
@@ -127,7 +146,7 @@ impl Runner {
     }
 
     /// Hands credentials on. They are never kept: what cannot be handed on is asked for again.
-    fn pass_credentials(&mut self, run: RunKey, credentials: Vec<Credential>) {
+    pub(super) fn pass_credentials(&mut self, run: RunKey, credentials: Vec<Credential>) {
         let live = self.machines.get(&run).is_some_and(|machine| !machine.finished());
         if !live || credentials.is_empty() {
             return;

@@ -9,7 +9,7 @@ use std::{
 
 use agent_operator::{
     attempt::GateRequest,
-    domain::{Usage, ids::PodUid, report::RunState},
+    domain::{RunUid, Usage, ids::PodUid, report::RunState},
 };
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
@@ -19,8 +19,10 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::{
+    ledger::disk::{Disk, RealDisk},
     link::contract::{DurableEvent, Redemption},
     pod::{
+        adoption::RunOnServer,
         cgroup::Cgroups,
         client::{PodApi, PodError},
         digest::digest,
@@ -40,12 +42,18 @@ struct FakePods {
     creations: Mutex<u32>,
     /// The next creation works, but its answer is lost.
     lose_answer: AtomicBool,
+    /// The run's phase; none while there is no run.
+    phase: Mutex<Option<RunPhase>>,
+    /// What the gateway tells in its greeting.
+    gateway_knows: Mutex<Vec<RunKey>>,
+    /// Runs whose pods are to be counted one by one, not held to one.
+    many: AtomicBool,
 }
 
 impl FakePods {
     fn only(&self) -> Option<Pod> {
         let pods = self.pods.lock().unwrap();
-        assert!(pods.len() <= 1, "never a second pod");
+        assert!(pods.len() <= 1 || self.many.load(Ordering::SeqCst), "never a second pod");
         pods.values().next().cloned()
     }
 
@@ -68,7 +76,8 @@ impl PodApi for FakePods {
         }
         *self.creations.lock().unwrap() += 1;
         let mut pod = pod.clone();
-        pod.metadata.uid = Some("pod-uid".into());
+        let number = if self.many.load(Ordering::SeqCst) { name.as_str() } else { "uid" };
+        pod.metadata.uid = Some(format!("pod-{number}"));
         pods.insert(name, pod.clone());
         if self.lose_answer.swap(false, Ordering::SeqCst) {
             return Err(PodError::TimeOut);
@@ -78,6 +87,22 @@ impl PodApi for FakePods {
 
     async fn get(&self, _: &str, name: &str) -> Result<Option<Pod>, PodError> {
         Ok(self.pods.lock().unwrap().get(name).cloned())
+    }
+
+    async fn run(&self, _: &str, name: &str) -> Result<Option<RunOnServer>, PodError> {
+        let Some(phase) = *self.phase.lock().unwrap() else { return Ok(None) };
+        let started = clock::now().wall.checked_sub(Duration::from_secs(20)).unwrap();
+        let of_sample = assignment().run;
+        let uid = if name == of_sample.name { of_sample.uid } else { RunUid::from(name) };
+        Ok(Some(RunOnServer {
+            uid,
+            attempt: assignment().attempt,
+            node: "node-a".into(),
+            epoch: Epoch(2),
+            timeout: Some(assignment().timeout()),
+            phase,
+            started_at: (phase == RunPhase::Running).then_some(started),
+        }))
     }
 
     async fn delete(&self, _: &str, name: &str, uid: &PodUid) -> Result<(), PodError> {
@@ -121,6 +146,20 @@ fn terminated(code: i32) -> serde_json::Value {
          "state": {"terminated": {"exitCode": code, "reason": "Error"}}}]})
 }
 
+/// Leaves deadlines to the runner, whose own part these tests are about.
+struct NoHand;
+
+impl crate::steps::guard::Hand for NoHand {
+    fn begin(
+        &self,
+        _: &RunKey,
+        _: crate::steps::guard::Act,
+        _: &crate::steps::guard::Guarded,
+        _: CancellationToken,
+    ) {
+    }
+}
+
 /// One life of a supervisor over directories and pods that outlive it.
 struct Life {
     inputs: mpsc::Sender<Input>,
@@ -133,6 +172,10 @@ struct Life {
 
 impl Life {
     async fn start(dir: &Path, pods: &Arc<FakePods>) -> Self {
+        Self::start_on(Box::new(RealDisk), dir, pods).await
+    }
+
+    async fn start_on(disk: Box<dyn Disk>, dir: &Path, pods: &Arc<FakePods>) -> Self {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let streams = Arc::new(Streams::open(&dir.join("streams"), Retention::default()).unwrap());
         let tools = Arc::new(Tools {
@@ -150,19 +193,26 @@ impl Life {
         });
         let settings = Settings {
             node: "node-a".into(),
-            slots: 1,
+            slots: if pods.many.load(Ordering::SeqCst) { 1000 } else { 1 },
             delivery: None,
             pod_retention: Duration::ZERO,
+            facts_missing: false,
         };
-        let (ledger, memory, _) = Ledger::open(dir).unwrap();
+        let (ledger, memory, oddities) = Ledger::open_on(disk, dir).unwrap();
+        // A test that says nothing of a run is about a node whose ledger was never lost.
+        let facts_missing = oddities.facts_may_be_missing() && pods.phase.lock().unwrap().is_some();
+        let settings = Settings { facts_missing, ..settings };
         let metrics = Arc::new(Metrics::new());
-        let runner = Runner::new(settings, ledger, memory, tools, metrics).unwrap();
+        let guards = Guards::new(Arc::new(NoHand)).unwrap();
+        let runner = Runner::new(settings, ledger, memory, tools, guards, metrics).unwrap();
         let shutdown = CancellationToken::new();
         let of_runner = shutdown.clone();
         let runner = tokio::task::spawn_blocking(move || runner.run_blocking(queue, &of_runner));
-        let (to_gateway, gateway) = mpsc::channel(64);
+        let (to_gateway, gateway) = mpsc::channel(1024);
+        let known = pods.gateway_knows.lock().unwrap().clone();
+        inputs.send(Input::GatewayKnows(known)).await.unwrap();
         inputs.send(Input::LinkUp(to_gateway)).await.unwrap();
-        let (outgoing, session) = mpsc::channel(64);
+        let (outgoing, session) = mpsc::channel(1024);
         inputs.send(Input::SessionUp { epoch: Epoch(3), outgoing }).await.unwrap();
         Self { inputs, session, gateway, shutdown, runner, streams }
     }
@@ -452,3 +502,5 @@ async fn events_and_log_reach_the_spools_and_complete() {
     assert_eq!(streams.next_event(), 1);
     life.kill().await;
 }
+
+mod lost_ledger;

@@ -1,0 +1,361 @@
+//! Attempts that the ledger has lost (see [`crate::ledger`]): taken up again from what the API
+//! server, the gateway's memory and the controller say together. Never by creating a pod for a run
+//! that had one, and never by a guess.
+//!
+//! | known besides the ledger | outcome |
+//! |---|---|
+//! | pod, live run, order (from the gateway or the controller) that makes this very pod | adopted: journalled as if it had never been lost |
+//! | pod, live run, no order yet | its deadline is guarded; the controller hands the order out again |
+//! | pod and an order that would make another | fails closed: guarded, counted, not adopted |
+//! | adopted and started, but its tokens are lost with the gateway's memory | ends as `Disrupted` |
+//! | pod, no such run or one with an outcome | pod deleted and released |
+//! | no pod, run had started | `ExitCodeUnknown` |
+//! | no pod, run pending | an ordinary assignment |
+//!
+//! The deadline comes from the gateway's own clock where it remembers the attempt, else from the
+//! start time in the run's status, else from the start of the container.
+
+use agent_operator::domain::{
+    Assignment, Credential, Epoch, Reason, RunKey, RunPhase, RunRef, names,
+};
+use k8s_openapi::api::core::v1::Pod;
+
+use super::{Outgoing, Runner, RunnerError};
+use crate::{
+    clock,
+    ledger::Entry,
+    link::contract::{Survivor, ToGateway},
+    pod::{
+        adoption::{RunOnServer, container_started_at, judge_for},
+        client::Adoption,
+        digest::digest,
+    },
+    steps::{
+        event::{CreateFailure, Event},
+        guard::Guarded,
+        machine::{self, Machine},
+        moment::{Moment, Now},
+        record::{Facts, Record},
+    },
+};
+
+/// Most strangers of one node: as many as it can have attempts, several times over.
+const STRANGERS_MAX: usize = 4096;
+
+/// Run and pod as the API server has them now.
+#[derive(Debug)]
+pub struct Look {
+    /// The run; none when there is none of this name.
+    pub run: Option<RunOnServer>,
+    /// The pod; none when there is none of this name.
+    pub pod: Option<Pod>,
+}
+
+/// The controller's order for a stranger.
+struct Order {
+    assignment: Assignment,
+    credentials: Vec<Credential>,
+}
+
+/// An attempt that is here, or should be, without an entry in the ledger.
+#[derive(Default)]
+pub(super) struct Stranger {
+    order: Option<Order>,
+    survivor: Option<Box<Survivor>>,
+    look: Option<Box<Look>>,
+}
+
+impl Runner {
+    /// The watch shows a pod of ours without an entry.
+    pub(super) fn stranger_seen(&mut self, run: &RunKey, at: Option<&RunRef>) {
+        let Some(at) = at else { return };
+        if self.strangers.contains_key(run) {
+            return;
+        }
+        self.metrics.drop_one("unknown_attempt");
+        if self.note_stranger(run).is_some() {
+            tracing::warn!(run = at.name, "a pod of ours is not in the ledger; looking at its run");
+            self.workers.look(run.clone(), at);
+        }
+    }
+
+    fn note_stranger(&mut self, run: &RunKey) -> Option<&mut Stranger> {
+        if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(run) {
+            tracing::error!(%run, "too many attempts without an entry in the ledger");
+            return None;
+        }
+        Some(self.strangers.entry(run.clone()).or_default())
+    }
+
+    /// Whether an assignment has to be compared with what is there before it is carried out: its
+    /// entry may be among the lost ones.
+    pub(super) fn must_look_first(&self, run: &RunKey) -> bool {
+        self.facts_missing || self.strangers.contains_key(run)
+    }
+
+    /// Keeps the controller's order until the look is done; the answer comes then.
+    pub(super) fn look_first(&mut self, assignment: Assignment, credentials: Vec<Credential>) {
+        let (run, at) = (assignment.key(), assignment.run.clone());
+        if let Some(stranger) = self.note_stranger(&run) {
+            stranger.order = Some(Order { assignment, credentials });
+            self.workers.look(run, &at);
+        }
+    }
+
+    /// The gateway still has attempts of before: those that the ledger does not know are kept and
+    /// described, everything else is dropped by `Synced`.
+    pub(super) fn ask_for_survivors(&mut self) {
+        if !self.facts_missing {
+            return;
+        }
+        let lost: Vec<_> = self
+            .gateway_knows
+            .iter()
+            .filter(|run| !self.machines.contains_key(*run))
+            .cloned()
+            .collect();
+        for run in lost {
+            self.tell_gateway(ToGateway::Describe { run });
+        }
+    }
+
+    /// The gateway describes an attempt that it has kept.
+    pub(super) fn survivor(&mut self, survivor: Box<Survivor>) {
+        let (run, at) = (survivor.assignment.key(), survivor.assignment.run.clone());
+        if self.machines.contains_key(&run) {
+            return;
+        }
+        if let Some(stranger) = self.note_stranger(&run) {
+            stranger.survivor = Some(survivor);
+            self.workers.look(run, &at);
+        }
+    }
+
+    /// Run and pod were looked at.
+    pub(super) fn looked(&mut self, run: &RunKey, look: Box<Look>) -> Result<(), RunnerError> {
+        let Some(stranger) = self.strangers.get_mut(run) else { return Ok(()) };
+        stranger.look = Some(look);
+        self.settle_stranger(run)
+    }
+
+    /// Takes every stranger as far as what is known allows.
+    pub(super) fn settle_strangers(&mut self) -> Result<(), RunnerError> {
+        let runs: Vec<_> = self.strangers.keys().cloned().collect();
+        runs.iter().try_for_each(|run| self.settle_stranger(run))
+    }
+
+    fn settle_stranger(&mut self, run: &RunKey) -> Result<(), RunnerError> {
+        if self.machines.contains_key(run) {
+            self.strangers.remove(run);
+            return Ok(());
+        }
+        let Some(look) = self.strangers.get(run).and_then(|stranger| stranger.look.as_ref()) else {
+            return Ok(());
+        };
+        let of_run = look.run.clone().filter(|found| found.uid == run.uid);
+        let Some(server) = of_run.filter(|found| !found.phase.is_terminal()) else {
+            self.dismiss(run);
+            return Ok(());
+        };
+        self.obey(server.epoch)?;
+        if server.node != self.settings.node || server.attempt != run.attempt {
+            tracing::error!(%run, node = %server.node, "a pod of ours is on the wrong node");
+            return Ok(());
+        }
+        // Whether the tokens survived is known only with the gateway at hand.
+        let Some(stranger) = self.strangers.remove(run) else { return Ok(()) };
+        let waits = self.link.is_none()
+            || (self.gateway_knows.contains(run) && stranger.survivor.is_none());
+        let pod = stranger.look.as_ref().and_then(|look| look.pod.clone());
+        match pod {
+            Some(pod) if waits || !stranger.has_order() => {
+                self.guard_stranger(run, &server, &stranger, &pod)?;
+                self.strangers.insert(run.clone(), stranger);
+                Ok(())
+            }
+            Some(pod) => self.adopt(run, &server, stranger, &pod),
+            None => self.without_pod(run, &server, stranger),
+        }
+    }
+
+    /// Nobody wants this attempt any more.
+    fn dismiss(&mut self, run: &RunKey) {
+        let Some(look) = self.strangers.remove(run).and_then(|stranger| stranger.look) else {
+            return;
+        };
+        self.guards.release(run);
+        self.tell_gateway(ToGateway::Revoke { run: run.clone() });
+        let Some(pod) = look.pod else { return };
+        let Some(at) = digest(&pod).run else { return };
+        let uid = digest(&pod).uid;
+        tracing::warn!(run = at.name, "a pod without a live run is taken away");
+        self.workers.delete_pod(run.clone(), &at, uid.clone());
+        self.workers.remove_finalizer(run, &at, uid);
+    }
+
+    /// Keeps the deadline of a pod that nobody has given an order for yet.
+    fn guard_stranger(
+        &mut self,
+        run: &RunKey,
+        server: &RunOnServer,
+        stranger: &Stranger,
+        pod: &Pod,
+    ) -> Result<(), RunnerError> {
+        let now = clock::now();
+        let opened = self.opened(server, stranger, pod, now);
+        let (Some(opened), Some(timeout)) = (opened, server.timeout) else { return Ok(()) };
+        let digest = digest(pod);
+        let guarded = Guarded {
+            at: opened.boot.plus(timeout),
+            order: machine::timeout_order(timeout.as_secs(), agent_operator::domain::limits::GRACE),
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            pod: pod.metadata.name.clone().unwrap_or_default(),
+            uid: digest.uid,
+        };
+        self.guards.hold(run.clone(), guarded)?;
+        Ok(())
+    }
+
+    /// When the step's clock began; none while it has not, as far as anybody knows.
+    fn opened(
+        &self,
+        server: &RunOnServer,
+        stranger: &Stranger,
+        pod: &Pod,
+        now: Now,
+    ) -> Option<Moment> {
+        let survivor = stranger.survivor.as_ref();
+        if let Some(left) = survivor.and_then(|survivor| survivor.open_remaining()) {
+            let timeout = survivor?.assignment.timeout();
+            return Some(Moment::ago(now, timeout.saturating_sub(left), &self.boot_id));
+        }
+        let wall = match server.phase {
+            RunPhase::Running | RunPhase::Unknown => {
+                server.started_at.or_else(|| container_started_at(pod))?
+            }
+            // Its gate may have opened unseen; the gateway would know, and had it not, the runner
+            // cannot go on.
+            _ if stranger.has_order() => return None,
+            _ => container_started_at(pod)?,
+        };
+        Some(Moment::at_wall(wall, now, &self.boot_id))
+    }
+
+    fn adopt(
+        &mut self,
+        run: &RunKey,
+        server: &RunOnServer,
+        stranger: Stranger,
+        pod: &Pod,
+    ) -> Result<(), RunnerError> {
+        let Some(assignment) = stranger.assignment() else { return Ok(()) };
+        let (uid, one_time_hash) = match judge_for(pod, &assignment) {
+            Adoption::Ours { uid, one_time_hash } => (uid, one_time_hash),
+            Adoption::Foreign(difference) => {
+                tracing::error!(run = assignment.run.name, difference, "a pod is not adopted");
+                self.metrics.drop_one("foreign_pod");
+                self.guard_stranger(run, server, &stranger, pod)?;
+                self.answer(stranger.order, Some(("Conflict", difference)));
+                return Ok(());
+            }
+        };
+        let now = clock::now();
+        let opened = self.opened(server, &stranger, pod, now);
+        let accepted = opened.clone().unwrap_or_else(|| Moment::new(now, &self.boot_id));
+        let redemption =
+            stranger.survivor.as_ref().and_then(|survivor| survivor.redemption.clone());
+        let tokens_lost = opened.is_some() && redemption.is_none();
+        let mut records = vec![Record::Accepted {
+            assignment: Box::new(assignment.clone()),
+            one_time_hash: one_time_hash.clone(),
+            at: accepted,
+        }];
+        records.push(Record::PodCreated { uid });
+        records.extend(redemption.map(Record::Redeemed));
+        records.extend(opened.map(|at| Record::GateOpened { at }));
+        if let Some(survivor) = &stranger.survivor {
+            let (usage, refusals) = (survivor.usage, survivor.refusals.clone());
+            records.push(Record::Counters { usage, refusals });
+        }
+        self.take_up(run, records)?;
+        tracing::info!(run = assignment.run.name, tokens_lost, "a lost attempt is adopted");
+        self.metrics.adopted.inc();
+        self.step(run, Event::Restarted { one_time_hash })?;
+        if tokens_lost {
+            let reason = Reason::Disrupted;
+            let message = "the node lost its records of the attempt, and its tokens with them";
+            let grace = assignment.grace();
+            self.step(run, Event::CancelOrdered { reason, message: message.to_owned(), grace })?;
+        }
+        self.answer(stranger.order, None);
+        Ok(())
+    }
+
+    /// Journals an attempt that others remember, and makes its machine.
+    fn take_up(&mut self, run: &RunKey, records: Vec<Record>) -> Result<(), RunnerError> {
+        let entry =
+            |fact: &Record| Entry::Attempt { run: run.clone(), fact: Box::new(fact.clone()) };
+        let entries: Vec<_> = records.iter().map(entry).collect();
+        self.keep(&entries, true)?;
+        if let Some(Record::Accepted { assignment, one_time_hash, at }) = records.first() {
+            let mut facts =
+                Facts::accepted(assignment.as_ref().clone(), one_time_hash.clone(), at.clone());
+            records.iter().for_each(|record| facts.apply(record));
+            self.machines.insert(run.clone(), Machine::new(facts));
+        }
+        Ok(())
+    }
+
+    /// There is no pod: a run that had one must not get another.
+    fn without_pod(
+        &mut self,
+        run: &RunKey,
+        server: &RunOnServer,
+        stranger: Stranger,
+    ) -> Result<(), RunnerError> {
+        self.guards.release(run);
+        let began = server.phase != RunPhase::Pending || stranger.survivor.is_some();
+        let Some(order) = stranger.order else {
+            if stranger.survivor.is_some() {
+                self.tell_gateway(ToGateway::Revoke { run: run.clone() });
+            }
+            return Ok(());
+        };
+        if !began {
+            let refused = self.accept(order.assignment.clone())?;
+            self.answer(Some(order), refused);
+            return Ok(());
+        }
+        let at = Moment::new(clock::now(), &self.boot_id);
+        let assignment = Box::new(order.assignment.clone());
+        let one_time_hash = names::sha256_hex(run.to_string().as_bytes());
+        self.take_up(run, vec![Record::Accepted { assignment, one_time_hash, at }])?;
+        self.step(run, Event::PodCreateFailed(CreateFailure::Vanished))?;
+        self.answer(Some(order), None);
+        Ok(())
+    }
+
+    /// Answers the controller, if it is the one who asked.
+    fn answer(&mut self, order: Option<Order>, refused: Option<(&'static str, String)>) {
+        let Some(Order { assignment, credentials }) = order else { return };
+        let (run, epoch): (_, Epoch) = (assignment.key(), assignment.epoch);
+        self.count_assignment(refused.as_ref().map_or("accepted", |(reason, _)| reason));
+        if refused.is_none() {
+            self.pass_credentials(run.clone(), credentials);
+        }
+        let refused = refused.map(|(reason, message)| (reason.to_owned(), message));
+        self.say(Outgoing::AssignmentAck { run, epoch, refused });
+    }
+}
+
+impl Stranger {
+    fn has_order(&self) -> bool {
+        self.order.is_some() || self.survivor.is_some()
+    }
+
+    /// What is to be done, by the controller where it has spoken, else by the gateway's memory.
+    fn assignment(&self) -> Option<Assignment> {
+        let ordered = self.order.as_ref().map(|order| order.assignment.clone());
+        ordered.or_else(|| self.survivor.as_ref().map(|survivor| survivor.assignment.clone()))
+    }
+}

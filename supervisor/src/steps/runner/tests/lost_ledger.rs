@@ -1,0 +1,241 @@
+//! A supervisor whose ledger is gone, full, or of many attempts.
+
+use super::*;
+use crate::{ledger::tests::SmallDisk, link::contract::Survivor};
+
+/// An attempt with an open gate whose supervisor was killed and whose ledger is gone.
+async fn killed_without_ledger(dir: &Path, pods: &Arc<FakePods>) {
+    let mut life = Life::start(dir, pods).await;
+    life.assign(assignment()).await;
+    life.open_gate(pods).await;
+    life.kill().await;
+    std::fs::remove_file(dir.join("ledger.jsonl")).unwrap();
+}
+
+fn survivor(left: Duration) -> Survivor {
+    Survivor {
+        assignment: assignment(),
+        redemption: Some(redemption()),
+        open_remaining_millis: Some(u64::try_from(left.as_millis()).unwrap()),
+        usage: Usage { turns: 5, ..Usage::default() },
+        refusals: vec![],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_only_pod_and_gateway_remember_is_adopted_with_its_deadline_and_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let cgroup = container_cgroup(dir.path());
+    killed_without_ledger(dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+    *pods.gateway_knows.lock().unwrap() = vec![assignment().key()];
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    life.told(|m| matches!(m, ToGateway::Describe { .. })).await;
+    life.told(|m| matches!(m, ToGateway::Synced)).await;
+    let left = Duration::from_secs(33);
+    life.send(Input::Gateway(FromGateway::Survivor(Box::new(survivor(left))))).await;
+    let ToGateway::Register(grant) = life.told(|m| matches!(m, ToGateway::Register(_))).await
+    else {
+        unreachable!()
+    };
+    assert_eq!(grant.redemption, Some(redemption()));
+    assert_eq!(grant.usage.turns, 5);
+    let token = names_hash_of_pod_token(&pods);
+    assert_eq!(grant.one_time_hash, token);
+    let open = Duration::from_millis(grant.open_remaining_millis.unwrap());
+    assert!(open <= left && open + Duration::from_secs(20) > left, "{open:?}");
+    life.durable(9, result_event()).await;
+    std::fs::write(cgroup.join("pids.current"), "0\n").unwrap();
+    assert_eq!(life.outcome().await.reason, Reason::Completed);
+    assert_eq!(*pods.creations.lock().unwrap(), 1);
+    life.kill().await;
+}
+
+fn names_hash_of_pod_token(pods: &FakePods) -> String {
+    let env = pods.only().unwrap().spec.unwrap().containers[0].env.clone().unwrap();
+    let token = env.into_iter().find(|env| env.name == "AGENT_OPERATOR_TOKEN").unwrap();
+    agent_operator::domain::names::sha256_hex(token.value.unwrap().as_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_whose_tokens_nobody_remembers_is_stopped_as_disrupted_and_not_doubled() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    container_cgroup(dir.path());
+    killed_without_ledger(dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    let no_grace = Assignment { epoch: Epoch(4), ..assignment() };
+    life.assign(no_grace).await;
+    let ToGateway::Register(grant) = life.told(|m| matches!(m, ToGateway::Register(_))).await
+    else {
+        unreachable!()
+    };
+    // 20 s ago by the run's status, whose clock has whole seconds.
+    let open = Duration::from_millis(grant.open_remaining_millis.unwrap());
+    assert!(open <= assignment().timeout() - Duration::from_secs(19), "{open:?}");
+    let ToGateway::Stop { order, .. } = life.told(|m| matches!(m, ToGateway::Stop { .. })).await
+    else {
+        unreachable!()
+    };
+    assert_eq!(order.reason, Reason::Disrupted);
+    assert!(matches!(life.said().await, Outgoing::AssignmentAck { refused: None, .. }));
+    life.see(&pods.set_status(terminated(143))).await;
+    assert_eq!(life.outcome().await.reason, Reason::Disrupted);
+    assert_eq!(*pods.creations.lock().unwrap(), 1);
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_had_a_pod_gets_no_second_one_when_pod_and_ledger_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    killed_without_ledger(dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+    pods.pods.lock().unwrap().clear();
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    life.assign(assignment()).await;
+    assert_eq!(life.outcome().await.reason, Reason::ExitCodeUnknown);
+    assert_eq!(*pods.creations.lock().unwrap(), 1);
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pending_run_of_an_empty_ledger_is_an_ordinary_assignment() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    *pods.phase.lock().unwrap() = Some(RunPhase::Pending);
+    let mut life = Life::start(dir.path(), &pods).await;
+    life.assign(assignment()).await;
+    assert!(matches!(life.said().await, Outgoing::AssignmentAck { refused: None, .. }));
+    life.told(|m| matches!(m, ToGateway::Credentials { .. })).await;
+    life.open_gate(&pods).await;
+    assert_eq!(*pods.creations.lock().unwrap(), 1);
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_whose_run_is_gone_is_deleted_and_released() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    killed_without_ledger(dir.path(), &pods).await;
+    let life = Life::start(dir.path(), &pods).await;
+    life.see(&pods.set_status(started())).await;
+    wait_until(|| pods.only().is_none()).await;
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_assignments_by_name_and_acknowledges_nothing_that_it_cannot_keep() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let disk = SmallDisk::with_free(64 * 1024 * 1024);
+    let mut life = Life::start_on(Box::new(disk.clone()), dir.path(), &pods).await;
+    life.assign(assignment()).await;
+    assert!(matches!(life.said().await, Outgoing::AssignmentAck { refused: None, .. }));
+    life.open_gate(&pods).await;
+
+    disk.set_broken(true);
+    let run = assignment().key();
+    life.send(Input::Gateway(FromGateway::Durable { id: 7, run, event: result_event() })).await;
+    // The queue is in order: with this answered, the result has been taken.
+    let (answer, snapshot) = oneshot::channel();
+    life.send(Input::Snapshot(answer)).await;
+    assert_eq!(snapshot.await.unwrap().known.len(), 1);
+    while let Ok(message) = life.gateway.try_recv() {
+        assert!(!matches!(message, ToGateway::Ack { id: 7 }), "nothing unkept is acknowledged");
+    }
+    let mut other = assignment();
+    other.run.uid = "other".into();
+    life.assign(other).await;
+    let refused = loop {
+        if let Outgoing::AssignmentAck { refused: Some((reason, _)), .. } = life.said().await {
+            break reason;
+        }
+    };
+    assert!(["LedgerUnwritable", "NoCapacity"].contains(&refused.as_str()), "{refused}");
+    disk.set_broken(false);
+    // Kept once the disk works again, and acknowledged only then.
+    life.told(|message| matches!(message, ToGateway::Ack { id: 7 })).await;
+    let ledger = std::fs::read_to_string(dir.path().join("ledger.jsonl")).unwrap();
+    assert!(ledger.contains("\"record\":\"result\""));
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_assignment_is_refused_while_the_reserve_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    // Too small for the reserve from the start.
+    let disk = SmallDisk::with_free(1024 * 1024);
+    let mut life = Life::start_on(Box::new(disk), dir.path(), &pods).await;
+    life.assign(assignment()).await;
+    let Outgoing::AssignmentAck { refused: Some((reason, message)), .. } = life.said().await else {
+        panic!("a refusal")
+    };
+    assert_eq!(reason, "DiskFull");
+    assert!(message.contains("supervisor.hostPath"), "{message}");
+    assert!(pods.only().is_none());
+    life.kill().await;
+}
+
+fn numbered(number: usize) -> Assignment {
+    let mut numbered = assignment();
+    numbered.run.name = format!("run-{number}");
+    numbered.run.uid = RunUid::from(format!("run-{number}").as_str());
+    numbered
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_attempts_are_adopted_after_a_restart_with_none_killed_and_none_doubled() {
+    const ATTEMPTS: usize = 100;
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    pods.many.store(true, Ordering::SeqCst);
+    let mut life = Life::start(dir.path(), &pods).await;
+    for number in 0..ATTEMPTS {
+        life.assign(numbered(number)).await;
+        assert!(matches!(life.said().await, Outgoing::AssignmentAck { refused: None, .. }));
+    }
+    wait_until(|| pods.pods.lock().unwrap().len() == ATTEMPTS).await;
+    // Every creation is on record before the end.
+    loop {
+        let ledger = std::fs::read_to_string(dir.path().join("ledger.jsonl")).unwrap();
+        if ledger.matches("pod-run-").count() == ATTEMPTS {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    life.kill().await;
+
+    let began = clock::instant();
+    let mut life = Life::start(dir.path(), &pods).await;
+    let mut registered = BTreeSet::new();
+    loop {
+        match life.told(|_| true).await {
+            ToGateway::Register(grant) => {
+                registered.insert(grant.assignment.key());
+            }
+            ToGateway::Synced => break,
+            _ => {}
+        }
+    }
+    let took = began.elapsed();
+    let creations = *pods.creations.lock().unwrap();
+    let killed = {
+        let pods = pods.pods.lock().unwrap();
+        let gone = ATTEMPTS - pods.len();
+        gone + pods.values().filter(|pod| pod.metadata.deletion_timestamp.is_some()).count()
+    };
+    let doubled = usize::try_from(creations).unwrap() - ATTEMPTS;
+    println!(
+        "supervisor restart: {} attempts adopted in {took:?}, {killed} killed, {doubled} doubled",
+        registered.len()
+    );
+    assert_eq!((registered.len(), killed, doubled), (ATTEMPTS, 0, 0));
+    life.kill().await;
+}
