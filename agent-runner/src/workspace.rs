@@ -55,7 +55,7 @@ const SETTINGS: [(&str, &str); 11] = [
 ];
 
 /// Messages of git that mean: the gateway is away for a moment.
-const TRANSIENT: [&str; 8] = [
+const TRANSIENT: [&str; 10] = [
     "error: 502",
     "error: 503",
     "error: 504",
@@ -64,6 +64,9 @@ const TRANSIENT: [&str; 8] = [
     "Couldn't connect",
     "Connection reset",
     "Empty reply from server",
+    // Cut off in mid-transfer; a refusal says `RPC failed; HTTP` instead.
+    "RPC failed; curl ",
+    "early EOF",
 ];
 
 /// A cloned repository.

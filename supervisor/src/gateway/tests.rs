@@ -7,5 +7,6 @@ mod network;
 mod proxied;
 mod raw;
 mod reports;
+mod restart;
 mod rig;
 mod tokens;

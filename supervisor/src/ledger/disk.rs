@@ -13,7 +13,7 @@ use nix::{
 };
 
 /// Bytes written at once where space cannot be allocated without writing.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Writes of the ledger.
 pub trait Disk: Send + std::fmt::Debug {

@@ -344,7 +344,7 @@ impl Runner {
             for (run, timer) in self.timers.due(clock::boot())? {
                 self.step(&run, Event::Timer(timer))?;
             }
-            self.tidy()?;
+            self.tidy();
         }
     }
 
@@ -362,7 +362,7 @@ impl Runner {
     }
 
     /// Compaction and gauges.
-    fn tidy(&mut self) -> Result<(), RunnerError> {
+    fn tidy(&mut self) {
         self.metrics.live_attempts.set(i64::from(self.live()));
         if self.ledger.wants_compaction() {
             let attempts = self.machines.iter().map(|(run, machine)| (run, &machine.facts));
@@ -373,7 +373,6 @@ impl Runner {
                 tracing::error!(error = %error_chain(&error), "the ledger was not compacted");
             }
         }
-        Ok(())
     }
 
     /// Puts entries on disk, or has them wait for it; an error ends the process.

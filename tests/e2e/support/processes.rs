@@ -29,22 +29,48 @@ pub(crate) fn of_pod(uid: &str) -> Vec<(i32, String)> {
         .collect()
 }
 
-/// Sends SIGKILL to the process that runs `program` (and, of several containers with the same
-/// program, the one whose command line contains `argument`) in each pod of the release with this
-/// label; returns how many there were.
+/// Sends SIGKILL to what [`find_program`] finds; returns how many there were.
 pub(crate) async fn kill_program(
     cluster: &Cluster,
     label: &str,
     node: Option<&str>,
     argument: &str,
 ) -> usize {
+    signal_program(cluster, label, node, argument, Signal::SIGKILL).await
+}
+
+/// Sends `with` to what [`find_program`] finds; returns how many there were.
+pub(crate) async fn signal_program(
+    cluster: &Cluster,
+    label: &str,
+    node: Option<&str>,
+    argument: &str,
+    with: Signal,
+) -> usize {
+    let found = find_program(cluster, label, node, argument).await;
+    found.into_iter().filter(|pid| signal(*pid, with)).count()
+}
+
+/// Sends a signal to one process of ours; whether it was there.
+pub(crate) fn signal(pid: i32, with: Signal) -> bool {
+    kill(Pid::from_raw(pid), with).is_ok()
+}
+
+/// The process that runs a program (of several containers with the same program, the one whose
+/// command line contains `argument`) in each pod of the release with this label.
+pub(crate) async fn find_program(
+    cluster: &Cluster,
+    label: &str,
+    node: Option<&str>,
+    argument: &str,
+) -> Vec<i32> {
     let pods = cluster
         .pods(SYSTEM)
         .list(&ListParams::default().labels(label))
         .await
         .expect("list of the release's pods")
         .items;
-    let mut killed = 0;
+    let mut found = Vec::new();
     for pod in pods {
         let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
         if node.is_some() && on != node {
@@ -53,10 +79,10 @@ pub(crate) async fn kill_program(
         for (pid, _) in of_pod(&pod.uid().expect("a uid")) {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            if line.contains(argument) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
-                killed += 1;
+            if line.contains(argument) {
+                found.push(pid);
             }
         }
     }
-    killed
+    found
 }

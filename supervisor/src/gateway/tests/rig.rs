@@ -26,6 +26,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream, UnixStream},
+    runtime::{Handle, Runtime},
     sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
@@ -133,6 +134,8 @@ pub(super) struct Options {
     pub(super) proxy: serde_json::Value,
     pub(super) proxy_credentials: Option<PathBuf>,
     pub(super) ca_bundle: Option<PathBuf>,
+    /// The gateway gets a runtime of its own, so that [`Rig::restart`] can end it as SIGKILL would.
+    pub(super) killable: bool,
 }
 
 impl Default for Options {
@@ -145,6 +148,7 @@ impl Default for Options {
             proxy: serde_json::json!({}),
             proxy_credentials: None,
             ca_bundle: None,
+            killable: false,
         }
     }
 }
@@ -156,6 +160,8 @@ pub(super) struct Rig {
     pub(super) model: Model,
     pub(super) model_address: SocketAddr,
     socket: PathBuf,
+    args: Args,
+    runtime: Option<Runtime>,
     shutdown: CancellationToken,
     _directory: tempfile::TempDir,
     _tasks: Vec<JoinHandle<()>>,
@@ -164,7 +170,14 @@ pub(super) struct Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.shutdown.cancel();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
+}
+
+fn own_runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
 impl Rig {
@@ -202,9 +215,14 @@ impl Rig {
             egress_allow_private: options.allow_private,
         };
         let shutdown = CancellationToken::new();
-        let token = shutdown.clone();
-        let gateway = tokio::spawn(async move { run_on(args, listener, token).await.unwrap() });
+        let (token, of_gateway) = (shutdown.clone(), args.clone());
+        let runtime = options.killable.then(own_runtime);
+        let handle = runtime.as_ref().map_or_else(Handle::current, |own| own.handle().clone());
+        let gateway =
+            handle.spawn(async move { run_on(of_gateway, listener, token).await.unwrap() });
         Self {
+            args,
+            runtime,
             address,
             model,
             model_address,
@@ -213,6 +231,16 @@ impl Rig {
             _directory: directory,
             _tasks: vec![serving, gateway],
         }
+    }
+
+    /// Ends the gateway with everything that it holds, and starts it again at the same addresses.
+    pub(super) async fn restart(&mut self) {
+        let killed = self.runtime.take().expect("the rig is killable");
+        killed.shutdown_background();
+        let listener = eventually(async || TcpListener::bind(self.address).await.ok()).await;
+        let (args, token, runtime) = (self.args.clone(), self.shutdown.clone(), own_runtime());
+        runtime.spawn(async move { run_on(args, listener, token).await.unwrap() });
+        self.runtime = Some(runtime);
     }
 
     /// Connects a supervisor that has said Hello and nothing else.

@@ -104,9 +104,9 @@ async fn carry_out(
 async fn stop(socket: &PathBuf, run: &RunKey, order: &StopOrder) {
     let repeat = async {
         loop {
-            match tokio::time::timeout(ORDER_LIMIT, order_once(socket, run, order)).await {
-                Ok(Some(())) => {}
-                Ok(None) | Err(_) => tracing::warn!(%run, "the gateway took no order to stop yet"),
+            let once = tokio::time::timeout(ORDER_LIMIT, order_once(socket, run, order)).await;
+            if !matches!(once, Ok(Some(()))) {
+                tracing::warn!(%run, "the gateway took no order to stop yet");
             }
             tokio::time::sleep(PACE).await;
         }

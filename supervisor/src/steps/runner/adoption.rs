@@ -277,7 +277,7 @@ impl Runner {
             let (usage, refusals) = (survivor.usage, survivor.refusals.clone());
             records.push(Record::Counters { usage, refusals });
         }
-        self.take_up(run, records)?;
+        self.take_up(run, &records)?;
         tracing::info!(run = assignment.run.name, tokens_lost, "a lost attempt is adopted");
         self.metrics.adopted.inc();
         self.step(run, Event::Restarted { one_time_hash })?;
@@ -292,7 +292,7 @@ impl Runner {
     }
 
     /// Journals an attempt that others remember, and makes its machine.
-    fn take_up(&mut self, run: &RunKey, records: Vec<Record>) -> Result<(), RunnerError> {
+    fn take_up(&mut self, run: &RunKey, records: &[Record]) -> Result<(), RunnerError> {
         let entry =
             |fact: &Record| Entry::Attempt { run: run.clone(), fact: Box::new(fact.clone()) };
         let entries: Vec<_> = records.iter().map(entry).collect();
@@ -300,7 +300,9 @@ impl Runner {
         if let Some(Record::Accepted { assignment, one_time_hash, at }) = records.first() {
             let mut facts =
                 Facts::accepted(assignment.as_ref().clone(), one_time_hash.clone(), at.clone());
-            records.iter().for_each(|record| facts.apply(record));
+            for record in records {
+                facts.apply(record);
+            }
             self.machines.insert(run.clone(), Machine::new(facts));
         }
         Ok(())
@@ -329,7 +331,7 @@ impl Runner {
         let at = Moment::new(clock::now(), &self.boot_id);
         let assignment = Box::new(order.assignment.clone());
         let one_time_hash = names::sha256_hex(run.to_string().as_bytes());
-        self.take_up(run, vec![Record::Accepted { assignment, one_time_hash, at }])?;
+        self.take_up(run, &[Record::Accepted { assignment, one_time_hash, at }])?;
         self.step(run, Event::PodCreateFailed(CreateFailure::Vanished))?;
         self.answer(Some(order), None);
         Ok(())
