@@ -4,6 +4,8 @@
 // Helpers of tests fail by panicking, as the tests themselves do.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
+#[path = "reconcile/refused_writes.rs"]
+mod refused_writes;
 #[path = "reconcile/support.rs"]
 mod support;
 

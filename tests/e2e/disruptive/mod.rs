@@ -6,6 +6,7 @@ mod fence;
 mod follow_resumes;
 mod gateway_restart;
 mod kill_points;
+mod nodes;
 mod notes;
 mod uninstall;
 mod upgrade;

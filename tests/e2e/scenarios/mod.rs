@@ -2,6 +2,7 @@
 
 mod credentials;
 mod deletion;
+mod exit_records;
 mod follow;
 mod issues;
 mod many_tasks;
@@ -9,4 +10,5 @@ mod release;
 mod retries;
 mod rotation;
 mod sample;
+mod start_faults;
 mod timeout;
