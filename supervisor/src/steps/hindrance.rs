@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn image_errors_end_the_attempt_at_once_only_when_the_registry_has_said_no() {
         let missing = "failed to pull and unpack image \"r.example/x:1\": failed to resolve reference \"r.example/x:1\": r.example/x:1: not found";
-        let secret = "failed to authorize: failed to fetch anonymous token: unexpected status from GET request to https://r.example/token: 401 Unauthorized";
+        let secret = "failed to pull and unpack image \"r.example/x:1\": failed to resolve reference \"r.example/x:1\": pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials";
         let busy =
             "unexpected status from HEAD request to https://r.example/v2/x: 429 Too Many Requests";
         let silent = "dial tcp 192.0.2.1:443: i/o timeout";

@@ -100,9 +100,14 @@ async fn goes_on(cluster: &Cluster, namespace: &str, name: &str) {
         }
     })
     .await;
-    let task = cluster.tasks(namespace).get(name).await.expect("the task");
-    let scheduled = scheduled(&task).expect("a condition");
-    assert_eq!(scheduled.status, "True", "{}", scheduled.message);
+    eventually("the condition is lifted", SEEN_LIMIT, || async {
+        let task = cluster.tasks(namespace).get(name).await.map_err(|e| e.to_string())?;
+        match scheduled(&task) {
+            Some(found) if found.status == "True" => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await;
     cluster.delete(namespace, name).await;
 }
 
@@ -252,7 +257,7 @@ async fn f21_a_registry_that_wants_credentials_is_named_with_the_field_for_them(
     let image = format!("{}/private/agent:1", registry.address);
     let name = start(&cluster, NAMESPACE, "closed-registry", json!({"agentImage": image})).await;
     let message = held_up(&cluster, NAMESPACE, &name, "ImageNotPullable").await;
-    assert_helps(&message, &["401", "spec.imagePullSecrets"]);
+    assert_helps(&message, &["authorization failed", "spec.imagePullSecrets"]);
     assert_no_harm(&cluster, NAMESPACE, &name).await;
     cluster.delete(NAMESPACE, &name).await;
 }
@@ -261,8 +266,11 @@ async fn f21_a_registry_that_wants_credentials_is_named_with_the_field_for_them(
 #[ignore = "needs the local cluster: tests/run e2e"]
 async fn f21_an_image_for_another_architecture_is_named_as_such() {
     let cluster = Cluster::connect().await;
-    let image = format!("{}/{}:1", env("AO_REGISTRY"), unique("foreign"));
-    crane(&["mutate", &agent_image(), "--set-platform", "linux/s390x", "--tag", &image]).await;
+    let image = format!("{}/{}", env("AO_REGISTRY"), unique("foreign"));
+    let (single, image) = (format!("{image}:single"), format!("{image}:index"));
+    crane(&["mutate", &agent_image(), "--set-platform", "linux/s390x", "--tag", &single]).await;
+    // As images for several architectures are published, without ours among them.
+    crane(&["index", "append", "--manifest", &single, "--tag", &image]).await;
     let name = start(&cluster, NAMESPACE, "foreign", json!({"agentImage": image})).await;
     let message = held_up(&cluster, NAMESPACE, &name, "ImageNotRunnable").await;
     assert_helps(&message, &["no match for platform", "architecture"]);
