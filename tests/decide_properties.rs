@@ -4,8 +4,11 @@
 #[path = "decide/mod.rs"]
 mod decide;
 
-use agent_operator::domain::{Budget, Reason, StepName};
-use agent_operator_controller::decide::{CredentialState, Delivery};
+use agent_operator::domain::{
+    Budget, Reason, StepName,
+    preflight::{Finding, Problem},
+};
+use agent_operator_controller::decide::{CredentialState, Delivery, PreflightView};
 use decide::Model;
 use proptest::prelude::*;
 
@@ -23,6 +26,8 @@ enum Happening {
     Suspend(bool),
     MaxRetries(Option<i32>),
     Secret(bool),
+    /// What stands in the way of a task that has not started.
+    Preflight(Option<Problem>),
     /// The controller restarts: what it sent is not known any more.
     Restart,
     /// The live run's object is deleted by somebody.
@@ -33,6 +38,7 @@ enum Happening {
 
 fn happening() -> impl Strategy<Value = Happening> {
     let reason = prop::sample::select(Reason::ALL.to_vec());
+    let problem = prop::sample::select(Problem::ALL.to_vec());
     prop_oneof![
         4 => (1_u64..2000).prop_map(Happening::Wait),
         4 => Just(Happening::Start),
@@ -46,6 +52,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Suspend),
         1 => prop::option::of(0_i32..5).prop_map(Happening::MaxRetries),
         1 => any::<bool>().prop_map(Happening::Secret),
+        1 => prop::option::of(problem).prop_map(Happening::Preflight),
         1 => Just(Happening::Restart),
         1 => Just(Happening::LoseLive),
         1 => (0_usize..8).prop_map(Happening::LoseEnded),
@@ -80,7 +87,12 @@ fn happen(model: &mut Model, happening: &Happening) {
                 CredentialState::Refused { reason: "SecretMissing", message }
             };
         }
+        Happening::Preflight(problem) => {
+            let finding = |problem| Finding { problem, message: "said so".to_owned() };
+            model.findings = problem.map(finding).into_iter().collect();
+        }
         Happening::Restart => {
+            model.preflight = PreflightView::default();
             for run in &mut model.runs {
                 run.delivery = if run.is_live() { Delivery::Known } else { Delivery::Unsent };
             }

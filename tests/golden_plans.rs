@@ -6,7 +6,10 @@ mod decide;
 
 use agent_operator::{
     crd::shared::LocalSecretRef,
-    domain::{Reason, StepName},
+    domain::{
+        Reason, StepName,
+        preflight::{Finding, Problem},
+    },
 };
 use agent_operator_controller::{
     decide::{CredentialState, Delivery, HeldPod, RunFate, releases},
@@ -35,7 +38,9 @@ fn after(model: &mut Model, reason: Reason, output: Option<&str>) -> Plan {
 
 #[test]
 fn new_task() {
-    insta::assert_yaml_snapshot!(Model::new().pass());
+    let mut model = Model::new();
+    let asks = model.pass();
+    insta::assert_yaml_snapshot!([asks, model.pass()]);
 }
 
 #[test]
@@ -116,6 +121,19 @@ fn pods_of_a_fenced_node() {
     ];
     let node_lease = model.settings.node_lease.get();
     insta::assert_yaml_snapshot!(releases(&pods, &model.nodes, node_lease, model.now));
+}
+
+#[test]
+fn preflight_refused_and_mended() {
+    let mut model = Model::new();
+    let problem = Problem::PushNotAllowed;
+    let message = "the git credential may not write to https://forge.test/o/r.git: 403".to_owned();
+    model.findings = vec![Finding { problem, message }];
+    let (asks, refused) = (model.pass(), model.pass());
+    model.findings.clear();
+    model.advance(5);
+    let asks_again = model.pass();
+    insta::assert_yaml_snapshot!([asks, refused, asks_again, model.pass()]);
 }
 
 #[test]

@@ -2,8 +2,12 @@
 
 use std::path::Path;
 
-use agent_operator::domain::{Reason, limits::OUTPUT_BYTES_MAX, report::StepFacts};
-use serde::Deserialize;
+use agent_operator::domain::{
+    Reason,
+    detect::{PROJECT_FILE_BYTES_MAX, Root, test_commands},
+    limits::OUTPUT_BYTES_MAX,
+    report::StepFacts,
+};
 
 use crate::{
     confine::{EXIT_NOT_FOUND, Invocation},
@@ -13,14 +17,6 @@ use crate::{
     result::{Failure, StepEnd},
 };
 
-/// Largest project file that is looked into; real ones have some kilobytes.
-const PROJECT_FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// What `npm init` writes as the test script: it always fails and tests nothing.
-const NPM_PLACEHOLDER: &str = "no test specified";
-
-/// Commands that test a repository, in order; the last is the test itself.
-type Commands = Vec<Vec<String>>;
-
 /// Tests the work tree with `given`, or with what the repository looks like.
 pub(crate) fn verify(
     context: &Context<'_>,
@@ -29,7 +25,7 @@ pub(crate) fn verify(
 ) -> Result<StepEnd, Failure> {
     let commands = match given {
         Some(command) if !command.is_empty() => vec![command.to_vec()],
-        _ => detect(directory).ok_or_else(|| {
+        _ => test_commands(&WorkTree(directory)).ok_or_else(|| {
             let message = "no test command is given and none was found in the repository; \
                            set spec.test.command";
             Failure::new(Reason::Unverifiable, message)
@@ -80,80 +76,17 @@ fn run(context: &Context<'_>, directory: &Path, command: Vec<String>) -> Result<
     })
 }
 
-/// The test commands of the repository in `directory`; none where nothing says how to test it.
-pub(crate) fn detect(directory: &Path) -> Option<Commands> {
-    let has = |name: &str| directory.join(name).exists();
-    if let Some(commands) = node(directory) {
-        return Some(commands);
-    }
-    if has("Cargo.toml") {
-        return Some(vec![words("cargo test")]);
-    }
-    if has("go.mod") {
-        return Some(vec![words("go test ./...")]);
-    }
-    if ["pyproject.toml", "pytest.ini", "setup.cfg", "setup.py", "tox.ini"].into_iter().any(has)
-        && (has("pytest.ini") || has("tests") || has("test") || mentions_pytest(directory))
-    {
-        return Some(vec![words("python3 -m pytest")]);
-    }
-    let makefile = ["GNUmakefile", "makefile", "Makefile"].into_iter().find(|name| has(name))?;
-    has_test_target(&read(&directory.join(makefile))?).then(|| vec![words("make test")])
-}
+/// The work tree's root.
+struct WorkTree<'a>(&'a Path);
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PackageJson {
-    #[serde(default)]
-    scripts: std::collections::BTreeMap<String, serde_json::Value>,
-    #[serde(default)]
-    dependencies: std::collections::BTreeMap<String, serde_json::Value>,
-    #[serde(default)]
-    dev_dependencies: std::collections::BTreeMap<String, serde_json::Value>,
-}
-
-fn node(directory: &Path) -> Option<Commands> {
-    let package: PackageJson =
-        serde_json::from_str(&read(&directory.join("package.json"))?).ok()?;
-    let script = package.scripts.get("test")?.as_str()?;
-    if script.contains(NPM_PLACEHOLDER) {
-        return None;
+impl Root for WorkTree<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.0.join(name).exists()
     }
-    let mut commands = Vec::new();
-    if directory.join("package-lock.json").exists() {
-        commands.push(words("npm ci --no-audit --no-fund"));
-    } else if !package.dependencies.is_empty() || !package.dev_dependencies.is_empty() {
-        commands.push(words("npm install --no-audit --no-fund --no-save"));
+
+    fn read(&self, name: &str) -> Option<String> {
+        crate::files::read_bounded(&self.0.join(name), PROJECT_FILE_BYTES_MAX).ok()
     }
-    commands.push(words("npm test"));
-    Some(commands)
-}
-
-fn mentions_pytest(directory: &Path) -> bool {
-    ["pyproject.toml", "setup.cfg", "tox.ini"]
-        .into_iter()
-        .filter_map(|name| read(&directory.join(name)))
-        .any(|text| text.contains("pytest"))
-}
-
-/// Whether a Makefile has the target `test`: a line `test:` or one that lists it among others.
-fn has_test_target(makefile: &str) -> bool {
-    makefile.lines().any(|line| {
-        if line.starts_with(['\t', '#', ' ']) {
-            return false;
-        }
-        line.split_once(':').is_some_and(|(targets, rest)| {
-            !rest.starts_with('=') && targets.split_ascii_whitespace().any(|name| name == "test")
-        })
-    })
-}
-
-fn read(path: &Path) -> Option<String> {
-    crate::files::read_bounded(path, PROJECT_FILE_BYTES_MAX).ok()
-}
-
-fn words(command: &str) -> Vec<String> {
-    command.split(' ').map(str::to_owned).collect()
 }
 
 /// The command as one would type it.
@@ -175,53 +108,14 @@ mod tests {
 
     use super::*;
 
-    fn detected(files: &[(&str, &str)]) -> Option<Vec<String>> {
+    #[test]
+    fn the_work_tree_says_how_it_is_tested() {
         let directory = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = directory.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        detect(directory.path())
-            .map(|commands| commands.iter().map(|command| command.join(" ")).collect())
-    }
-
-    #[test]
-    fn a_node_project_is_tested_by_npm() {
-        let package = ("package.json", r#"{"scripts": {"test": "node --test"}}"#);
-        assert_eq!(detected(&[package]).unwrap(), ["npm test"]);
-        let commands = detected(&[package, ("package-lock.json", "{}")]).unwrap();
-        assert_eq!(commands, ["npm ci --no-audit --no-fund", "npm test"]);
-        let with_dependency =
-            ("package.json", r#"{"scripts": {"test": "x"}, "devDependencies": {"x": "1"}}"#);
-        assert_eq!(detected(&[with_dependency]).unwrap().len(), 2);
-    }
-
-    #[test]
-    fn a_placeholder_script_is_no_test() {
-        let script = r#"{"scripts": {"test": "echo \"Error: no test specified\" && exit 1"}}"#;
-        assert_eq!(detected(&[("package.json", script)]), None);
-        let with_makefile = [("package.json", script), ("Makefile", "build test: x\n\ttrue\n")];
-        assert_eq!(detected(&with_makefile).unwrap(), ["make test"]);
-    }
-
-    #[test]
-    fn other_projects_are_known_by_their_files() {
-        assert_eq!(detected(&[("Cargo.toml", "")]).unwrap(), ["cargo test"]);
-        assert_eq!(detected(&[("go.mod", "")]).unwrap(), ["go test ./..."]);
-        assert_eq!(detected(&[("pytest.ini", "")]).unwrap(), ["python3 -m pytest"]);
-        let python = [("pyproject.toml", "[tool.pytest.ini_options]")];
-        assert_eq!(detected(&python).unwrap(), ["python3 -m pytest"]);
-        let python = [("setup.py", ""), ("tests/test_a.py", "")];
-        assert_eq!(detected(&python).unwrap(), ["python3 -m pytest"]);
-    }
-
-    #[test]
-    fn what_says_nothing_about_tests_is_not_tested() {
-        assert_eq!(detected(&[("README.md", "make test")]), None);
-        assert_eq!(detected(&[("pyproject.toml", "[project]")]), None);
-        assert_eq!(detected(&[("Makefile", "test := 1\nall:\n\ttest: x\n")]), None);
-        assert_eq!(detected(&[("package.json", "not json")]), None);
+        assert_eq!(test_commands(&WorkTree(directory.path())), None);
+        let package = r#"{"scripts": {"test": "node --test"}}"#;
+        fs::write(directory.path().join("package.json"), package).unwrap();
+        let commands = test_commands(&WorkTree(directory.path())).unwrap();
+        assert_eq!(commands, [["npm", "test"]]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use agent_operator::{
     crd::{AgentRun, AgentRunStatus, CodingTask, CodingTaskStatus},
-    domain::{Credential, Epoch, RunKey, names},
+    domain::{Credential, Epoch, NodeName, RunKey, names},
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    assignment::assignment,
+    assignment::{assignment, preflight_order},
     clock,
     decide::{Delivery, Observed, RunView},
     events::Events,
@@ -138,6 +138,7 @@ impl Applier {
         let Plan {
             run_creates,
             run_updates,
+            preflight,
             status,
             commands,
             events,
@@ -151,12 +152,16 @@ impl Applier {
             self.world.release(&observed.task.namespace, &name);
             let created = created?;
             self.hand_out(observed, &created, credentials)?;
+            self.memory.preflights.done(&observed.task.uid);
         }
         for update in run_updates {
             self.update_run(&update).await?;
         }
         if let Some(status) = status {
             self.write_task_status_or_less(task, &status).await?;
+        }
+        if let Some(node) = preflight {
+            self.preflight(observed, &node, credentials);
         }
         for command in commands {
             self.command(observed, &command, credentials);
@@ -228,6 +233,21 @@ impl Applier {
         if noted(&sent) {
             self.memory.sent(&node, &run.key(), Delivery::Sent);
         }
+    }
+
+    /// Asks a node what stands in the way of the task. A question that does not go out is put again
+    /// by a later pass, as is one whose answer gets lost.
+    fn preflight(&self, observed: &Observed, node: &NodeName, credentials: &[Credential]) {
+        let Ok(epoch) = self.epoch() else { return };
+        let task = &observed.task;
+        let name = (task.namespace.as_str(), task.name.as_str());
+        let now = clock::timestamp();
+        let key =
+            self.memory.preflights.ask(name, (&task.uid, task.generation), (node, epoch), now);
+        let order = Box::new(preflight_order(observed, key));
+        noted(
+            &self.nodes.send(node, Command::Preflight { order, credentials: credentials.to_vec() }),
+        );
     }
 
     fn command(&self, observed: &Observed, command: &NodeCommand, credentials: &[Credential]) {

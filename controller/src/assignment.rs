@@ -4,11 +4,11 @@
 use agent_operator::{
     crd::{
         agent_run::ResolvedSandbox,
-        coding_task::{AgentSpec, AgentType, SourceType, TaskSource},
+        coding_task::{AgentSpec, AgentType, OnUnverifiable, SourceType, TaskSource},
         shared::TolerationSpec,
     },
     domain::{
-        Assignment, Epoch, GoDuration, StepName, TaskRef,
+        Assignment, Epoch, GoDuration, PreflightKey, PreflightOrder, StepName, TaskRef,
         assignment::{
             AgentKind, EgressPolicy, IssueRef, PodRequest, Repository, SandboxPolicy, Toleration,
             Work,
@@ -46,6 +46,26 @@ pub fn assignment(observed: &Observed, run: &RunView, epoch: Epoch) -> Assignmen
         repository: repository(observed),
         sandbox: sandbox(&run.spec.sandbox),
         budget: progress::budget_left(observed),
+    }
+}
+
+/// The order to find out what stands in the way of the task. Holds no credential.
+pub fn preflight_order(observed: &Observed, key: PreflightKey) -> PreflightOrder {
+    let task = &observed.task;
+    let test = task.spec.test.as_ref();
+    let given = test.and_then(|test| test.command.as_ref()).is_some_and(|words| !words.is_empty());
+    let proceeds =
+        test.and_then(|test| test.on_unverifiable).unwrap_or_default() == OnUnverifiable::Proceed;
+    // A command of the user's own may never call a model; one that does is told by the model API.
+    let own_command =
+        task.spec.agent.as_ref().is_some_and(|agent| agent.type_ == AgentType::Command);
+    PreflightOrder {
+        key,
+        namespace: task.namespace.clone(),
+        task: TaskRef { name: task.name.clone(), uid: task.uid.clone() },
+        repository: repository(observed),
+        needs_test_command: !given && !proceeds,
+        needs_model: !own_command,
     }
 }
 

@@ -18,6 +18,9 @@ pub struct Plan {
     /// Runs whose end or silence the controller itself has to record.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub run_updates: Vec<RunUpdate>,
+    /// A node that is asked what stands in the way of the task, before anything of it is started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<NodeName>,
     /// The task's whole status; none when it is right as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Box<CodingTaskStatus>>,
@@ -36,9 +39,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether carrying out the plan hands a step to a node, for which credentials are needed.
+    /// Whether carrying out the plan hands the task's credentials to a node.
     pub fn needs_credentials(&self) -> bool {
         !self.run_creates.is_empty()
+            || self.preflight.is_some()
             || self.commands.iter().any(|command| matches!(command.order, Order::Assign))
     }
 

@@ -9,11 +9,15 @@ mod refused_writes;
 #[path = "reconcile/support.rs"]
 mod support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use agent_operator::{
     crd::AgentRun,
-    domain::{Attempt, Epoch, Reason, RunKey, RunRef, StepName, report::RunState},
+    domain::{
+        Attempt, Epoch, Reason, RunKey, RunRef, StepName,
+        preflight::{Finding, Problem},
+        report::RunState,
+    },
 };
 use agent_operator_controller::{
     args::{Cli, Command as Subcommand},
@@ -163,6 +167,35 @@ async fn f25_a_missing_secret_is_a_condition_and_its_appearance_is_noticed() {
     assert!(accepted.message.contains("agent-secrets"), "{}", accepted.message);
     assert!(ground.all_runs().await.is_empty());
     ground.secret().await;
+    ground.phase("sample", "Complete").await;
+    controller.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn f36_what_a_node_finds_in_the_way_is_a_condition_and_a_mended_task_goes_on() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.secret().await;
+    let fleet = Fleet::new(&["node-a"], all_well());
+    let message = "the server said 401".to_owned();
+    fleet.find(vec![Finding { problem: Problem::GitCredentialsRejected, message }]);
+    let controller = Controller::start(&ground, Arc::clone(&fleet)).await;
+    ground.task("sample", json!({})).await;
+    let task = ground.phase("sample", "Pending").await;
+    let conditions = task.status.unwrap().conditions;
+    let found = conditions.iter().find(|condition| condition.type_ == "Preflighted").unwrap();
+    assert_eq!(
+        (found.status.as_str(), found.reason.as_str(), found.observed_generation),
+        ("False", "GitCredentialsRejected", task.metadata.generation)
+    );
+    assert!(found.message.contains("the server said 401"), "{}", found.message);
+    assert!(ground.all_runs().await.is_empty());
+    let (order, credentials) = fleet.preflights().remove(0);
+    assert!(order.needs_model && order.needs_test_command);
+    assert_eq!(order.repository.work_branch, "ai/sample");
+    assert_eq!(credentials.len(), 2, "those of the first step");
+    fleet.find(Vec::new());
     ground.phase("sample", "Complete").await;
     controller.stop().await;
 }

@@ -11,6 +11,7 @@ mod assignment;
 mod credential;
 mod event;
 mod ids;
+mod preflight;
 mod report;
 mod stream;
 #[cfg(test)]

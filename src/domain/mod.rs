@@ -1,12 +1,14 @@
 //! Domain types: no kube, tonic or tokio in here.
 
 pub mod assignment;
+pub mod detect;
 pub mod duration;
 pub mod event;
 pub mod ids;
 pub mod limits;
 pub mod names;
 pub mod outcome;
+pub mod preflight;
 pub mod report;
 pub mod secret;
 pub mod start_fault;
@@ -19,6 +21,7 @@ pub use assignment::Assignment;
 pub use duration::GoDuration;
 pub use ids::{Attempt, Epoch, NodeName, RunKey, RunRef, RunUid, TaskRef, TaskUid};
 pub use outcome::{Budget, Reason, RunPhase};
+pub use preflight::{PreflightKey, PreflightOrder, PreflightReport};
 pub use secret::{Credential, Secret};
 pub use start_fault::{StartFault, StartTrouble};
 pub use step::StepName;

@@ -10,14 +10,16 @@ use agent_operator::{
         shared::{PullRequestStatus, UsageStatus},
     },
     domain::{
-        Attempt, Epoch, NodeName, Reason, RunPhase, RunRef, RunUid, StepName, TaskUid,
+        Attempt, Epoch, NodeName, PreflightKey, PreflightReport, Reason, RunPhase, RunRef, RunUid,
+        StepName, TaskUid,
         ids::{BootId, InstanceId},
+        preflight::Finding,
     },
 };
 use agent_operator_controller::{
     decide::{
-        Amounts, CredentialState, Delivery, NodeFacts, Observed, RunView, TaskView, Used, decide,
-        invariants::violations, status::is_finished,
+        Amounts, CredentialState, Delivery, NodeFacts, Observed, PreflightAnswer, PreflightView,
+        RunView, TaskView, Used, decide, invariants::violations, status::is_finished,
     },
     fleet::NodeView,
     plan::{Order, Plan},
@@ -48,6 +50,9 @@ pub struct Model {
     pub nodes: Vec<NodeFacts>,
     pub settings: Settings,
     pub credentials: CredentialState,
+    /// What a preflight finds.
+    pub findings: Vec<Finding>,
+    pub preflight: PreflightView,
     pub now: Timestamp,
     /// Runs ever created, by (step, attempt), to notice a number that is used twice.
     pub created: BTreeMap<(StepName, Attempt), u32>,
@@ -80,6 +85,7 @@ fn session(name: &str) -> NodeView {
         running: 0,
         highest_epoch: Epoch(1),
         runner_delivery: "imageVolume".to_owned(),
+        asks_preflights: true,
     }
 }
 
@@ -107,6 +113,8 @@ impl Model {
             nodes: vec![node("node-a"), node("node-b")],
             settings,
             credentials: CredentialState::Ready,
+            findings: Vec::new(),
+            preflight: PreflightView::default(),
             now: created,
             created: BTreeMap::new(),
             plans: Vec::new(),
@@ -136,6 +144,7 @@ impl Model {
                 .collect(),
             nodes,
             credentials: self.credentials.clone(),
+            preflight: self.preflight.clone(),
             settings: Arc::new(self.settings.clone()),
         }
     }
@@ -155,13 +164,17 @@ impl Model {
     /// Decides until nothing is written any more; gives all plans that wrote.
     pub fn settle(&mut self) -> Vec<Plan> {
         let mut plans = Vec::new();
+        let mut passes = 0;
         loop {
             let plan = self.pass();
-            if !plan.writes() {
-                return plans;
+            passes += 1;
+            assert!(passes < PASSES_MAX, "still busy: {plan:#?}");
+            match (plan.writes(), plan.preflight.is_some()) {
+                (true, _) => plans.push(plan),
+                // Its answer is there already.
+                (false, true) => {}
+                (false, false) => return plans,
             }
-            plans.push(plan);
-            assert!(plans.len() < PASSES_MAX, "still writing: {:#?}", plans.last());
         }
     }
 
@@ -199,6 +212,9 @@ impl Model {
             run.status.message = Some(update.message.clone());
             run.status.completion_time = update.phase.is_terminal().then_some(now);
         }
+        if plan.preflight.is_some() {
+            self.answer_preflight();
+        }
         if let Some(status) = &plan.status {
             self.task.status = (**status).clone();
         }
@@ -210,6 +226,23 @@ impl Model {
                 Order::Forget => Delivery::Forgotten,
             };
         }
+    }
+
+    /// The node that was asked answers at once.
+    fn answer_preflight(&mut self) {
+        let before = self.preflight.answer.as_ref().map_or(0, |answer| answer.tries);
+        let report = PreflightReport {
+            key: PreflightKey {
+                task: self.task.uid.clone(),
+                generation: self.task.generation,
+                epoch: Epoch(1),
+                serial: u64::from(before),
+            },
+            findings: self.findings.clone(),
+            notes: vec!["main is at bbbbbbbbbbbb".to_owned(), "pushing is allowed".to_owned()],
+        };
+        let answer = PreflightAnswer { report, at: self.now, tries: before + 1 };
+        self.preflight = PreflightView { asked: None, answer: Some(answer) };
     }
 
     fn run_mut(&mut self, name: &str) -> &mut RunView {

@@ -1,8 +1,11 @@
 //! What every plan must keep, checked by all tests of decisions.
 
-use agent_operator::domain::StepName;
+use agent_operator::{crd::conditions::PREFLIGHTED, domain::StepName};
 
-use super::{Observed, status::is_finished};
+use super::{
+    Observed,
+    status::{condition, is_finished},
+};
 use crate::plan::{Order, Plan};
 
 /// A broken invariant; numbers as in docs/reliability.md.
@@ -17,6 +20,9 @@ pub enum Violation {
     /// I7: a second pull request.
     #[error("I7: {0}")]
     OnePullRequest(String),
+    /// The first pod of a task whose preflight has not passed.
+    #[error("preflight: {0}")]
+    Preflight(String),
     /// I8: a budget is exceeded or a count falls.
     #[error("I8: {0}")]
     RetryBudget(String),
@@ -28,6 +34,7 @@ pub fn violations(observed: &Observed, plan: &Plan) -> Vec<Violation> {
     one_live_attempt(observed, plan, &mut found);
     outcome_stays(observed, plan, &mut found);
     one_pull_request(observed, plan, &mut found);
+    preflight_first(observed, plan, &mut found);
     retry_budget(observed, plan, &mut found);
     found
 }
@@ -81,6 +88,18 @@ fn outcome_stays(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
     }
     if is_finished(&observed.task.status) && !plan.run_creates.is_empty() {
         found.push(Violation::OutcomeStays("starts a run of a finished task".to_owned()));
+    }
+}
+
+fn preflight_first(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
+    let status = plan.status.as_deref().unwrap_or(&observed.task.status);
+    let first = observed.runs.is_empty() && observed.task.status.agent_runs.is_empty();
+    let passed = condition(status, PREFLIGHTED).is_some_and(|known| known.status == "True");
+    if let Some(create) = plan.run_creates.first().filter(|_| first && !passed) {
+        found.push(Violation::Preflight(format!("{} is created before", create.name)));
+    }
+    if plan.preflight.is_some() && observed.runs.iter().any(super::RunView::is_live) {
+        found.push(Violation::Preflight("asked beside a live run".to_owned()));
     }
 }
 

@@ -9,6 +9,7 @@ pub mod invariants;
 mod message;
 pub mod observed;
 pub mod placement;
+pub mod preflight;
 pub mod progress;
 pub mod release;
 pub mod resolve;
@@ -18,7 +19,8 @@ pub mod status;
 pub mod task;
 
 pub use observed::{
-    Amounts, CredentialState, Delivery, NodeFacts, Observed, RunView, Taint, TaskView, Used,
+    Amounts, CredentialState, Delivery, NodeFacts, Observed, PreflightAnswer, PreflightAsked,
+    PreflightView, RunView, Taint, TaskView, Used,
 };
 pub use release::{HeldPod, RunFate, releases};
 pub use task::decide;

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use agent_operator::{
     crd::{AgentRunSpec, AgentRunStatus, CodingTaskSpec, CodingTaskStatus},
-    domain::{Attempt, NodeName, Reason, RunKey, RunPhase, RunRef, RunUid, StepName, TaskUid},
+    domain::{
+        Attempt, NodeName, PreflightReport, Reason, RunKey, RunPhase, RunRef, RunUid, StepName,
+        TaskUid,
+    },
 };
 use jiff::Timestamp;
 
@@ -23,6 +26,8 @@ pub struct Observed {
     pub nodes: Vec<NodeFacts>,
     /// Whether the task's credentials can be had.
     pub credentials: CredentialState,
+    /// How the task's preflight stands.
+    pub preflight: PreflightView,
     /// Chart values.
     pub settings: Arc<Settings>,
 }
@@ -181,6 +186,37 @@ pub enum CredentialState {
         /// What is wrong and how to put it right.
         message: String,
     },
+}
+
+/// How a task's preflight stands, for the present generation of its spec.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PreflightView {
+    /// A question that waits for its answer.
+    pub asked: Option<PreflightAsked>,
+    /// The newest answer.
+    pub answer: Option<PreflightAnswer>,
+}
+
+/// A question to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreflightAsked {
+    /// The node.
+    pub node: NodeName,
+    /// When it was first asked.
+    pub since: Timestamp,
+    /// When it was last asked.
+    pub last: Timestamp,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreflightAnswer {
+    /// What stands in the way.
+    pub report: PreflightReport,
+    /// When it came.
+    pub at: Timestamp,
+    /// How many answers there have been, this one included.
+    pub tries: u32,
 }
 
 impl Observed {

@@ -100,12 +100,14 @@ pub struct Draft<'a> {
     now: Timestamp,
     /// The status so far.
     pub status: CodingTaskStatus,
+    held_back: bool,
 }
 
 impl<'a> Draft<'a> {
     /// Starts from the present status and brings in what the runs say.
     pub fn new(observed: &'a Observed, progress: &Progress<'_>, now: Timestamp) -> Self {
-        let mut draft = Self { observed, now, status: observed.task.status.clone() };
+        let mut draft =
+            Self { observed, now, status: observed.task.status.clone(), held_back: false };
         draft.status.total_steps = Some(STEPS);
         draft.status.observed_generation = Some(observed.task.generation);
         draft.counts(progress);
@@ -163,11 +165,16 @@ impl<'a> Draft<'a> {
         self.bound_runs();
     }
 
+    /// Leaves the status as it is: what there would be to say changes within moments.
+    pub fn hold_back(&mut self) {
+        self.held_back = true;
+    }
+
     /// The status, if it has to be written. The difference between Pending and Running of a live run
     /// is no reason to write: the AgentRun has it, and a step costs one write of the task.
     pub fn changed(self) -> Option<Box<CodingTaskStatus>> {
         let same = masked(&self.status) == masked(&self.observed.task.status);
-        (!same).then(|| Box::new(self.status))
+        (!same && !self.held_back).then(|| Box::new(self.status))
     }
 
     fn counts(&mut self, progress: &Progress<'_>) {

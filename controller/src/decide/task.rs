@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::{
     CredentialState, Delivery, Observed, RunView, deadline, message,
     observed::invalid_duration,
-    placement,
+    placement, preflight,
     progress::{Ending, Progress, Stand, Start, Unstarted, replay},
     resolve,
     run::{self, Contact, requeue},
@@ -46,6 +46,7 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Plan {
     }
     let progress = replay(observed);
     let mut draft = Draft::new(observed, &progress, now);
+    preflight::note_first_pod(observed, &progress, &mut draft);
     match (&progress.stand, &observed.task.cancel) {
         (Stand::Done(ending), _) => finish(&mut draft, &progress, ending, now),
         (_, Some(why)) => cancel(observed, why, &progress, now, &mut draft, &mut plan),
@@ -203,7 +204,13 @@ fn begin(
         return unfinished(draft, "WaitingForRetry", &why);
     }
     let previous = progress.history.last().and_then(|last| last.run).map(RunView::node);
-    match placement::place(observed, start, previous.as_ref()) {
+    let placed = placement::place(observed, start, previous.as_ref());
+    if preflight::is_due(observed, progress)
+        && !preflight::passes(observed, start.step, placed.as_ref().ok(), now, draft, plan)
+    {
+        return;
+    }
+    match placed {
         Ok(node) => create(observed, start, &node, progress.unstarted.as_ref(), draft, plan),
         Err(unplaced) => {
             let why = format!(
@@ -343,7 +350,7 @@ fn finish(draft: &mut Draft<'_>, progress: &Progress<'_>, ending: &Ending, now: 
     draft.status.completion_time.get_or_insert(now);
 }
 
-fn unfinished(draft: &mut Draft<'_>, reason: &str, text: &str) {
+pub(super) fn unfinished(draft: &mut Draft<'_>, reason: &str, text: &str) {
     draft.condition(conditions::FINISHED, false, reason, text);
     draft.condition(conditions::SUCCEEDED, false, reason, text);
 }

@@ -9,6 +9,7 @@ use std::{
 use agent_operator::domain::{NodeName, RunKey};
 use jiff::Timestamp;
 
+use super::preflights::Preflights;
 use crate::decide::Delivery;
 
 /// Forgotten attempts remembered at most: beyond it all are dropped, and a few Forgets are repeated.
@@ -19,6 +20,8 @@ pub struct NodeMemory {
     /// Nodes never seen count as absent from here.
     started: Timestamp,
     inner: Mutex<Inner>,
+    /// Preflights that nodes were asked for.
+    pub preflights: Preflights,
 }
 
 #[derive(Default)]
@@ -36,7 +39,7 @@ struct PerNode {
 impl NodeMemory {
     /// An empty memory of a process that started at `started`.
     pub fn new(started: Timestamp) -> Self {
-        Self { started, inner: Mutex::default() }
+        Self { started, inner: Mutex::default(), preflights: Preflights::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -49,6 +52,7 @@ impl NodeMemory {
         let mut inner = self.lock();
         let entry = inner.nodes.entry(node.clone()).or_default();
         entry.absent_since = None;
+        self.preflights.lost(node);
         entry.runs = known.into_iter().map(|run| (run, Delivery::Known)).collect();
     }
 
@@ -57,6 +61,7 @@ impl NodeMemory {
         let mut inner = self.lock();
         let entry = inner.nodes.entry(node.clone()).or_default();
         entry.absent_since.get_or_insert(now);
+        self.preflights.lost(node);
         entry.runs.clear();
     }
 

@@ -5,11 +5,13 @@
 //! and the deciding side (which uses them).
 
 pub mod memory;
+pub mod preflights;
 pub mod sessions;
 pub mod watchdog;
 
 use agent_operator::domain::{
-    Assignment, Attempt, Credential, Epoch, NodeName, Reason, RunKey, RunPhase, RunRef,
+    Assignment, Attempt, Credential, Epoch, NodeName, PreflightOrder, PreflightReport, Reason,
+    RunKey, RunPhase, RunRef,
     assignment::TaskBudget,
     ids::{BootId, InstanceId},
     report::Report,
@@ -32,6 +34,8 @@ pub struct NodeView {
     pub highest_epoch: Epoch,
     /// `imageVolume` or `initContainer`.
     pub runner_delivery: String,
+    /// Whether it is of a version that can be asked for a preflight.
+    pub asks_preflights: bool,
 }
 
 /// An attempt that a supervisor named in its Hello.
@@ -84,6 +88,13 @@ pub enum Command {
         /// All of them.
         credentials: Vec<Credential>,
     },
+    /// Say what stands in the way of a task.
+    Preflight {
+        /// The order.
+        order: Box<PreflightOrder>,
+        /// The task's credentials, in memory only.
+        credentials: Vec<Credential>,
+    },
     /// A changed budget.
     Budget {
         /// The attempt.
@@ -130,6 +141,13 @@ pub enum NodeEvent {
         node: NodeName,
         /// The report.
         report: Box<Report>,
+    },
+    /// Answer to [`Command::Preflight`].
+    Preflight {
+        /// The node.
+        node: NodeName,
+        /// What stands in the way.
+        report: Box<PreflightReport>,
     },
     /// The gateway of the node has lost credentials.
     NeedCredentials {

@@ -214,6 +214,7 @@ mod tests {
             running: 0,
             highest_epoch: Epoch(1),
             runner_delivery: "imageVolume".into(),
+            asks_preflights: true,
         }
     }
 

@@ -229,6 +229,7 @@ async fn take(
         }
         Some(Up::AssignmentAck(ack)) => wire::assignment_ack(node, ack),
         Some(Up::Report(report)) => wire::report(node, report),
+        Some(Up::PreflightReport(report)) => wire::preflight(node, report),
         Some(Up::NeedCredentials(need)) => wire::need_credentials(node, need),
         Some(Up::Hello(_)) => return Err(Status::invalid_argument("a second Hello").into()),
         None => Err(ConvertError::missing("message")),

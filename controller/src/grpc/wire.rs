@@ -2,7 +2,7 @@
 
 use agent_operator::{
     convert::{self, ConvertError},
-    domain::{NodeName, RunKey, limits, report::Report},
+    domain::{NodeName, PreflightReport, RunKey, limits, report::Report},
     proto::{self, v1},
 };
 use v1::controller_message::Message as Down;
@@ -72,6 +72,10 @@ pub(super) fn command(command: Command) -> Down {
                 credentials: credentials.iter().map(Into::into).collect(),
             })
         }
+        Command::Preflight { order, credentials } => Down::Preflight(v1::PreflightOrder {
+            credentials: credentials.iter().map(Into::into).collect(),
+            ..order.as_ref().into()
+        }),
         Command::Budget { run, epoch, budget } => Down::Budget(v1::BudgetUpdate {
             run: Some((&run).into()),
             epoch: epoch.0,
@@ -116,6 +120,9 @@ pub(super) fn hello(wire: v1::Hello) -> Result<(NodeView, Vec<KnownAttempt>), Co
         running: u32::try_from(running).unwrap_or(u32::MAX),
         highest_epoch: agent_operator::domain::Epoch(wire.highest_epoch),
         runner_delivery: wire.runner_delivery,
+        asks_preflights: wire
+            .protocol_version
+            .is_some_and(|version| version.minor >= proto::PREFLIGHT_MINOR),
     };
     Ok((view, known))
 }
@@ -151,6 +158,15 @@ pub(super) fn assignment_ack(
 pub(super) fn report(node: &NodeName, wire: v1::RunReport) -> Result<NodeEvent, ConvertError> {
     let report = Report::try_from(wire)?;
     Ok(NodeEvent::Report { node: node.clone(), report: Box::new(report) })
+}
+
+/// What stands in the way of a task, as an event.
+pub(super) fn preflight(
+    node: &NodeName,
+    wire: v1::PreflightReport,
+) -> Result<NodeEvent, ConvertError> {
+    let report = PreflightReport::try_from(wire)?;
+    Ok(NodeEvent::Preflight { node: node.clone(), report: Box::new(report) })
 }
 
 /// Lost credentials, as an event.

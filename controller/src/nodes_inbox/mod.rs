@@ -101,6 +101,14 @@ impl Inbox {
                 workers.send(&uid, Job::Refused { node, run, reason, message }).await
             }
             NodeEvent::AssignmentAck { refused: None, .. } => Ok(()),
+            NodeEvent::Preflight { node, report } => {
+                let now = clock::timestamp();
+                let task = self.observer.memory.preflights.answered(&node, *report, now);
+                if let Some((namespace, name)) = task {
+                    self.observer.world.announce(Change::Task { namespace, name });
+                }
+                Ok(())
+            }
             NodeEvent::NeedCredentials { node, runs } => {
                 for run in runs {
                     let uid = run.uid.clone();

@@ -280,12 +280,14 @@ impl Observer {
         for node in &mut nodes {
             self.confirm_gone(node, &runs).await?;
         }
+        let preflight = self.memory.preflights.view(&view.uid, view.generation);
         Ok(Observed {
             task: view,
             runs,
             lost_runs,
             nodes,
             credentials: CredentialState::Unread,
+            preflight,
             settings: Arc::clone(&self.settings),
         })
     }

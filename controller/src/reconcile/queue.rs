@@ -10,7 +10,7 @@ use std::{
 
 use agent_operator::{
     crd::{AgentRun, CodingTask},
-    domain::{Attempt, NodeName, Reason, RunKey, RunUid},
+    domain::{Attempt, NodeName, Reason, RunKey, RunUid, TaskUid},
 };
 use futures::{Stream, stream};
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
@@ -113,6 +113,8 @@ impl Queue {
 
     fn task_gone(&mut self, task: &CodingTask) {
         let (namespace, _) = name_of(task);
+        let uid = TaskUid::from(task.uid().unwrap_or_default());
+        self.context.observer.memory.preflights.done(&uid);
         let runs = self.context.observer.world.runs_of(&namespace, &task.uid().unwrap_or_default());
         for run in runs {
             self.run_gone(&run, "the CodingTask was deleted");

@@ -161,8 +161,12 @@ impl Context {
     }
 }
 
-/// The step that a plan hands to a node.
+/// The step whose credentials a plan hands to a node.
 fn handed_out(observed: &Observed, plan: &Plan) -> Option<StepName> {
+    if plan.preflight.is_some() {
+        // Its credentials are those of the first step.
+        return Some(StepName::Plan);
+    }
     let created = plan.run_creates.first().and_then(|create| create.spec.step.parse().ok());
     created.or_else(|| {
         let assigned = plan.commands.iter().find(|command| command.order == Order::Assign)?;

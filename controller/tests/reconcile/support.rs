@@ -10,8 +10,10 @@ use std::{
 use agent_operator::{
     crd::{AgentRun, CodingTask, all_crds},
     domain::{
-        Assignment, Attempt, Credential, Epoch, NodeName, Reason, RunKey, Usage,
+        Assignment, Attempt, Credential, Epoch, NodeName, PreflightOrder, PreflightReport, Reason,
+        RunKey, Usage,
         ids::{BootId, InstanceId, PodUid},
+        preflight::Finding,
         report::{
             LogSummary, Outcome, PullRequest, Report, RunState, SandboxStatus, Started, StepFacts,
         },
@@ -343,12 +345,18 @@ struct FleetInner {
     ledger: BTreeMap<RunKey, (NodeName, Assignment, Option<Outcome>)>,
     acknowledged: Vec<RunKey>,
     highest: Epoch,
+    findings: Vec<Finding>,
 }
 
 impl Fleet {
     pub fn new(nodes: &[&str], script: Script) -> Arc<Self> {
         let nodes = nodes.iter().copied().map(NodeName::from).collect();
         Arc::new(Self { nodes, script, inner: Mutex::default() })
+    }
+
+    /// What preflights find from now on.
+    pub fn find(&self, findings: Vec<Finding>) {
+        self.inner.lock().unwrap().findings = findings;
     }
 
     fn view(&self, name: &NodeName) -> NodeView {
@@ -360,6 +368,7 @@ impl Fleet {
             running: 0,
             highest_epoch: self.inner.lock().unwrap().highest,
             runner_delivery: "imageVolume".to_owned(),
+            asks_preflights: true,
         }
     }
 
@@ -432,6 +441,17 @@ impl Fleet {
         inner.commands.iter().filter_map(of).collect()
     }
 
+    pub fn preflights(&self) -> Vec<(PreflightOrder, Vec<Credential>)> {
+        let inner = self.inner.lock().unwrap();
+        let of = |(_, command): &(NodeName, Command)| match command {
+            Command::Preflight { order, credentials } => {
+                Some(((**order).clone(), credentials.clone()))
+            }
+            _ => None,
+        };
+        inner.commands.iter().filter_map(of).collect()
+    }
+
     pub fn cancels(&self) -> Vec<(RunKey, Reason)> {
         let inner = self.inner.lock().unwrap();
         let of = |(_, command): &(NodeName, Command)| match command {
@@ -473,6 +493,18 @@ impl Nodes for Fleet {
                         let report = finished(&assignment, outcome);
                         let _ = events.send(NodeEvent::Report { node, report }).await;
                     }
+                });
+            }
+            Command::Preflight { order, .. } => {
+                let report = PreflightReport {
+                    key: order.key,
+                    findings: inner.findings.clone(),
+                    notes: Vec::new(),
+                };
+                let events = inner.events.clone().unwrap();
+                let event = NodeEvent::Preflight { node: node.clone(), report: Box::new(report) };
+                tokio::spawn(async move {
+                    let _ = events.send(event).await;
                 });
             }
             Command::ReportAck { run, sequence: 2 } => inner.acknowledged.push(run),

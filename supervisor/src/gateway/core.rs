@@ -19,6 +19,7 @@ use super::{
     llm::ModelProxy,
     permit::Permit,
     proxy::ProxyRules,
+    preflight::Preflights,
 };
 
 /// The gateway's shared parts.
@@ -38,6 +39,8 @@ pub struct Gateway {
     pub forges: Forges,
     /// The model API.
     pub model: ModelProxy,
+    /// Preflights under way and their answers.
+    pub preflights: Preflights,
     /// The CONNECT proxy.
     pub egress: Egress,
     /// Everything that is spawned for an attempt: answers, tunnels, preparations, writes upstream.
@@ -161,6 +164,7 @@ pub(super) fn build(args: &Args, shutdown: CancellationToken) -> anyhow::Result<
         grants: Grants::new(config.limits.clone()),
         outbox: Outbox::default(),
         permit: Permit::none(),
+        preflights: Preflights::default(),
         git,
         forges: Forges::new(config.upstreams.clone(), client.clone()),
         model: ModelProxy::new(&config, client, tasks.clone()),

@@ -19,7 +19,10 @@ use tokio::{
 };
 use tokio_util::{codec::Framed, sync::CancellationToken};
 
-use super::core::{self, Shared};
+use super::{
+    core::{self, Shared},
+    preflight,
+};
 use crate::link::{
     contract::{FromGateway, LINK_VERSION, ToGateway},
     frame::{self, FrameError, JsonLines},
@@ -199,8 +202,12 @@ async fn send_all(gateway: &Shared, writer: &mut Writer) -> Result<(), LinkError
             write(writer, message).await?;
             next = id + 1;
         }
+        while let Some(report) = gateway.preflights.next_report() {
+            write(writer, FromGateway::Preflighted(Box::new(report))).await?;
+        }
         tokio::select! {
             () = gateway.outbox.news() => {}
+            () = gateway.preflights.news() => {}
             _ = ticks.tick() => send_state(gateway, writer).await?,
         }
     }
@@ -256,6 +263,9 @@ fn receive(gateway: &Shared, message: ToGateway) {
                 Ok(()) => tracing::info!(%run, "gate open"),
                 Err(error) => tracing::error!(%run, %error, "gate stays closed"),
             }
+        }
+        ToGateway::Preflight { order, credentials } => {
+            preflight::start(gateway, *order, credentials);
         }
         ToGateway::Permit { epoch, valid_millis } => {
             let valid = Duration::from_millis(valid_millis);

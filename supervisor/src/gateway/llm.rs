@@ -6,6 +6,7 @@
 #![allow(clippy::result_large_err, reason = "the error is the answer itself, made once a request")]
 
 mod answer;
+pub mod key;
 pub mod meter;
 pub mod prices;
 pub mod request;

@@ -30,6 +30,7 @@ pub mod link_server;
 pub mod llm;
 pub mod permit;
 pub mod proxy;
+mod preflight;
 pub mod respond;
 pub mod server;
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use agent_operator::{
     attempt::{GateRequest, StepResult, StopOrder},
     domain::{
-        Assignment, Credential, Epoch, RunKey, Usage,
+        Assignment, Credential, Epoch, PreflightOrder, PreflightReport, RunKey, Usage,
         assignment::TaskBudget,
         event::EventRecord,
         report::{PullRequest, Refusal},
@@ -93,6 +93,14 @@ pub enum ToGateway {
         /// The attempt.
         run: RunKey,
     },
+    /// Asks what stands in the way of a task. Answered by [`FromGateway::Preflighted`], unless either
+    /// process ends before: then it is asked again.
+    Preflight {
+        /// The order.
+        order: Box<PreflightOrder>,
+        /// The task's credentials, in memory only and dropped with the answer.
+        credentials: Vec<Credential>,
+    },
     /// The supervisor has the message `id` on disk.
     Ack {
         /// The message's id.
@@ -135,6 +143,8 @@ pub enum FromGateway {
         /// Refused requests.
         refusals: Vec<Refusal>,
     },
+    /// What stands in the way of a task.
+    Preflighted(Box<PreflightReport>),
     /// The attempt's credentials are not in memory (gateway restarted).
     NeedCredentials {
         /// The attempt.

@@ -72,6 +72,7 @@ pub fn outgoing(outgoing: &Outgoing) -> Said {
             let runs = runs.iter().map(Into::into).collect();
             Said::NeedCredentials(v1::NeedCredentials { runs })
         }
+        Outgoing::Preflight(report) => Said::PreflightReport(report.as_ref().into()),
     }
 }
 
@@ -97,6 +98,10 @@ pub fn order(order: Order) -> Result<Input, Unusable> {
         Order::WritePermit(permit) => Ok(Input::Permit {
             epoch: convert::epoch("epoch", permit.epoch)?,
             valid: convert::duration("valid_for", permit.valid_for)?,
+        }),
+        Order::Preflight(mut order) => Ok(Input::Preflight {
+            credentials: convert::list("credentials", std::mem::take(&mut order.credentials))?,
+            order: Box::new(convert::required("preflight", Some(order))?),
         }),
         Order::Forget(forget) => Ok(Input::Forget(convert::required("run", forget.run)?)),
         Order::Accepted(_) => Err(ConvertError::unknown("message", "accepted").into()),

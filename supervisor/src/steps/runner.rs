@@ -10,7 +10,8 @@ use std::{
 };
 
 use agent_operator::domain::{
-    Assignment, Credential, Epoch, Reason, RunKey, RunPhase, RunRef, Secret,
+    Assignment, Credential, Epoch, PreflightOrder, PreflightReport, Reason, RunKey, RunPhase,
+    RunRef, Secret,
     assignment::TaskBudget,
     ids::{BootId, NodeName},
     report::Report,
@@ -96,6 +97,13 @@ pub enum Input {
         /// What is left.
         budget: Option<TaskBudget>,
     },
+    /// The controller asks what stands in the way of a task.
+    Preflight {
+        /// The order.
+        order: Box<PreflightOrder>,
+        /// The task's credentials, in passage.
+        credentials: Vec<Credential>,
+    },
     /// Permission to write upstream.
     Permit {
         /// Term of the controller.
@@ -176,6 +184,8 @@ pub enum Outgoing {
     Report(Box<Report>),
     /// The gateway lacks credentials.
     NeedCredentials(Vec<RunKey>),
+    /// What the gateway found in the way of a task.
+    Preflight(Box<PreflightReport>),
 }
 
 /// An attempt that the controller has not acknowledged the end of.
@@ -418,6 +428,7 @@ impl Runner {
                 self.credentials(run, epoch, credentials)
             }
             Input::Budget { run, epoch, budget } => self.budget(run, epoch, budget),
+            Input::Preflight { order, credentials } => self.preflight(order, credentials),
             Input::Permit { epoch, valid } => self.permit(epoch, valid),
             Input::Forget(run) => self.step(&run, Event::Forget),
             Input::SessionUp { epoch, outgoing } => self.session_up(epoch, outgoing),

@@ -34,6 +34,16 @@ const PROMPT_BYTES_MAX: usize = 256 * 1024;
 /// Largest request, as the real service has it.
 const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// Keys that begin so are never accepted, so that one server can serve good and bad ones.
+const REJECTED_KEY_PREFIX: &str = "rejected-";
+/// Keys that begin so are accepted in the list of models, and then every model request gets this
+/// status: what happens to a key in mid-step.
+const FAILING_KEYS: [(&str, StatusCode, &str); 3] = [
+    ("expired-", StatusCode::UNAUTHORIZED, "authentication_error"),
+    ("limited-", StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
+    ("broken-", StatusCode::INTERNAL_SERVER_ERROR, "api_error"),
+];
+
 /// How the server behaves.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -162,6 +172,7 @@ fn router(shared: Arc<Shared>) -> Router {
         // axum answers HEAD by the GET route.
         .route("/", get(|| async { "scripted model\n" }))
         .route("/healthz", get(|| async { "ok\n" }))
+        .route("/v1/models", get(models))
         .route("/v1/messages", post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/_requests", get(list).delete(forget))
@@ -177,6 +188,8 @@ async fn messages(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
     let conversation = Conversation::parse(&parsed);
     let response = if key_is_wrong(&shared.options, &headers) {
         refused(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key")
+    } else if let Some((_, status, kind)) = failing(&headers) {
+        refused(status, kind, "This key is scripted to fail")
     } else {
         answered(&conversation, body.len())
     };
@@ -184,7 +197,16 @@ async fn messages(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
     response
 }
 
+fn failing(headers: &HeaderMap) -> Option<(&'static str, StatusCode, &'static str)> {
+    let key = headers.get("x-api-key")?.to_str().ok()?;
+    FAILING_KEYS.into_iter().find(|(prefix, ..)| key.starts_with(prefix))
+}
+
 fn key_is_wrong(options: &Options, headers: &HeaderMap) -> bool {
+    let given = headers.get("x-api-key").and_then(|value| value.to_str().ok());
+    if given.is_some_and(|key| key.starts_with(REJECTED_KEY_PREFIX)) {
+        return true;
+    }
     let expected = options.expect_key.as_deref();
     expected.is_some_and(|key| headers.get("x-api-key").is_none_or(|value| value != key))
 }
@@ -210,6 +232,19 @@ fn answered(conversation: &Conversation, request_bytes: usize) -> Response {
     let events = message.events().into_iter().map(Ok::<_, Infallible>);
     let body = Body::from_stream(futures::stream::iter(events));
     ([(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")], body).into_response()
+}
+
+/// The list of models: what tells a good key from a bad one without a model request.
+async fn models(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    if key_is_wrong(&shared.options, &headers) || !headers.contains_key("x-api-key") {
+        return refused(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key");
+    }
+    if !headers.contains_key("anthropic-version") {
+        let message = "anthropic-version: header is required";
+        return refused(StatusCode::BAD_REQUEST, "invalid_request_error", message);
+    }
+    let model = json!({ "type": "model", "id": "scripted", "display_name": "Scripted" });
+    Json(json!({ "data": [model], "has_more": false })).into_response()
 }
 
 async fn count_tokens(body: Bytes) -> Json<Value> {

@@ -91,3 +91,24 @@ async fn requests_are_recorded_until_they_are_deleted() {
     call(&model, "POST /v1/messages", &body(false)).await;
     assert_eq!(model.requests()[0].serial, 1);
 }
+
+#[tokio::test]
+async fn the_list_of_models_tells_a_good_key_from_a_bad_one_without_a_model_request() {
+    let good = start(Some("key-1")).await;
+    let head = "GET /v1/models?limit=1 HTTP/1.1\r\nanthropic-version: 2023-06-01";
+    let ask = async |model: &ScriptedModel| raw(model, head).await;
+    assert_eq!(ask(&good).await, 200);
+    let bad = start(Some("key-2")).await;
+    assert_eq!(ask(&bad).await, 401);
+    assert!(good.requests().is_empty() && bad.requests().is_empty());
+}
+
+/// Status of the answer to a request with further headers.
+async fn raw(model: &ScriptedModel, head: &str) -> u16 {
+    let mut stream = TcpStream::connect(model.address()).await.unwrap();
+    let request = format!("{head}\r\nhost: x\r\nx-api-key: key-1\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}

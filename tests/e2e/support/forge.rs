@@ -9,8 +9,8 @@ const REPOSITORY: &str = "jcwearn/example-repo";
 
 /// The forge of the local cluster.
 pub(crate) struct Forge {
-    base: String,
-    token: String,
+    pub(super) base: String,
+    pub(super) token: String,
 }
 
 impl Forge {

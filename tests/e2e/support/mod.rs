@@ -2,12 +2,14 @@
 
 pub(crate) mod cluster;
 pub(crate) mod forge;
+pub(crate) mod forge_admin;
 pub(crate) mod grpcurl;
 pub(crate) mod logs;
 pub(crate) mod helm;
 pub(crate) mod model;
 pub(crate) mod processes;
 pub(crate) mod release;
+pub(crate) mod secrets;
 pub(crate) mod task;
 
 use std::{future::Future, time::Duration};

@@ -72,7 +72,7 @@ async fn a_replica_that_does_not_lead_says_so() {
 #[tokio::test]
 async fn another_version_and_another_node_are_rejected_with_their_reason() {
     let port = Port::start().await;
-    for (major, minor) in [(2, 0), (0, 0), (1, 2)] {
+    for (major, minor) in [(2, 0), (0, 0), (1, agent_operator::proto::PROTOCOL_MINOR + 2)] {
         let version = Some(v1::ProtocolVersion { major, minor });
         let hello = v1::Hello { protocol_version: version, ..hello("n1") };
         assert_eq!(rejection(&port, "node:n1", hello).await.reason, "VersionUnsupported");

@@ -178,6 +178,23 @@ impl Finished {
         Err(GitError::RunGit { operation: self.operation, detail })
     }
 
+    /// What the upstream itself said, followed by git's own last words; cut and printable.
+    pub(super) fn upstream_words(&self) -> String {
+        let said: Vec<&str> = self
+            .stderr
+            .lines()
+            .filter_map(|line| line.strip_prefix("remote:"))
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        let detail = self.detail();
+        if said.is_empty() {
+            return detail;
+        }
+        let words = text::printable(&said.join(" "));
+        format!("{}; {detail}", text::truncate(&words, DETAIL_BYTES_MAX))
+    }
+
     /// The last words of standard error that say something, cut and printable.
     pub(super) fn detail(&self) -> String {
         let line = self

@@ -37,21 +37,25 @@ pub enum GitError {
     ReadCredential,
     /// 401, 403, or asked for a credential where there is none.
     #[error(
-        "{url} refuses the git credential; check that the token in gitCredentialsRef is valid and may {operation} this repository"
+        "{url} refuses the git credential ({detail}); check that the token in gitCredentialsRef is valid and may {operation} this repository"
     )]
     Authenticate {
         /// The upstream URL.
         url: String,
         /// `read` or `write to`.
         operation: &'static str,
+        /// What the upstream said, cut and made printable.
+        detail: String,
     },
     /// 404: no such repository, or none that this credential may see.
     #[error(
-        "{url} does not exist or is hidden from this credential; check repository.url and the token's access"
+        "{url} does not exist or is hidden from this credential ({detail}); check repository.url and the token's access"
     )]
     FindRepository {
         /// The upstream URL.
         url: String,
+        /// What the upstream said, cut and made printable.
+        detail: String,
     },
     /// The upstream answers with a redirect, which would take the credential elsewhere.
     #[error(
@@ -68,6 +72,16 @@ pub enum GitError {
         branch: String,
         /// The upstream URL.
         url: String,
+    },
+    /// The work branch was deleted after the task had published to it.
+    #[error(
+        "work branch {branch} was deleted upstream after this task had published {commit}; restore it before the task is created anew, or leave it and the task ends here"
+    )]
+    FindWorkBranch {
+        /// The branch.
+        branch: String,
+        /// What it pointed at.
+        commit: String,
     },
     /// A recorded commit is no longer upstream.
     #[error(
@@ -212,14 +226,17 @@ impl GitError {
             | Self::CheckBranchName { .. }
             | Self::MatchCredential { .. }
             | Self::ReadCredential
-            | Self::Authenticate { .. }
-            | Self::FindRepository { .. }
             | Self::FollowRedirect { .. }
             | Self::FindBranch { .. }
+            | Self::FindWorkBranch { .. }
             | Self::FindCommit { .. }
             | Self::ChooseBranch { .. }
             | Self::BoundOutput { .. } => Some(Reason::InvalidTask),
-            Self::ReachUpstream { .. } => Some(Reason::ProviderUnavailable),
+            // The preflight saw the credential accepted: by now it has expired, or the server's mind
+            // has changed, and both may be mended while the task waits.
+            Self::Authenticate { .. }
+            | Self::FindRepository { .. }
+            | Self::ReachUpstream { .. } => Some(Reason::ProviderUnavailable),
             Self::SwapBranch { .. }
             | Self::PushBranch { .. }
             | Self::CheckDescent { .. }

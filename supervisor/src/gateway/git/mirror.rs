@@ -186,6 +186,43 @@ impl Mirror {
         }
     }
 
+    /// Asks the upstream whether a push would be taken, without pushing: the same first request and
+    /// the same right, and nothing is sent after its answer.
+    pub(super) async fn try_push(
+        &self,
+        login: Option<&Login>,
+        commit: &CommitId,
+        branch: &str,
+    ) -> Result<(), GitError> {
+        let refspec = format!("+{commit}:refs/heads/{branch}");
+        let args = ["push", "--dry-run", "--porcelain", "--no-verify", "--", &self.url, &refspec];
+        let run = Run::local(&self.path, &args).upstream(login, LIST_TIMEOUT);
+        self.accepted(&self.git.run(run).await?, "write to").map(drop)
+    }
+
+    /// Names of files and folders at the root of `commit`.
+    pub(super) async fn root_names(&self, commit: &CommitId) -> Result<Vec<String>, GitError> {
+        let args = ["ls-tree", "--name-only", "-z", commit.as_str()];
+        let listed = self.git.run(Run::local(&self.path, &args)).await?.success()?;
+        Ok(listed.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// Text of the file `name` at the root of `commit`; none when it is no file or too large.
+    pub(super) async fn root_file(
+        &self,
+        commit: &CommitId,
+        name: &str,
+        bytes_max: usize,
+    ) -> Result<Option<String>, GitError> {
+        let object = format!("{commit}:{name}");
+        let args = ["cat-file", "blob", &object];
+        let run = Run { output_bytes_max: bytes_max, ..Run::local(&self.path, &args) };
+        match self.git.run(run).await {
+            Err(GitError::BoundOutput { .. }) => Ok(None),
+            finished => Ok(finished?.success().ok()),
+        }
+    }
+
     async fn create(&self) -> Result<(), GitError> {
         if tokio::fs::try_exists(self.path.join("HEAD")).await.unwrap_or(false) {
             return Ok(());
@@ -283,9 +320,9 @@ pub(super) fn upstream_error(finished: &Finished, url: &str, operation: &'static
     let url = url.to_owned();
     let detail = finished.detail();
     if says(REFUSED) {
-        GitError::Authenticate { url, operation }
+        GitError::Authenticate { url, operation, detail: finished.upstream_words() }
     } else if says(MISSING) {
-        GitError::FindRepository { url }
+        GitError::FindRepository { url, detail: finished.upstream_words() }
     } else if says(REDIRECT) {
         GitError::FollowRedirect { url }
     } else if says(UNAVAILABLE) {

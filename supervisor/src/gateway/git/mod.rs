@@ -17,6 +17,7 @@ mod gzip;
 mod leftovers;
 mod mirror;
 mod names;
+mod preflight;
 mod publish;
 mod quarantine;
 mod serve;
@@ -38,6 +39,7 @@ use agent_operator::{
 
 pub(super) use self::command::Login;
 pub use self::error::GitError;
+pub use self::preflight::Checked;
 use self::{
     command::Git,
     mirror::{Mirror, Mirrors, Tips},

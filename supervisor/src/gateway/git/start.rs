@@ -69,10 +69,14 @@ fn continue_from_record(facts: &Facts, head: &CommitId) -> Result<Start, GitErro
         commit: start.to_string(),
         expected: Some(start.to_string()),
     };
-    if !facts.may_push {
-        return Ok(at(head));
-    }
     match &facts.work {
+        // Tests could still run on the commit, but nothing could come of them: no pull request can
+        // be opened from a branch that is gone.
+        None => Err(GitError::FindWorkBranch {
+            branch: facts.work_branch.to_string(),
+            commit: head.to_string(),
+        }),
+        Some(_) if !facts.may_push => Ok(at(head)),
         Some(found) if found.tip == *head => Ok(at(head)),
         Some(found) if found.contains_head && found.tip_ours => Ok(at(&found.tip)),
         // Found out now, before an agent works for an hour in vain.
@@ -176,8 +180,10 @@ mod tests {
         assert_eq!(decide(&at_head).unwrap(), start("ai/x", '1', Some('1')));
         let moved = Facts { work: Some(found('2', true)), ..at_head.clone() };
         assert!(matches!(decide(&moved), Err(GitError::SwapBranch { .. })));
-        let gone = Facts { work: None, ..at_head };
-        assert!(matches!(decide(&gone), Err(GitError::SwapBranch { .. })));
+        for may_push in [true, false] {
+            let gone = Facts { work: None, may_push, ..at_head.clone() };
+            assert!(matches!(decide(&gone), Err(GitError::FindWorkBranch { .. })));
+        }
         let reading = Facts { may_push: false, ..moved };
         assert_eq!(decide(&reading).unwrap(), start("ai/x", '1', Some('1')));
     }

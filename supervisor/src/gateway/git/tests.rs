@@ -1,5 +1,6 @@
 //! The whole way on loopback: a real git client in the sandbox's place, a real git upstream.
 
+mod preflight;
 pub(in crate::gateway) mod upstream;
 
 use std::{
@@ -316,7 +317,7 @@ async fn a_wrong_credential_is_refused_although_the_mirror_is_warm() {
     for wrong in [Some(credential("wrong")), None] {
         let refused = world.git.prepare(&grant("b"), wrong.as_ref()).await.unwrap_err();
         assert!(matches!(refused, GitError::Authenticate { .. }), "{refused}");
-        assert_eq!(refused.reason(), Some(Reason::InvalidTask));
+        assert_eq!(refused.reason(), Some(Reason::ProviderUnavailable), "the token may be renewed");
         let (address, _server) = serve_gateway(world.git.clone(), grant("b"), wrong).await;
         let url = format!("http://{address}/git/main.git");
         let listed = client_async(world.directory.path(), &["ls-remote", &url]).await;
@@ -491,7 +492,7 @@ async fn what_is_missing_or_down_upstream_is_said_in_one_sentence() {
     let mut no_repository = grant("a");
     no_repository.repository.url = "https://github.com/o/none.git".to_owned();
     let error = world.git.prepare(&no_repository, Some(&token)).await.unwrap_err();
-    assert_eq!(error.reason(), Some(Reason::InvalidTask));
+    assert_eq!(error.reason(), Some(Reason::ProviderUnavailable), "it may only be hidden now");
     assert!(matches!(error, GitError::FindRepository { .. }), "{error}");
 
     let mut no_commit = grant("a");

@@ -3,7 +3,7 @@
 use agent_operator::domain::RunKey;
 use tokio::sync::mpsc;
 
-use super::{Runner, RunnerError};
+use super::{Outgoing, Runner, RunnerError};
 use crate::{
     clock,
     link::contract::{DurableEvent, FromGateway, Grant, ToGateway},
@@ -81,6 +81,10 @@ impl Runner {
             }
             FromGateway::Counters { run, usage, refusals } => {
                 self.step(&run, Event::Counters { usage, refusals })
+            }
+            FromGateway::Preflighted(report) => {
+                self.say(Outgoing::Preflight(report));
+                Ok(())
             }
             FromGateway::NeedCredentials { run } => {
                 self.needing.insert(run);

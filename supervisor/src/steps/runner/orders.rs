@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use agent_operator::domain::{
-    Assignment, Credential, Epoch, Reason, RunKey, assignment::TaskBudget,
+    Assignment, Credential, Epoch, PreflightOrder, PreflightReport, Reason, RunKey,
+    assignment::TaskBudget,
+    preflight::{Finding, Problem},
 };
 use tokio::sync::mpsc;
 
@@ -167,6 +169,26 @@ impl Runner {
     ) -> Result<(), RunnerError> {
         if self.obey(epoch)? {
             self.tell_gateway(ToGateway::Budget { run, budget });
+        }
+        Ok(())
+    }
+
+    /// Passes a preflight on to the gateway. Nothing of it is kept here: whatever gets lost on the
+    /// way, the controller asks for again.
+    pub(super) fn preflight(
+        &mut self,
+        order: Box<PreflightOrder>,
+        credentials: Vec<Credential>,
+    ) -> Result<(), RunnerError> {
+        if !self.obey(order.key.epoch)? {
+            return Ok(());
+        }
+        let key = order.key.clone();
+        if !self.tell_gateway(ToGateway::Preflight { order, credentials }) {
+            let message = format!("the gateway of node {} is not connected", self.settings.node);
+            let findings = vec![Finding { problem: Problem::NodeTrouble, message }];
+            let report = PreflightReport { key, findings, notes: Vec::new() };
+            self.say(Outgoing::Preflight(Box::new(report)));
         }
         Ok(())
     }

@@ -22,6 +22,9 @@ use crate::gateway::git::{GitService, RepositoryGrant};
 /// The token that the upstream accepts; searched for where it must not be.
 pub(in crate::gateway) const TOKEN: &str = "canary-7f3a9e51";
 
+/// A token that may read and not write.
+pub(in crate::gateway) const READ_TOKEN: &str = "canary-read-only";
+
 /// Requests of sandboxes, of all tests, that arrived compressed.
 pub(in crate::gateway) static COMPRESSED_REQUESTS: AtomicUsize = AtomicUsize::new(0);
 
@@ -74,10 +77,17 @@ async fn backend(State(served): State<Served>, request: Request<Body>) -> Respon
         return answer(StatusCode::from_u16(status).unwrap(), "");
     }
     look_for_leaks(&served.seen);
-    let expected =
-        base64::engine::general_purpose::STANDARD.encode(format!("x-access-token:{TOKEN}"));
     let given = request.headers().get(header::AUTHORIZATION).cloned();
-    if given.is_none_or(|given| given != format!("Basic {expected}")) {
+    let is = |token: &str| {
+        let pair = format!("x-access-token:{token}");
+        let expected = base64::engine::general_purpose::STANDARD.encode(pair);
+        given.as_ref().is_some_and(|given| *given == format!("Basic {expected}"))
+    };
+    let writes = request.uri().to_string().contains("git-receive-pack");
+    if is(READ_TOKEN) && writes {
+        return answer(StatusCode::FORBIDDEN, "");
+    }
+    if !is(TOKEN) && !is(READ_TOKEN) {
         return answer(StatusCode::UNAUTHORIZED, "Basic realm=\"test\"");
     }
     if request.uri().path().ends_with("/git-receive-pack") {

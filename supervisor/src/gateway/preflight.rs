@@ -1,0 +1,186 @@
+//! Preflights: asks the upstreams of a task what stands in its way, before anything of it runs.
+//!
+//! | task | takes | gives |
+//! |---|---|---|
+//! | one a preflight | the order and its credentials | a report for the link |
+//!
+//! Nothing is kept: credentials are dropped with the answer, and a lost answer is asked for again.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use agent_operator::domain::{
+    Attempt, Credential, PreflightKey, PreflightOrder, PreflightReport, RunKey, RunUid,
+    preflight::{Finding, Problem},
+    secret::purpose,
+};
+use tokio::sync::{Notify, Semaphore};
+
+use super::{
+    core::Shared,
+    git::{Checked, RepositoryGrant},
+    llm::key::KeyCheck,
+};
+
+/// Preflights at once: each is a few git processes, and live attempts come first.
+const AT_ONCE: usize = 4;
+/// Preflights that wait or run; each holds two credentials in memory. Beyond it the answer is "later".
+const UNDER_WAY_MAX: usize = 256;
+/// Reports that wait for the link; beyond it the oldest are lost, and asked for again.
+const REPORTS_MAX: usize = 256;
+
+/// What is under way, and what is to be said.
+#[derive(Debug)]
+pub struct Preflights {
+    inner: Mutex<Inner>,
+    turns: Semaphore,
+    news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    under_way: HashSet<PreflightKey>,
+    reports: VecDeque<PreflightReport>,
+}
+
+impl Default for Preflights {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), turns: Semaphore::new(AT_ONCE), news: Notify::new() }
+    }
+}
+
+impl Preflights {
+    /// Waits until there may be a report.
+    pub(super) async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// The oldest report that was not taken.
+    pub(super) fn next_report(&self) -> Option<PreflightReport> {
+        self.inner().reports.pop_front()
+    }
+
+    /// Whether the order is new and there is room for it.
+    fn begin(&self, key: &PreflightKey) -> Begin {
+        let mut inner = self.inner();
+        if inner.under_way.contains(key) {
+            return Begin::Known;
+        }
+        if inner.under_way.len() >= UNDER_WAY_MAX {
+            return Begin::Full;
+        }
+        inner.under_way.insert(key.clone());
+        Begin::New
+    }
+
+    fn end(&self, report: PreflightReport) {
+        let mut inner = self.inner();
+        inner.under_way.remove(&report.key);
+        if inner.reports.len() >= REPORTS_MAX {
+            inner.reports.pop_front();
+        }
+        inner.reports.push_back(report);
+        drop(inner);
+        self.news.notify_one();
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere leaves at worst an order that counts as under way; the next has another key.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Begin {
+    New,
+    Known,
+    Full,
+}
+
+/// Starts a preflight, unless the same order is under way already.
+pub(super) fn start(gateway: &Shared, order: PreflightOrder, credentials: Vec<Credential>) {
+    match gateway.preflights.begin(&order.key) {
+        Begin::Known => return,
+        Begin::Full => {
+            let message = "the gateway has too many preflights under way".to_owned();
+            let findings = vec![Finding { problem: Problem::NodeTrouble, message }];
+            let report = PreflightReport { key: order.key, findings, notes: Vec::new() };
+            return gateway.preflights.end(report);
+        }
+        Begin::New => {}
+    }
+    let shared = Shared::clone(gateway);
+    gateway.tasks.spawn(async move {
+        let check = async {
+            // Never closed, so a failure cannot happen; without a turn the check only runs sooner.
+            let _turn = shared.preflights.turns.acquire().await;
+            check(&shared, &order, &credentials).await
+        };
+        tokio::select! {
+            () = shared.shutdown.cancelled() => {}
+            Checked { findings, notes } = check => {
+                let problems: Vec<_> = findings.iter().map(|found| found.problem.as_str()).collect();
+                tracing::info!(task = order.task.name, ?problems, "preflight");
+                shared.preflights.end(PreflightReport { key: order.key.clone(), findings, notes });
+            }
+        }
+    });
+}
+
+async fn check(gateway: &Shared, order: &PreflightOrder, credentials: &[Credential]) -> Checked {
+    let of = |wanted: &str| credentials.iter().find(|credential| credential.purpose == wanted);
+    let repository = async {
+        match of(purpose::GIT) {
+            Some(credential) => {
+                let needs_test = order.needs_test_command;
+                gateway.git.preflight(&grant(order), credential, needs_test).await
+            }
+            None => lacking("git credential"),
+        }
+    };
+    let model = async {
+        match of(purpose::MODEL) {
+            _ if !order.needs_model => Checked::default(),
+            Some(credential) => key(gateway.model.check_key(credential).await),
+            None => lacking("model key"),
+        }
+    };
+    let (mut checked, model) = tokio::join!(repository, model);
+    checked.findings.extend(model.findings);
+    checked.notes.extend(model.notes);
+    checked
+}
+
+/// The rights of the first step that pushes. Nothing is kept under its key, for a preflight has no
+/// quarantine.
+fn grant(order: &PreflightOrder) -> RepositoryGrant {
+    RepositoryGrant {
+        run: RunKey { uid: RunUid::from(order.task.uid.as_str()), attempt: Attempt(0) },
+        namespace: order.namespace.clone(),
+        task: order.task.clone(),
+        repository: order.repository.clone(),
+        may_push: true,
+    }
+}
+
+fn lacking(what: &str) -> Checked {
+    let message = format!("the order came without the {what}");
+    Checked {
+        findings: vec![Finding { problem: Problem::NodeTrouble, message }],
+        notes: Vec::new(),
+    }
+}
+
+fn key(check: KeyCheck) -> Checked {
+    let found = |problem, message| vec![Finding { problem, message }];
+    let (findings, note) = match check {
+        KeyCheck::Accepted => (Vec::new(), Some("the model key is accepted".to_owned())),
+        KeyCheck::Unknown(said) => {
+            (Vec::new(), Some(format!("whether the model key is accepted is not known ({said})")))
+        }
+        KeyCheck::Rejected(said) => (found(Problem::ModelKeyRejected, said), None),
+        KeyCheck::Unavailable(said) => (found(Problem::ProviderUnavailable, said), None),
+    };
+    Checked { findings, notes: note.into_iter().collect() }
+}
