@@ -6,6 +6,10 @@
 
 #[path = "reconcile/refused_writes.rs"]
 mod refused_writes;
+#[path = "reconcile/anything.rs"]
+mod anything;
+#[path = "../../tests/schema/mod.rs"]
+mod schema;
 #[path = "reconcile/support.rs"]
 mod support;
 

@@ -18,8 +18,8 @@ use super::{
     grants::{Attempt, Grants},
     llm::ModelProxy,
     permit::Permit,
-    proxy::ProxyRules,
     preflight::Preflights,
+    proxy::ProxyRules,
 };
 
 /// The gateway's shared parts.

@@ -29,8 +29,8 @@ pub mod limits;
 pub mod link_server;
 pub mod llm;
 pub mod permit;
-pub mod proxy;
 mod preflight;
+pub mod proxy;
 pub mod respond;
 pub mod server;
 #[cfg(test)]
