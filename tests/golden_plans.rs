@@ -6,7 +6,7 @@ mod decide;
 
 use agent_operator::domain::{Reason, StepName};
 use agent_operator_controller::{
-    decide::{CredentialState, Delivery},
+    decide::{CredentialState, Delivery, HeldPod, RunFate, releases},
     plan::Plan,
 };
 use decide::Model;
@@ -88,6 +88,31 @@ fn node_silent_then_fenced() {
     model.settle();
     model.nodes[index].fenced = Some("its Node object is gone".to_owned());
     insta::assert_yaml_snapshot!([silent, model.pass(), model.pass()]);
+}
+
+#[test]
+fn pods_of_a_fenced_node() {
+    let mut model = Model::new();
+    model.disconnect(1);
+    model.advance(15);
+    model.nodes[1].fenced = Some("it is annotated agents.wearn.dev/fence".to_owned());
+    let pod = |name: &str, node: &str, run: RunFate| HeldPod {
+        namespace: "agent-system".to_owned(),
+        name: name.to_owned(),
+        uid: format!("uid of {name}"),
+        resource_version: "7".to_owned(),
+        finalizers: vec!["agents.wearn.dev/outcome".to_owned(), "example.com/hold".to_owned()],
+        node: node.into(),
+        run,
+    };
+    let pods = [
+        pod("recorded", "node-b", RunFate::Ended),
+        pod("deleted", "node-b", RunFate::Absent),
+        pod("outcome-to-come", "node-b", RunFate::Live),
+        pod("of-a-connected-node", "node-a", RunFate::Absent),
+    ];
+    let node_lease = model.settings.node_lease.get();
+    insta::assert_yaml_snapshot!(releases(&pods, &model.nodes, node_lease, model.now));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use agent_operator::{
     crd::{AgentRun, AgentRunStatus, CodingTask, CodingTaskStatus},
     domain::{Credential, Epoch, RunKey, names},
 };
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
@@ -24,7 +25,7 @@ use crate::{
     fleet::{Command, Nodes, SendError, memory::NodeMemory},
     lease::Leadership,
     observe::{ViewError, World, run_view},
-    plan::{EventNote, NodeCommand, Order, Plan, RunCreate, RunUpdate},
+    plan::{EventNote, NodeCommand, Order, Plan, PodRelease, RunCreate, RunUpdate},
 };
 
 /// Field manager of everything that the controller writes.
@@ -278,6 +279,27 @@ impl Applier {
         let reason = status.reason.as_deref().unwrap_or(phase.as_str());
         self.events.publish_run(&written, run_event(reason, true, message.clone()));
         Ok(())
+    }
+
+    /// Takes our finalizer off a pod that nobody else can release. False: it has changed since it was
+    /// read, or is gone.
+    pub async fn release_pod(&self, release: &PodRelease) -> Result<bool, ApplyError> {
+        self.epoch()?;
+        let PodRelease { namespace, name, uid, resource_version, finalizers } = release;
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        // A list is replaced whole by a merge patch, hence the version.
+        let patch = Patch::Merge(json!({"metadata": {
+            "uid": uid,
+            "resourceVersion": resource_version,
+            "finalizers": finalizers,
+        }}));
+        let params =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        match call("release pod", name, api.patch_metadata(name, &params, &patch)).await {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes a run's whole status, if the run is still as `before` says.

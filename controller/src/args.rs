@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use agent_operator::domain::GoDuration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::telemetry::LogFormat;
@@ -29,6 +30,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the controller (the default).
     Run(Box<RunArgs>),
+    /// Prepare the release for its removal: cancel tasks, stop the controller, remove agent pods and
+    /// what the controller made at run time. The chart runs it in front of `helm uninstall`.
+    Uninstall(UninstallArgs),
     /// Print the custom resource definitions as YAML, for `kubectl apply --server-side -f -`.
     Crd,
 }
@@ -113,6 +117,42 @@ pub struct RunArgs {
     pub identity: String,
     /// Form of log lines on standard error.
     #[arg(long, env = "AO_LOG_FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// What is logged, for example info or info,kube=debug.
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+}
+
+/// Options of `uninstall`.
+#[derive(Clone, Debug, Args)]
+pub struct UninstallArgs {
+    /// Namespace of the release.
+    #[arg(long, env = "AO_NAMESPACE", default_value = "agent-operator-system", value_parser = name)]
+    pub namespace: String,
+    /// Namespace whose tasks are cancelled and whose agent pods are removed. May be repeated.
+    #[arg(long, value_parser = name)]
+    pub task_namespace: Vec<String>,
+    /// Deployment of the controller, in the release namespace.
+    #[arg(long, default_value = "agent-operator-controller", value_parser = name)]
+    pub deployment: String,
+    /// Lease of the controller.
+    #[arg(long, default_value = "agent-operator-controller", value_parser = name)]
+    pub lease_name: String,
+    /// Service of the gRPC port, after which the certificate's Secret is named (NAME-tls).
+    #[arg(long, default_value = "agent-operator-controller", value_parser = name)]
+    pub tls_service_name: String,
+    /// ConfigMap that publishes the CA.
+    #[arg(long, default_value = "agent-operator-ca", value_parser = name)]
+    pub ca_config_map: String,
+    /// How long cancelled tasks have to end, for example 60s; then their pods are deleted.
+    #[arg(long, default_value = "60s")]
+    pub wait: GoDuration,
+    /// Kubeconfig file; left out: the service account inside a cluster, else KUBECONFIG or
+    /// ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Form of log lines on standard error.
+    #[arg(long, env = "AO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// What is logged, for example info or info,kube=debug.
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]

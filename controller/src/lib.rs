@@ -36,3 +36,4 @@ pub mod settings;
 pub mod streams;
 pub mod telemetry;
 pub mod tls;
+pub mod uninstall;

@@ -4,8 +4,8 @@ use std::{io::Write as _, process::ExitCode};
 
 use agent_operator::crd::all_crds;
 use agent_operator_controller::{
-    args::{Cli, Command},
-    run, telemetry,
+    args::{Cli, Command, RunArgs, UninstallArgs},
+    run, telemetry, uninstall,
 };
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Crd) => print_crds(),
+        Some(Command::Uninstall(args)) => prepare_removal(&args),
         Some(Command::Run(args)) => start(*args),
         None => start(cli.run),
     };
@@ -27,8 +28,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: agent_operator_controller::args::RunArgs) -> anyhow::Result<()> {
+fn start(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start(args.log_format, &args.log)?;
+    block_on(run::run(args))
+}
+
+fn prepare_removal(args: &UninstallArgs) -> anyhow::Result<()> {
+    telemetry::start(args.log_format, &args.log)?;
+    block_on(async {
+        let client = run::client(args.kubeconfig.as_deref()).await?;
+        uninstall::uninstall(client, args).await.context("prepare the release for its removal")
+    })
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     // Both providers may be in a build by way of some dependency; without a choice rustls panics at
     // its first use.
     rustls::crypto::aws_lc_rs::default_provider()
@@ -38,7 +51,7 @@ fn start(args: agent_operator_controller::args::RunArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(run::run(args))
+        .block_on(work)
 }
 
 fn print_crds() -> anyhow::Result<()> {

@@ -105,6 +105,34 @@ pub enum Order {
     Forget,
 }
 
+/// What is to be done about the pods that nodes cannot release themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Releases {
+    /// Pods that lose our finalizer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<PodRelease>,
+    /// When to look again even if nothing happens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub look_again_after: Option<Duration>,
+}
+
+/// A pod that loses our finalizer, if it is still as it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRelease {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// The version that was read.
+    pub resource_version: String,
+    /// The finalizers that it keeps: those of others.
+    pub finalizers: Vec<String>,
+}
+
 /// A Kubernetes event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

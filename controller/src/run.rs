@@ -1,6 +1,6 @@
 //! The running controller: everything is made here, and every task is owned here.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use agent_operator::domain::RunUid;
 use anyhow::Context as _;
@@ -99,7 +99,7 @@ fn unexpected(
 
 async fn start(args: &RunArgs, stop: &CancellationToken, tasks: &mut Tasks) -> anyhow::Result<()> {
     let settings = Arc::new(settings(args)?);
-    let client = client(args).await?;
+    let client = client(args.kubeconfig.as_deref()).await?;
     let metrics = Metrics::new();
     let catalog = Catalog::new(metrics.clone());
     let health = Health::new(catalog.clone(), metrics.clone());
@@ -201,8 +201,9 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
     Settings::parse(&text).with_context(|| format!("use settings {}", path.display()))
 }
 
-async fn client(args: &RunArgs) -> anyhow::Result<Client> {
-    let mut config = match &args.kubeconfig {
+/// A client for the cluster of `kubeconfig`, else of the surroundings, without hidden retries.
+pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
+    let mut config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path)
                 .with_context(|| format!("read kubeconfig {}", path.display()))?;

@@ -14,14 +14,21 @@ use agent_operator::{
     domain::{Attempt, Epoch, Reason, RunKey, RunRef, StepName, report::RunState},
 };
 use agent_operator_controller::{
+    args::{Cli, Command as Subcommand},
     fleet::{Command, NodeEvent},
     lease::{Election, ElectionConfig, EpochFloor, identity},
+    uninstall,
 };
+use clap::Parser as _;
 use futures::StreamExt as _;
-use k8s_openapi::api::{coordination::v1::Lease, events::v1::Event};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Node, Secret},
+    events::v1::Event,
+};
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::json;
@@ -174,8 +181,7 @@ async fn a_secret_does_not_go_to_a_host_that_its_owner_did_not_allow() {
     assert_eq!(accepted.reason, "HostNotAllowed");
     assert!(accepted.message.contains("agents.wearn.dev/allowed-hosts"), "{}", accepted.message);
     assert!(fleet.commands().is_empty());
-    let secrets: Api<k8s_openapi::api::core::v1::Secret> =
-        Api::namespaced(ground.client.clone(), &ground.namespace);
+    let secrets: Api<Secret> = Api::namespaced(ground.client.clone(), &ground.namespace);
     let hosts = "github.com, EVIL.example";
     let patch = json!({"metadata": {"annotations": {"agents.wearn.dev/allowed-hosts": hosts}}});
     secrets.patch("agent-secrets", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
@@ -253,6 +259,78 @@ async fn a_failing_test_is_implemented_again_and_a_terminal_run_never_changes() 
         fleet.commands().iter().any(forgets).then_some(())
     })
     .await;
+    controller.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn f24_pods_of_a_fenced_or_vanished_node_lose_our_finalizer_and_only_that() {
+    let Some(ground) = ground().await else { return };
+    for node in ["node-a", "fenced", "silent", "vanished"] {
+        ground.node(node).await;
+    }
+    for node in ["node-a", "fenced", "silent", "vanished"] {
+        ground.held_pod(node, &["agents.wearn.dev/outcome", "example.com/hold"]).await;
+    }
+    let controller = Controller::start(&ground, Fleet::new(&["node-a"], all_well())).await;
+    controller.epoch().await;
+    let nodes: Api<Node> = Api::all(ground.client.clone());
+    let uid = nodes.get("fenced").await.unwrap().uid().unwrap();
+    let annotate = json!({"metadata": {"annotations": {"agents.wearn.dev/fence": uid}}});
+    nodes.patch("fenced", &PatchParams::default(), &Patch::Merge(&annotate)).await.unwrap();
+    let copied = json!({"metadata": {"annotations": {"agents.wearn.dev/fence": "another uid"}}});
+    nodes.patch("silent", &PatchParams::default(), &Patch::Merge(&copied)).await.unwrap();
+    nodes.delete("vanished", &DeleteParams::default()).await.unwrap();
+    for node in ["fenced", "vanished"] {
+        eventually(&format!("the pod of {node} is released"), async || {
+            (ground.finalizers(node).await == ["example.com/hold"]).then_some(())
+        })
+        .await;
+    }
+    // A connected node's supervisor does it, and silence alone says nothing.
+    for node in ["node-a", "silent"] {
+        assert_eq!(ground.finalizers(node).await.len(), 2, "{node}");
+    }
+    controller.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn an_uninstallation_ends_tasks_frees_pods_and_may_be_repeated() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.secret().await;
+    let fleet = Fleet::new(&["node-a"], hang_at(StepName::Plan));
+    let controller = Controller::start(&ground, fleet.clone()).await;
+    ground.task("sample", json!({})).await;
+    let hanging = eventually("the step hangs", async || fleet.hanging().pop()).await;
+    ground.held_pod("node-a", &["agents.wearn.dev/outcome"]).await;
+    let tls: Secret = serde_json::from_value(json!({"metadata": {"name": "x-tls"}})).unwrap();
+    let secrets: Api<Secret> = Api::namespaced(ground.client.clone(), &ground.namespace);
+    secrets.create(&PostParams::default(), &tls).await.unwrap();
+
+    let space = ground.namespace.as_str();
+    let line = ["uninstall", "--namespace", space, "--task-namespace", space];
+    let more = ["--task-namespace=gone-before", "--tls-service-name=x", "--lease-name=x"];
+    let cli = Cli::try_parse_from([&["controller"][..], &line, &more].concat()).unwrap();
+    let Some(Subcommand::Uninstall(args)) = cli.command else { panic!("uninstall") };
+    let (client, once) = (ground.client.clone(), args.clone());
+    let working = tokio::spawn(async move { uninstall::uninstall(client, &once).await });
+    let cancels = eventually("the step is cancelled", async || {
+        Some(fleet.cancels()).filter(|cancels| !cancels.is_empty())
+    })
+    .await;
+    assert_eq!(cancels[0], (hanging.key(), Reason::Cancelled));
+    fleet.finish(&hanging, outcome(&hanging, Reason::Cancelled)).await;
+    working.await.unwrap().unwrap();
+
+    let task = ground.phase("sample", "Failed").await;
+    let message = task.status.unwrap().message.unwrap();
+    assert!(message.contains("being uninstalled"), "{message}");
+    assert!(ground.pods().list(&ListParams::default()).await.unwrap().items.is_empty());
+    assert!(secrets.get_opt("x-tls").await.unwrap().is_none());
+    assert!(secrets.get_opt("agent-secrets").await.unwrap().is_some(), "a user's Secret stays");
+    uninstall::uninstall(ground.client.clone(), &args).await.unwrap();
     controller.stop().await;
 }
 

@@ -320,6 +320,37 @@ fn a_task_over_its_time_ends_its_run_and_then_itself() {
 }
 
 #[test]
+fn a_cancelled_task_ends_its_run_first_and_starts_nothing_any_more() {
+    let mut model = until(StepName::Implement);
+    model.start_live();
+    model.task.cancel = Some("agent-operator is being uninstalled".to_owned());
+    let plan = model.pass();
+    assert!(matches!(plan.commands[0].order, Order::Cancel { reason: Reason::Cancelled, .. }));
+    assert!(plan.status.is_none());
+    assert!(model.pass().commands.is_empty(), "ordered once");
+    model.end_live(Reason::Cancelled, None);
+    model.settle();
+    assert_eq!(model.phase(), "Failed");
+    assert_eq!(model.condition("Finished"), Some(("True", "Cancelled")));
+
+    let mut waiting = until(StepName::Implement);
+    waiting.end_live(Reason::Unstarted, None);
+    waiting.task.cancel = Some(String::new());
+    waiting.settle();
+    assert_eq!(waiting.condition("Succeeded"), Some(("False", "Cancelled")));
+    assert!(waiting.live().is_none(), "nothing was started");
+
+    let mut silent = until(StepName::Implement);
+    silent.start_live();
+    silent.disconnect(0);
+    silent.disconnect(1);
+    silent.advance(15);
+    silent.task.cancel = Some("by hand".to_owned());
+    silent.settle();
+    assert_eq!(silent.phase(), "Failed", "a silent node cannot hold the task up");
+}
+
+#[test]
 fn f7_a_silent_node_is_visible_and_not_replaced_until_it_is_fenced() {
     let mut model = until(StepName::Implement);
     model.start_live();

@@ -29,6 +29,8 @@ pub const ANNOTATION_EPOCH: &str = "agents.wearn.dev/epoch";
 pub const ANNOTATION_ALLOWED_HOSTS: &str = "agents.wearn.dev/allowed-hosts";
 /// Annotation of a Node, set by a person: the node with this uid is fenced.
 pub const ANNOTATION_FENCE: &str = "agents.wearn.dev/fence";
+/// Annotation of a task: end it, for the reason that is its value. The task stays, as `Failed`.
+pub const ANNOTATION_CANCEL: &str = "agents.wearn.dev/cancel";
 /// Finalizer of an agent pod until its outcome stands in the run.
 pub const POD_FINALIZER: &str = "agents.wearn.dev/outcome";
 /// Trailer of every commit made by a task.

@@ -136,14 +136,18 @@ async fn supervisor_watch_shows_the_pods_of_its_node_and_their_end() {
     let bound: Result<serde_json::Value, _> =
         api.create_subresource("binding", &name, &PostParams::default(), &binding).await;
     bound.unwrap();
-    eventually("the watch shows the bound pod", async || match received.recv().await {
-        Some(Input::PodSeen { run, digest }) => {
-            (run == key && digest.uid == uid && digest.scheduled).then_some(())
-        }
-        Some(_) => None,
-        None => panic!("the watch ended"),
-    })
-    .await;
+    let held_for =
+        eventually("the watch shows the bound pod", async || match received.recv().await {
+            Some(Input::PodSeen { run, digest, held_for }) => {
+                let ours = run == key && digest.uid == uid && digest.scheduled;
+                ours.then(|| held_for.expect("it has our finalizer"))
+            }
+            Some(_) => None,
+            None => panic!("the watch ended"),
+        })
+        .await;
+    assert_eq!(held_for, assignment(&space, "node-a").run);
+    assert!(pods.run_is_over(&held_for).await.unwrap(), "no run of that uid exists");
     pods.remove_finalizer(&space, &name, &uid).await.unwrap();
     let now = kube::api::DeleteParams::default().grace_period(0);
     api.delete(&name, &now).await.unwrap();

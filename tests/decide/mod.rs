@@ -99,6 +99,7 @@ impl Model {
                 generation: 1,
                 created,
                 deleting: false,
+                cancel: None,
                 spec: sample_spec(),
                 status: CodingTaskStatus::default(),
             },

@@ -104,6 +104,7 @@ fn flags_of_the_chart_are_flags_of_the_programs() {
     let file = |path: &str| root().join(path).exists().then(|| path.to_owned());
     if let Some(file) = file("controller/src/args.rs") {
         hold_flags(&file, &flags("controller.yaml", "args:", "env:"));
+        hold_flags(&file, &flags("uninstall.yaml", "- uninstall\n", "resources:"));
     }
     if let Some(file) = file("supervisor/src/args.rs") {
         hold_flags(

@@ -10,6 +10,7 @@ mod message;
 pub mod observed;
 pub mod placement;
 pub mod progress;
+pub mod release;
 pub mod resolve;
 pub mod retry;
 pub mod run;
@@ -19,4 +20,5 @@ pub mod task;
 pub use observed::{
     Amounts, CredentialState, Delivery, NodeFacts, Observed, RunView, Taint, TaskView, Used,
 };
+pub use release::{HeldPod, RunFate, releases};
 pub use task::decide;

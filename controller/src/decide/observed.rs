@@ -42,6 +42,9 @@ pub struct TaskView {
     pub created: Timestamp,
     /// Whether somebody has deleted it.
     pub deleting: bool,
+    /// Why it is to end though it is not finished: the value of its annotation
+    /// `agents.wearn.dev/cancel`.
+    pub cancel: Option<String>,
     /// What was asked for.
     pub spec: CodingTaskSpec,
     /// What was written before.

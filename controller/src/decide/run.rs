@@ -1,5 +1,7 @@
 //! What one live run needs: to be handed out, to be ended, or to be given up with its node.
 
+use std::time::Duration;
+
 use agent_operator::domain::{Reason, RunPhase};
 use jiff::Timestamp;
 
@@ -22,7 +24,12 @@ pub enum Contact {
 
 /// How `run` stands with its node at `now`.
 pub fn contact(observed: &Observed, run: &RunView, now: Timestamp) -> Contact {
-    let Some(node) = observed.node(&run.node()) else {
+    contact_with(observed.node(&run.node()), observed.settings.node_lease.get(), now)
+}
+
+/// How this process stands with a node at `now`.
+pub fn contact_with(node: Option<&NodeFacts>, node_lease: Duration, now: Timestamp) -> Contact {
+    let Some(node) = node else {
         // Neither Kubernetes nor any supervisor knows the node: `observe` lists each node of a live
         // run, so this is only a gap in what it could read.
         return Contact::Silent;
@@ -31,7 +38,7 @@ pub fn contact(observed: &Observed, run: &RunView, now: Timestamp) -> Contact {
         return Contact::Connected;
     }
     let since = node.absent_since.unwrap_or(now);
-    let lost_at = deadline::after(since, observed.settings.node_lease.get());
+    let lost_at = deadline::after(since, node_lease);
     if now < lost_at {
         return Contact::Brief(lost_at);
     }
@@ -79,7 +86,7 @@ pub fn end(
 }
 
 /// The earlier of the plan's own time and `after`.
-pub fn requeue(plan: &mut Plan, after: std::time::Duration) {
+pub fn requeue(plan: &mut Plan, after: Duration) {
     plan.requeue_after = Some(plan.requeue_after.map_or(after, |before| before.min(after)));
 }
 

@@ -46,21 +46,10 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Plan {
     }
     let progress = replay(observed);
     let mut draft = Draft::new(observed, &progress, now);
-    let overdue = now >= deadline::task_deadline(observed, now);
-    match &progress.stand {
-        Stand::Done(ending) => finish(&mut draft, &progress, ending, now),
-        Stand::Start(_) if overdue && !suspends(observed) => time_out(&mut draft, &progress, now),
-        Stand::Live(run) if overdue => {
-            overdue_run(observed, run, &progress, now, &mut draft, &mut plan);
-        }
-        Stand::Start(start) => begin(observed, start, &progress, now, &mut draft, &mut plan),
-        Stand::Live(run) => tend(observed, run, &progress, now, &mut draft, &mut plan),
-        Stand::BudgetPaused(why) => {
-            accept(&mut draft);
-            draft.summary(TaskPhase::of(progress.step), progress.step, why);
-            draft.condition(conditions::SUSPENDED, true, "BudgetExceeded", why);
-            unfinished(&mut draft, "BudgetExceeded", why);
-        }
+    match (&progress.stand, &observed.task.cancel) {
+        (Stand::Done(ending), _) => finish(&mut draft, &progress, ending, now),
+        (_, Some(why)) => cancel(observed, why, &progress, now, &mut draft, &mut plan),
+        (stand, None) => go_on(observed, stand, &progress, now, &mut draft, &mut plan),
     }
     note_phase(observed, &draft, &mut plan);
     plan.status = draft.changed();
@@ -68,6 +57,33 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Plan {
         requeue(&mut plan, observed.settings.task_end_pod_ttl.get());
     }
     plan
+}
+
+/// What an unfinished task needs that nobody ends.
+fn go_on(
+    observed: &Observed,
+    stand: &Stand<'_>,
+    progress: &Progress<'_>,
+    now: Timestamp,
+    draft: &mut Draft<'_>,
+    plan: &mut Plan,
+) {
+    let overdue = now >= deadline::task_deadline(observed, now);
+    match stand {
+        Stand::Done(ending) => finish(draft, progress, ending, now),
+        Stand::Start(_) if overdue && !suspends(observed) => time_out(draft, progress, now),
+        Stand::Live(run) if overdue => {
+            overdue_run(observed, run, progress, now, draft, plan);
+        }
+        Stand::Start(start) => begin(observed, start, progress, now, draft, plan),
+        Stand::Live(run) => tend(observed, run, progress, now, draft, plan),
+        Stand::BudgetPaused(why) => {
+            accept(draft);
+            draft.summary(TaskPhase::of(progress.step), progress.step, why);
+            draft.condition(conditions::SUSPENDED, true, "BudgetExceeded", why);
+            unfinished(draft, "BudgetExceeded", why);
+        }
+    }
 }
 
 fn suspends(observed: &Observed) -> bool {
@@ -101,6 +117,28 @@ fn wind_down(observed: &Observed, now: Timestamp, plan: &mut Plan) {
             order: Order::Forget,
         });
     }
+}
+
+/// A task that somebody ends. A live run is ended first, so that the task's last status shows how; a
+/// node that is silent cannot hold the task up.
+fn cancel(
+    observed: &Observed,
+    why: &str,
+    progress: &Progress<'_>,
+    now: Timestamp,
+    draft: &mut Draft<'_>,
+    plan: &mut Plan,
+) {
+    let why = if why.is_empty() { "no reason was given" } else { why };
+    let message = message::bounded(&format!("cancelled: {why}"));
+    if let Stand::Live(run) = &progress.stand {
+        run::end(observed, run, (Reason::Cancelled, &message), now, plan);
+        if matches!(run::contact(observed, run, now), Contact::Connected | Contact::Brief(_)) {
+            return;
+        }
+    }
+    let ending = Ending::Failed { reason: Reason::Cancelled.as_str().to_owned(), message };
+    finish(draft, progress, &ending, now);
 }
 
 /// Why nothing may be started for the task: reason and sentence.

@@ -8,6 +8,7 @@
 pub mod overlay;
 pub mod watch;
 
+mod pods;
 mod views;
 
 use std::{
@@ -28,6 +29,7 @@ use kube::{
 };
 use tokio::sync::{OnceCell, broadcast};
 
+pub use pods::HeldPods;
 pub use views::{ViewError, run_view};
 pub use watch::{Change, WatchEnded, Watches, watches};
 
@@ -58,6 +60,9 @@ pub enum ObserveError {
     /// An absence could not be confirmed.
     #[error("confirm that {0} is gone")]
     Confirm(String, #[source] Box<kube::Error>),
+    /// The pods of a namespace could not be listed.
+    #[error("list the pods of namespace {0}")]
+    ListPods(String, #[source] Box<kube::Error>),
     /// An absence could not be confirmed in time.
     #[error("wait for the answer whether {0} is gone")]
     Wait(String),
@@ -140,6 +145,11 @@ impl World {
                 run.name_any() == name && run.namespace().as_deref() == Some(namespace)
             }),
         }
+    }
+
+    /// A node by name.
+    fn node(&self, name: &str) -> Option<Arc<Node>> {
+        self.nodes.get(&ObjectRef::new(name))
     }
 
     /// A run by uid.
@@ -282,6 +292,12 @@ impl Observer {
 
     /// All nodes with what is used on them right now.
     pub fn node_facts(&self, runs: &[RunView], now: Timestamp) -> Vec<NodeFacts> {
+        let named = runs.iter().filter(|run| run.is_live()).map(RunView::node);
+        self.facts_with(named, now)
+    }
+
+    /// All nodes, and those that are `named` whether or not they exist.
+    fn facts_with(&self, named: impl Iterator<Item = NodeName>, now: Timestamp) -> Vec<NodeFacts> {
         let mut sessions: BTreeMap<NodeName, _> =
             self.nodes.snapshot().into_iter().map(|view| (view.name.clone(), view)).collect();
         let mut used = self.world.used();
@@ -290,7 +306,6 @@ impl Observer {
             let node = views::node(&node);
             facts.insert(node.name.clone(), node);
         }
-        let named = runs.iter().filter(|run| run.is_live()).map(RunView::node);
         for name in sessions.keys().cloned().chain(named).collect::<Vec<_>>() {
             facts.entry(name.clone()).or_insert_with(|| views::missing_node(name));
         }
@@ -318,7 +333,11 @@ impl Observer {
         runs: &[RunView],
     ) -> Result<(), ObserveError> {
         let concerns = runs.iter().any(|run| run.is_live() && run.node() == node.name);
-        if node.exists || node.session.is_some() || !concerns {
+        if concerns { self.confirm_absent(node).await } else { Ok(()) }
+    }
+
+    async fn confirm_absent(&self, node: &mut NodeFacts) -> Result<(), ObserveError> {
+        if node.exists || node.session.is_some() {
             return Ok(());
         }
         let api: Api<Node> = Api::all(self.client.clone());

@@ -3,8 +3,10 @@
 use agent_operator::{
     crd::{AgentRun, AgentRunSpec, CodingTask},
     domain::{
-        Attempt, NodeName, Reason, RunPhase, RunRef, RunUid, TaskUid, names::ANNOTATION_FENCE,
-        outcome::UnknownName, step::UnknownStep,
+        Attempt, NodeName, Reason, RunPhase, RunRef, RunUid, TaskUid,
+        names::{ANNOTATION_CANCEL, ANNOTATION_FENCE},
+        outcome::UnknownName,
+        step::UnknownStep,
     },
 };
 use jiff::Timestamp;
@@ -46,6 +48,7 @@ pub(super) fn task(task: &CodingTask) -> Result<TaskView, ViewError> {
         generation: meta.generation.unwrap_or(0),
         created: created(task)?,
         deleting: meta.deletion_timestamp.is_some(),
+        cancel: task.annotations().get(ANNOTATION_CANCEL).cloned(),
         spec: task.spec.clone(),
         status: task.status.clone().unwrap_or_default(),
     })

@@ -19,9 +19,10 @@
 //! ```
 //!
 //! Tasks inside: the watches, the event writer, the inbox with its workers, and while this process
-//! leads one pass at a time for each task that changed. An end of any of them ends [`run`].
+//! leads one pass at a time for each task that changed, and the release of pods on fenced nodes. An end of any of them ends [`run`].
 
 mod error_policy;
+mod fences;
 mod queue;
 mod task;
 
@@ -168,6 +169,7 @@ async fn terms(
                 () = shutdown.cancelled() => return Ok(()),
                 ended = term_over(leadership.clone(), term) => ended?,
                 () = lead(Arc::clone(&context), metrics.clone()) => {}
+                () = fences::release(&context) => {}
             }
         }
         tokio::select! {

@@ -28,7 +28,7 @@ use agent_operator_controller::{
 };
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Namespace, Node, Secret},
+    api::core::v1::{Namespace, Node, Pod, Secret, ServiceAccount},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
@@ -149,6 +149,47 @@ impl Ground {
         // The server taints new nodes as not ready, and no node controller runs to take that back.
         let ready = json!({"spec": {"taints": null}});
         api.patch(name, &PatchParams::default(), &Patch::Merge(&ready)).await.unwrap();
+    }
+
+    /// A pod as a supervisor of `node` makes it, of a run that does not exist, with these finalizers.
+    pub async fn held_pod(&self, node: &str, finalizers: &[&str]) {
+        // No controller makes it here.
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &self.namespace);
+        let account = from_json(json!({"metadata": {"name": "default"}}));
+        let _ = accounts.create(&PostParams::default(), &account).await;
+        let fields = json!([{"key": "metadata.name", "operator": "In", "values": [node]}]);
+        let pinned = json!({"nodeSelectorTerms": [{"matchFields": fields}]});
+        let pod: Pod = from_json(json!({
+            "metadata": {
+                "name": node,
+                "labels": {
+                    "app.kubernetes.io/managed-by": "agent-operator",
+                    "agents.wearn.dev/run": "gone",
+                },
+                "finalizers": finalizers,
+                "ownerReferences": [{
+                    "apiVersion": "agents.wearn.dev/v1alpha1",
+                    "kind": "AgentRun",
+                    "name": "gone",
+                    "uid": "00000000-0000-0000-0000-00000000dead",
+                    "controller": true,
+                }],
+            },
+            "spec": {
+                "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": pinned}},
+                "automountServiceAccountToken": false,
+                "containers": [{"name": "agent", "image": "registry.test/agent:1"}],
+            },
+        }));
+        self.pods().create(&PostParams::default(), &pod).await.unwrap();
+    }
+
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub async fn finalizers(&self, pod: &str) -> Vec<String> {
+        self.pods().get(pod).await.unwrap().metadata.finalizers.unwrap_or_default()
     }
 
     pub async fn secret(&self) {

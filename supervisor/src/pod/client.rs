@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use agent_operator::{
     attempt::{CONTAINER_NAME, ENV_TOKEN},
-    domain::{Attempt, RunKey, RunUid, ids::PodUid, names, text::error_chain},
+    crd::AgentRun,
+    domain::{Attempt, RunKey, RunRef, RunUid, ids::PodUid, names, text::error_chain},
 };
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
@@ -71,6 +72,10 @@ pub trait PodApi: Send + Sync {
         name: &str,
         uid: &PodUid,
     ) -> Result<(), PodError>;
+
+    /// Whether a run needs its pod no more: it has its outcome, or a live read says that no run has
+    /// this uid.
+    async fn run_is_over(&self, run: &RunRef) -> Result<bool, PodError>;
 }
 
 /// What a pod under our name turned out to be.
@@ -125,6 +130,20 @@ fn identity(pod: &Pod) -> Option<(PodUid, String)> {
 pub fn run_key(pod: &Pod) -> Option<RunKey> {
     let attempt = pod.metadata.annotations.as_ref()?.get(ANNOTATION_ATTEMPT)?.parse().ok()?;
     Some(RunKey { uid: RunUid::new(owner(pod)?), attempt: Attempt(attempt) })
+}
+
+/// The run that a pod was made for, while the pod has our finalizer.
+pub fn held_for(pod: &Pod) -> Option<RunRef> {
+    let meta = &pod.metadata;
+    let ours = |name: &String| name == names::POD_FINALIZER;
+    meta.finalizers.as_ref()?.iter().any(ours).then_some(())?;
+    let mut owners = meta.owner_references.iter().flatten();
+    let owner = owners.find(|owner| owner.controller == Some(true))?;
+    Some(RunRef {
+        namespace: meta.namespace.clone()?,
+        name: owner.name.clone(),
+        uid: RunUid::new(&owner.uid),
+    })
 }
 
 fn token(pod: &Pod) -> Option<String> {
@@ -234,5 +253,16 @@ impl PodApi for KubePods {
             Err(PodError::Refused(_)) if self.get(namespace, name).await?.is_none() => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    async fn run_is_over(&self, run: &RunRef) -> Result<bool, PodError> {
+        let runs: Api<AgentRun> = Api::namespaced(self.client.clone(), &run.namespace);
+        let found = limited(runs.get_opt(&run.name)).await?;
+        let same =
+            found.filter(|run_found| run_found.metadata.uid.as_deref() == Some(run.uid.as_str()));
+        Ok(same.is_none_or(|same| {
+            let phase = same.status.as_ref().and_then(|status| status.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        }))
     }
 }

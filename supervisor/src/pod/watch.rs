@@ -16,7 +16,10 @@ use kube::{
 };
 use tokio::sync::mpsc;
 
-use super::{client::run_key, digest::digest};
+use super::{
+    client::{held_for, run_key},
+    digest::digest,
+};
 use crate::steps::runner::Input;
 
 /// The server ends each watch after this time, so that a silent one cannot stay for ever.
@@ -86,14 +89,15 @@ fn translate(event: Event<Pod>, namespace: &str, seen: &mut BTreeSet<RunKey>) ->
         Event::InitApply(pod) => {
             let run = run_key(&pod)?;
             seen.insert(run.clone());
-            Some(Input::PodSeen { run, digest: Box::new(digest(&pod)) })
+            Some(Input::PodSeen { run, digest: Box::new(digest(&pod)), held_for: held_for(&pod) })
         }
         Event::InitDone => {
             let seen = std::mem::take(seen);
             Some(Input::PodsListed { namespace: namespace.to_owned(), seen })
         }
         Event::Apply(pod) => {
-            Some(Input::PodSeen { run: run_key(&pod)?, digest: Box::new(digest(&pod)) })
+            let run = run_key(&pod)?;
+            Some(Input::PodSeen { run, digest: Box::new(digest(&pod)), held_for: held_for(&pod) })
         }
         Event::Delete(pod) => Some(Input::PodMissing(run_key(&pod)?)),
     }

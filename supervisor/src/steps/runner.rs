@@ -129,6 +129,8 @@ pub enum Input {
         run: RunKey,
         /// The pod.
         digest: Box<PodDigest>,
+        /// The run that it was made for, while it has our finalizer.
+        held_for: Option<RunRef>,
     },
     /// The watch shows the end of a pod object.
     PodMissing(RunKey),
@@ -382,7 +384,7 @@ impl Runner {
             }
             Input::Gateway(message) => self.gateway(message),
             Input::Attempt { run, event } => self.step(&run, *event),
-            Input::PodSeen { run, digest } => self.pod_seen(&run, digest),
+            Input::PodSeen { run, digest, held_for } => self.pod_seen(&run, digest, held_for),
             Input::PodMissing(run) => {
                 self.observe(&run);
                 Ok(())

@@ -189,6 +189,19 @@ impl Workers {
         });
     }
 
+    /// Deletes and releases a pod that no ledger entry stands for, if its run is over.
+    pub fn release_leftover(&self, run: &RunKey, at: RunRef, uid: PodUid) {
+        let (tools, attempt) = (Arc::clone(&self.tools), run.attempt);
+        self.spawn(async move {
+            let name = names::pod_name(&at.name, &at.uid, attempt);
+            let mut pauses = backoff();
+            while let Err(error) = release_leftover(&tools, &at, &name, &uid).await {
+                tracing::warn!(pod = name, %error, "could not look after a leftover pod yet");
+                pause(&mut pauses).await;
+            }
+        });
+    }
+
     /// Watches the container's cgroup until it is empty; replaces an earlier watch.
     pub fn watch_cgroup(
         &mut self,
@@ -270,6 +283,23 @@ fn attempt_streams(streams: &Streams, at: &RunRef, run: &RunKey) -> Option<Arc<A
 async fn send(tools: &Tools, run: RunKey, event: Event) {
     // A closed queue means that the process is ending.
     let _ = tools.inputs.send(Input::Attempt { run, event: Box::new(event) }).await;
+}
+
+async fn release_leftover(
+    tools: &Tools,
+    at: &RunRef,
+    name: &str,
+    uid: &PodUid,
+) -> Result<(), PodError> {
+    if tools.pods.run_is_over(at).await? {
+        tracing::info!(
+            pod = name,
+            "remove a pod of a run that is over and that the ledger does not know"
+        );
+        tools.pods.delete(&at.namespace, name, uid).await?;
+        tools.pods.remove_finalizer(&at.namespace, name, uid).await?;
+    }
+    Ok(())
 }
 
 async fn observe(tools: &Tools, run: &RunKey, at: &RunRef) -> Event {

@@ -1,4 +1,7 @@
 //! Tests that take a process, a node or the release away from everybody: they run alone, one after the other, after
 //! all scenarios, and leave the system as they found it.
 
+mod fence;
 mod kill_points;
+mod uninstall;
+mod upgrade;

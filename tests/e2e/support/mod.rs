@@ -5,6 +5,7 @@ pub(crate) mod forge;
 pub(crate) mod grpcurl;
 pub(crate) mod model;
 pub(crate) mod processes;
+pub(crate) mod release;
 pub(crate) mod task;
 
 use std::{future::Future, time::Duration};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use agent_operator::domain::{
-    RunKey,
+    RunKey, RunRef,
     report::{Report, RunState},
 };
 
@@ -164,10 +164,15 @@ impl Runner {
         &mut self,
         run: &RunKey,
         digest: Box<PodDigest>,
+        held_for: Option<RunRef>,
     ) -> Result<(), RunnerError> {
         let Some(machine) = self.machines.get(run) else {
-            // No ledger entry: not ours to judge (the controller's Hello handling decides).
+            // No ledger entry, for the ledger was lost. A live run is assigned anew and adopts its
+            // pod; any other pod would be held by our finalizer for ever.
             self.metrics.drop_one("unknown_attempt");
+            if let Some(at) = held_for {
+                self.workers.release_leftover(run, at, digest.uid);
+            }
             return Ok(());
         };
         if machine.finished() && machine.facts.pod_uid.is_none() {

@@ -9,7 +9,7 @@ use std::{
 
 use agent_operator::{
     attempt::GateRequest,
-    domain::{Usage, ids::PodUid, report::RunState},
+    domain::{RunRef, Usage, ids::PodUid, report::RunState},
 };
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
@@ -22,7 +22,7 @@ use crate::{
     link::contract::{DurableEvent, Redemption},
     pod::{
         cgroup::Cgroups,
-        client::{PodApi, PodError},
+        client::{PodApi, PodError, held_for},
         digest::digest,
         logs::Waker,
     },
@@ -38,6 +38,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 struct FakePods {
     pods: Mutex<HashMap<String, Pod>>,
     creations: Mutex<u32>,
+    /// No run of these pods exists any more.
+    runs_over: AtomicBool,
     /// The next creation works, but its answer is lost.
     lose_answer: AtomicBool,
 }
@@ -106,6 +108,26 @@ impl PodApi for FakePods {
         }
         Ok(())
     }
+
+    async fn run_is_over(&self, _: &RunRef) -> Result<bool, PodError> {
+        Ok(self.runs_over.load(Ordering::SeqCst))
+    }
+}
+
+fn leftover() -> Pod {
+    let (run, name) = (assignment().run, "leftover");
+    serde_json::from_value(json!({
+        "metadata": {
+            "namespace": run.namespace,
+            "name": agent_operator::domain::names::pod_name(&run.name, &run.uid, assignment().attempt),
+            "uid": "pod-uid",
+            "finalizers": ["agents.wearn.dev/outcome"],
+            "ownerReferences": [{"apiVersion": "agents.wearn.dev/v1alpha1", "kind": "AgentRun",
+                "name": run.name, "uid": run.uid.as_str(), "controller": true}],
+        },
+        "spec": {"nodeName": "node-a", "containers": [{"name": name}]},
+    }))
+    .unwrap()
 }
 
 fn started() -> serde_json::Value {
@@ -183,7 +205,8 @@ impl Life {
 
     async fn see(&self, pod: &Pod) {
         let digest = Box::new(digest(pod));
-        self.send(Input::PodSeen { run: assignment().key(), digest }).await;
+        let held_for = held_for(pod);
+        self.send(Input::PodSeen { run: assignment().key(), digest, held_for }).await;
     }
 
     /// Waits for a message to the gateway; others are skipped.
@@ -290,6 +313,22 @@ async fn a_step_goes_from_assignment_to_a_released_pod() {
     let ledger = std::fs::read_to_string(dir.path().join("ledger.jsonl")).unwrap();
     assert!(ledger.contains(&grant.one_time_hash), "the hash is kept");
     assert!(!ledger.contains("CREDENTIAL-CANARY"));
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_a_lost_ledger_left_goes_once_its_run_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let pod = leftover();
+    pods.pods.lock().unwrap().insert(pod.metadata.name.clone().unwrap(), pod.clone());
+    let life = Life::start(dir.path(), &pods).await;
+    life.see(&pod).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(pods.only().unwrap().metadata.finalizers.is_some(), "a live run adopts its pod");
+    pods.runs_over.store(true, Ordering::SeqCst);
+    life.see(&pod).await;
+    wait_until(|| pods.only().is_none()).await;
     life.kill().await;
 }
 

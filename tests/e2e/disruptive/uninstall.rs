@@ -1,0 +1,145 @@
+//! The release goes, comes back under another namespace, and goes again (class 24); and a task
+//! namespace is deleted in mid-step.
+
+use std::time::Duration;
+
+use crate::support::{
+    cluster::{Cluster, NAMESPACE, SYSTEM, phase},
+    eventually, processes,
+    release::{self, RELEASE, must, run},
+    task::{command_agent, task, unique},
+};
+
+/// Namespaces of the second installation.
+const OTHER: &str = "other-name";
+const OTHER_TASKS: &str = "other-tasks";
+/// A step that only ends when it is ended.
+const ENDLESS: &str = "echo in step $AGENT_STEP; sleep 7907";
+/// Longest wait for objects that others remove: kubelets, the garbage collector.
+const GONE_LIMIT: Duration = Duration::from_mins(2);
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run e2e"]
+async fn an_uninstalled_release_leaves_only_what_it_says_and_can_be_installed_anywhere() {
+    let values = release::values().await;
+    let values = values.path().to_str().expect("UTF-8").to_owned();
+    let work = tokio::spawn(there_and_back(values.clone()));
+    let ended = work.await;
+    // Whatever happened, the next test finds the release where it was.
+    for leftover in [
+        &["uninstall", RELEASE, "-n", OTHER, "--ignore-not-found", "--no-hooks"][..],
+        &["uninstall", "second", "-n", OTHER, "--ignore-not-found", "--no-hooks"],
+    ] {
+        let _ = run("helm", leftover).await;
+    }
+    let gone = ["delete", "namespace", OTHER, OTHER_TASKS, "--ignore-not-found", "--timeout=120s"];
+    let _ = run("kubectl", &gone).await;
+    release::install(&release::chart().to_string_lossy(), SYSTEM, &values, &[]).await;
+    release::refresh_ca().await;
+    ended.expect("the test itself");
+}
+
+async fn there_and_back(values: String) {
+    let cluster = Cluster::connect().await;
+    let chart = release::chart().to_string_lossy().into_owned();
+    refuses_a_second_release(&chart, &values).await;
+
+    let name = unique("uninstalled");
+    cluster.create(NAMESPACE, &task(&name, "Wait.", &command_agent(ENDLESS))).await;
+    let running = cluster.run_in_phase(NAMESPACE, &name, "plan", "Running").await;
+    let pod = running.status.and_then(|status| status.pod_name).expect("a pod");
+    let pod =
+        cluster.pods(NAMESPACE).get(&pod).await.expect("the pod").metadata.uid.expect("a uid");
+    must("helm", &["uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "5m"]).await;
+    let ended = cluster.tasks(NAMESPACE).get(&name).await.expect("the task is kept");
+    assert_eq!(phase(&ended), "Failed");
+    let message = ended.status.and_then(|status| status.message).unwrap_or_default();
+    assert!(message.contains("agent-operator is being uninstalled"), "{message}");
+    assert!(processes::of_pod(&pod).is_empty(), "processes of the step are left");
+    nothing_is_left_in(SYSTEM).await;
+
+    let task_namespaces = format!("taskNamespaces={{{OTHER_TASKS}}}");
+    release::install(&chart, OTHER, &values, &["--set", &task_namespaces]).await;
+    cluster.copy_secret("agent-secrets", OTHER_TASKS).await;
+    let moved = unique("moved");
+    let quick = command_agent("[ \"$AGENT_STEP\" = implement ] && date > change.txt; exit 0");
+    cluster.create(OTHER_TASKS, &task(&moved, "Change a file.", &quick)).await;
+    cluster.complete(OTHER_TASKS, &moved).await;
+    must("helm", &["uninstall", RELEASE, "-n", OTHER, "--wait", "--timeout", "5m"]).await;
+    nothing_is_left_in(OTHER).await;
+}
+
+async fn refuses_a_second_release(chart: &str, values: &str) {
+    let namespaces = format!("taskNamespaces={{{OTHER_TASKS}}}");
+    let line = ["install", "second", chart, "-n", OTHER, "--create-namespace", "--values", values];
+    let more = ["--set", &namespaces, "--dry-run=server"];
+    let refused =
+        run("helm", &[&line[..], &more[..]].concat()).await.expect_err("a second release");
+    assert!(refused.contains(RELEASE), "it names the release that is there: {refused}");
+}
+
+/// Everything of every kind that the release labelled, wherever it is, and everything at all in its
+/// namespace.
+async fn nothing_is_left_in(namespace: &str) {
+    eventually("nothing of the release is left", GONE_LIMIT, || async {
+        let left = left_of(namespace).await;
+        if left.is_empty() { Ok(()) } else { Err(left.join(" ")) }
+    })
+    .await;
+}
+
+async fn left_of(namespace: &str) -> Vec<String> {
+    let kinds = |namespaced: &'static str| async move {
+        let line = ["api-resources", "--verbs=list", namespaced, "-o", "name"];
+        let kinds = must("kubectl", &line).await;
+        // The release is what `events` tell of; they end by themselves within the hour.
+        let kinds: Vec<_> =
+            kinds.lines().filter(|kind| !kind.starts_with("events")).map(str::to_owned).collect();
+        kinds.join(",")
+    };
+    let (inside, outside) = (kinds("--namespaced=true").await, kinds("--namespaced=false").await);
+    let label = format!("app.kubernetes.io/instance={RELEASE}");
+    let mut found = String::new();
+    for line in [
+        &["get", &inside, "-n", namespace, "-o", "name"][..],
+        &["get", &inside, "-A", "-l", &label, "-o", "name"],
+        &["get", &inside, "-A", "-l", "agents.wearn.dev/run", "-o", "name"],
+        &["get", &outside, "-l", &label, "-o", "name"],
+    ] {
+        found += &must("kubectl", &[line, &["--ignore-not-found"]].concat()).await;
+    }
+    // Kept on purpose: definitions and task namespaces; and what each namespace has by itself.
+    let kept = |name: &str| {
+        name.starts_with("customresourcedefinition.")
+            || name.starts_with("namespace/")
+            || ["configmap/kube-root-ca.crt", "serviceaccount/default"].contains(&name)
+    };
+    // kubectl mixes warnings in, which have spaces.
+    let names = found.lines().filter(|line| line.contains('/') && !line.contains(' '));
+    names.filter(|name| !kept(name)).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run e2e"]
+async fn a_task_namespace_that_is_deleted_ends_its_tasks_and_goes() {
+    const SECOND: &str = "agent-second";
+    let cluster = Cluster::connect().await;
+    let values = release::values().await;
+    cluster.copy_secret("agent-secrets", SECOND).await;
+    let name = unique("homeless");
+    cluster.create(SECOND, &task(&name, "Wait.", &command_agent(ENDLESS))).await;
+    let running = cluster.run_in_phase(SECOND, &name, "plan", "Running").await;
+    let pod = running.status.and_then(|status| status.pod_name).expect("a pod");
+    let uid = cluster.pods(SECOND).get(&pod).await.expect("the pod").metadata.uid.expect("a uid");
+    let deleted = run("kubectl", &["delete", "namespace", SECOND, "--timeout=120s"]).await;
+    let why =
+        run("kubectl", &["get", "namespace", SECOND, "-o", "yaml", "--ignore-not-found"]).await;
+    let left = processes::of_pod(&uid);
+    // The chart makes it anew, with the rights in it.
+    let values = values.path().to_str().expect("UTF-8").to_owned();
+    if deleted.is_ok() {
+        release::install(&release::chart().to_string_lossy(), SYSTEM, &values, &[]).await;
+    }
+    assert!(deleted.is_ok(), "{deleted:?}: {why:?}");
+    assert!(left.is_empty(), "processes of the step are left");
+}
