@@ -34,6 +34,10 @@ crds:
 deny:
     cargo deny check
 
+# Moves crates, chart and images to a version; commits nothing.
+release VERSION:
+    deploy/release {{VERSION}}
+
 # Renders the chart with its defaults.
 chart:
     helm lint --strict deploy/helm/agent-operator

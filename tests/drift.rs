@@ -10,6 +10,8 @@ mod borders;
 mod chart;
 #[path = "drift/definitions.rs"]
 mod definitions;
+#[path = "drift/release.rs"]
+mod release;
 #[path = "drift/sizes.rs"]
 mod sizes;
 #[path = "drift/source.rs"]
