@@ -14,9 +14,15 @@ mod policies;
 mod programs;
 #[path = "api_server/refusals.rs"]
 mod refusals;
+#[path = "api_server/refused_runs.rs"]
+mod refused_runs;
+#[path = "api_server/refused_tasks.rs"]
+mod refused_tasks;
 #[path = "api_server/runs.rs"]
 mod runs;
 #[path = "api_server/server.rs"]
 mod server;
 #[path = "api_server/tasks.rs"]
 mod tasks;
+#[path = "api_server/users.rs"]
+mod users;

@@ -4,6 +4,10 @@
 // Helpers of tests fail by panicking, as the tests themselves do.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
+#[path = "reconcile/anything.rs"]
+mod anything;
+#[path = "../../tests/schema/mod.rs"]
+mod schema;
 #[path = "reconcile/support.rs"]
 mod support;
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     coding_task::AgentSpec,
+    rules,
     shared::{
         CONDITIONS_MAX, Condition, LocalSecretRef, MESSAGE_CHARS_MAX, PullRequestStatus,
         TolerationSpec, UsageStatus,
@@ -59,6 +60,7 @@ pub struct AgentRunSpec {
     pub epoch: i64,
     /// Step timeout, Go-style.
     #[schemars(length(min = 2, max = 20))]
+    #[x_kube(validation = Rule::new(rules::STEP_TIMEOUT).message("spec.timeout must be a duration of whole hours, minutes and seconds between 1s and 168h, for example 30m"))]
     pub timeout: String,
     /// Image of the agent container.
     #[schemars(length(min = 1, max = 512))]
@@ -109,23 +111,28 @@ pub struct TaskReference {
 }
 
 /// Limits and requests of the pod, all Kubernetes quantities.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResolvedResources {
     /// CPU limit.
     #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new(rules::QUANTITY).message("must be a Kubernetes quantity, for example 500m, 4 or 8Gi"))]
     pub cpu: String,
     /// Memory limit.
     #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new(rules::QUANTITY).message("must be a Kubernetes quantity, for example 500m, 4 or 8Gi"))]
     pub memory: String,
     /// Workspace size limit.
     #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new(rules::QUANTITY).message("must be a Kubernetes quantity, for example 500m, 4 or 8Gi"))]
     pub storage: String,
     /// CPU request.
     #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new(rules::QUANTITY).message("must be a Kubernetes quantity, for example 500m, 4 or 8Gi"))]
     pub cpu_request: String,
     /// Memory request.
     #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new(rules::QUANTITY).message("must be a Kubernetes quantity, for example 500m, 4 or 8Gi"))]
     pub memory_request: String,
 }
 

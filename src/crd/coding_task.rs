@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     quantity::QuantityText,
+    rules,
     shared::{
         CONDITIONS_MAX, Condition, LocalSecretRef, MESSAGE_CHARS_MAX, PullRequestStatus,
         SecretKeyRef, TolerationSpec, UsageStatus,
@@ -61,6 +62,7 @@ pub const RUNS_MAX: usize = 512;
     validation = Rule::new("!has(oldSelf.budget) || has(self.budget)").message("spec.budget may only be raised; set higher limits instead of removing it"),
     validation = Rule::new("!has(self.repository.workBranch) || !has(self.repository.branch) || self.repository.workBranch != self.repository.branch").message("spec.repository.workBranch must differ from spec.repository.branch; the agent never writes to the base branch"),
     validation = Rule::new("!has(self.repository.workBranch) || has(self.repository.branch) || self.repository.workBranch != 'main'").message("spec.repository.workBranch must differ from the base branch main; the agent never writes to the base branch"),
+    validation = Rule::new("!has(self.repository.workBranch) || (!self.repository.workBranch.startsWith((has(self.repository.branch) ? self.repository.branch : 'main') + '/') && !(has(self.repository.branch) ? self.repository.branch : 'main').startsWith(self.repository.workBranch + '/'))").message("spec.repository.workBranch must not lie below spec.repository.branch or above it (main and main/x cannot both exist in git); choose for example ai/my-task"),
     validation = Rule::new("!has(self.sandbox) || !has(self.sandbox.allowedHosts) || !self.sandbox.allowedHosts.exists(h, h == 'api.anthropic.com' || h == 'api.anthropic.com:443' || self.repository.url.startsWith('https://' + h + '/') || (h.endsWith(':443') && self.repository.url.startsWith('https://' + h.replace(':443', '') + '/')) || self.repository.url.startsWith('http://' + h + '/'))").message("spec.sandbox.allowedHosts must not name the host of spec.repository.url or of the model; the gateway serves both without a tunnel, remove them"),
     validation = Rule::new("has(self.agent) == has(oldSelf.agent) && (!has(self.agent) || self.agent == oldSelf.agent)").message("spec.agent cannot change after creation; create a new CodingTask"),
     validation = Rule::new("has(self.test) == has(oldSelf.test) && (!has(self.test) || self.test == oldSelf.test)").message("spec.test cannot change after creation; create a new CodingTask")
@@ -75,11 +77,17 @@ pub struct CodingTaskSpec {
     pub repository: RepositorySpec,
     /// Instructions for the agent, at most 64 KiB.
     #[schemars(length(min = 1, max = 65_536))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.prompt cannot change after creation; create a new CodingTask"))]
+    #[x_kube(
+        validation = Rule::new("bytes(self).size() <= 65536").message("spec.prompt is longer than 64 KiB (65536 bytes); shorten it, or put the text into a file of the repository and name that"),
+        validation = Rule::new("self.size() == 0 || self.trim() != ''").message("spec.prompt has no text; say what the agent is to do"),
+        validation = Rule::new("!self.contains('\\u0000')").message("spec.prompt must not contain NUL characters, which no program can be given; remove them"),
+        validation = Rule::new("self == oldSelf").message("spec.prompt cannot change after creation; create a new CodingTask")
+    )]
     pub prompt: String,
     /// Image of the agent pod: any glibc Linux image with git. Default: the chart's `agent.image`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new(rules::IMAGE).message("spec.agentImage must be an image reference in lower case without https://, for example ghcr.io/owner/agent:1.2"))]
     pub agent_image: Option<String>,
     /// Secrets in the task's namespace with which the image is pulled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -108,12 +116,12 @@ pub struct CodingTaskSpec {
     /// Longest time of one step, Go-style (`30m`, `1h30m`); its clock starts when the step may start. Default: 30m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 20))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$') && self != '' && duration(self) >= duration('1s') && duration(self) <= duration('168h')").message("spec.stepTimeout must be a duration of whole hours, minutes and seconds between 1s and 168h, for example 30m or 1h30m"))]
+    #[x_kube(validation = Rule::new(rules::STEP_TIMEOUT).message("spec.stepTimeout must be a duration of whole hours, minutes and seconds between 1s and 168h, for example 30m or 1h30m"))]
     pub step_timeout: Option<String>,
     /// Longest time of the whole task, Go-style. Default: 6h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 20))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$') && self != '' && duration(self) >= duration('1s') && duration(self) <= duration('720h')").message("spec.taskTimeout must be a duration of whole hours, minutes and seconds between 1s and 720h, for example 6h or 1h30m"))]
+    #[x_kube(validation = Rule::new(rules::TASK_TIMEOUT).message("spec.taskTimeout must be a duration of whole hours, minutes and seconds between 1s and 720h, for example 6h or 1h30m"))]
     pub task_timeout: Option<String>,
     /// How the work is tested. Default: detected from the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,6 +135,7 @@ pub struct CodingTaskSpec {
     /// Labels that a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new(rules::NODE_LABELS).message("spec.nodeSelector has a key or value that no label can have; write both as kubectl get nodes --show-labels does"))]
     pub node_selector: BTreeMap<String, String>,
     /// Taints that the step's pods tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -142,7 +151,9 @@ pub struct CodingTaskSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new("self.type != 'github-issue' || has(self.github)").message("spec.source.type github-issue needs spec.source.github with owner, repo and issueNumber"),
-    validation = Rule::new("self.type != 'chat' || has(self.chat)").message("spec.source.type chat needs spec.source.chat with sessionId and userId")
+    validation = Rule::new("self.type != 'chat' || has(self.chat)").message("spec.source.type chat needs spec.source.chat with sessionId and userId"),
+    validation = Rule::new("self.type == 'github-issue' || !has(self.github)").message("spec.source.github is only for spec.source.type github-issue; remove it or change the type"),
+    validation = Rule::new("self.type == 'chat' || !has(self.chat)").message("spec.source.chat is only for spec.source.type chat; remove it or change the type")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TaskSource {
@@ -168,29 +179,33 @@ pub enum SourceType {
 }
 
 /// An issue at GitHub.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GithubSource {
     /// Owner of the repository.
     #[schemars(length(min = 1, max = 100))]
+    #[x_kube(validation = Rule::new(rules::FORGE_NAME).message("spec.source.github.owner must be as in the repository's address, of letters, digits and . _ -"))]
     pub owner: String,
     /// Name of the repository.
     #[schemars(length(min = 1, max = 100))]
+    #[x_kube(validation = Rule::new(rules::FORGE_NAME).message("spec.source.github.repo must be as in the repository's address, of letters, digits and . _ -"))]
     pub repo: String,
     /// Number of the issue.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub issue_number: i64,
 }
 
 /// A conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChatSource {
     /// Id of the session.
     #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = Rule::new(rules::ONE_LINE).message("spec.source.chat.sessionId must be one line without control characters"))]
     pub session_id: String,
     /// Id of the user.
     #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = Rule::new(rules::ONE_LINE).message("spec.source.chat.userId must be one line without control characters"))]
     pub user_id: String,
 }
 
@@ -201,19 +216,20 @@ pub struct RepositorySpec {
     /// Clone URL, http or https, without credentials.
     #[schemars(length(min = 10, max = 2048))]
     #[x_kube(
-        validation = Rule::new("self.matches('^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+){2,}/?$')").message("spec.repository.url must be an http or https clone URL without user name or password, for example https://github.com/owner/repo.git (ssh URLs are not supported)"),
-        validation = Rule::new("!self.contains('..') && !self.contains('/./')").message("spec.repository.url must not contain '.' or '..' as a folder; write the address as the forge shows it")
+        validation = Rule::new(rules::CLONE_URL).message("spec.repository.url must be an http or https clone URL without user name or password, for example https://github.com/owner/repo.git (ssh URLs are not supported)"),
+        validation = Rule::new(rules::CLONE_URL_PATH).message("spec.repository.url must not contain '.', '..' or '.git' as a folder; write the address as the forge shows it"),
+        validation = Rule::new(rules::CLONE_URL_AWAY).message("spec.repository.url must not name this machine or a link-local address; write the forge's host name")
     )]
     pub url: String,
     /// Branch that the work starts from and the pull request goes to. Default: main.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 244))]
-    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_][A-Za-z0-9._/+-]*$') && !self.contains('..') && !self.contains('//') && !self.contains('/.') && !self.endsWith('/') && !self.endsWith('.') && !self.endsWith('.lock')").message("spec.repository.branch must be a git branch name of letters, digits and . _ / + -, for example main"))]
+    #[x_kube(validation = Rule::new(rules::BRANCH).message("spec.repository.branch must be a git branch name of letters, digits and . _ / + -, without refs/heads/, for example main"))]
     pub branch: Option<String>,
     /// Branch for the agent's changes. Default: ai/<task-name>.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 238))]
-    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_][A-Za-z0-9._/+-]*$') && !self.contains('..') && !self.contains('//') && !self.contains('/.') && !self.endsWith('/') && !self.endsWith('.') && !self.endsWith('.lock')").message("spec.repository.workBranch must be a git branch name of letters, digits and . _ / + -, for example ai/my-task"))]
+    #[x_kube(validation = Rule::new(rules::BRANCH).message("spec.repository.workBranch must be a git branch name of letters, digits and . _ / + -, without refs/heads/, for example ai/my-task"))]
     pub work_branch: Option<String>,
 }
 
@@ -231,7 +247,10 @@ pub struct AgentSpec {
     /// For `Command`: program and arguments, from the agent image. The prompt is in the file that `AGENT_PROMPT_FILE` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), inner(length(max = 16_384)))]
-    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new(rules::COMMAND).message("spec.agent.command must begin with a program and contain no NUL characters, for example [\"make\", \"test\"]")
+    )]
     pub command: Option<Vec<String>>,
 }
 
@@ -245,28 +264,33 @@ pub enum AgentType {
 }
 
 /// Model and turn limit by step.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSpec {
     /// Model for every step that names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(rules::MODEL).message("spec.model.default must be a model name of letters, digits and . _ : / @ + - [ ], starting with a letter or digit"))]
     pub default: Option<String>,
     /// Model for the plan step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(rules::MODEL).message("spec.model.plan must be a model name of letters, digits and . _ : / @ + - [ ], starting with a letter or digit"))]
     pub plan: Option<String>,
     /// Model for the implement step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(rules::MODEL).message("spec.model.implement must be a model name of letters, digits and . _ : / @ + - [ ], starting with a letter or digit"))]
     pub implement: Option<String>,
     /// Kept for compatibility: the test step runs no model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(rules::MODEL).message("spec.model.test must be a model name of letters, digits and . _ : / @ + - [ ], starting with a letter or digit"))]
     pub test: Option<String>,
     /// Model for the pull-request step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(rules::MODEL).message("spec.model.pullRequest must be a model name of letters, digits and . _ : / @ + - [ ], starting with a letter or digit"))]
     pub pull_request: Option<String>,
     /// Turn limit for every step that has none of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -288,6 +312,11 @@ pub struct ModelSpec {
 
 /// Limits of each step's pod; requests are the chart's `agent.requests`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new(rules::CPU).message("spec.resources.cpu must be between 10m (a hundredth of a CPU) and 1k, for example 500m or 4"),
+    validation = Rule::new(rules::MEMORY).message("spec.resources.memory must be between 64Mi and 1Pi; a number alone counts bytes, write for example 8Gi"),
+    validation = Rule::new(rules::STORAGE).message("spec.resources.storage must be between 64Mi and 1Pi; a number alone counts bytes, write for example 20Gi")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourcesSpec {
     /// CPU limit. Default: 4.
@@ -308,7 +337,10 @@ pub struct TestSpec {
     /// Program and arguments, run in the repository's root; exit code 0 passes. Default: detected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), inner(length(max = 16_384)))]
-    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new(rules::COMMAND).message("spec.test.command must begin with a program and contain no NUL characters, for example [\"make\", \"test\"]")
+    )]
     pub command: Option<Vec<String>>,
     /// What a repository without tests means: `Fail` (the default) or `Proceed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -329,13 +361,14 @@ pub enum OnUnverifiable {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new("!has(oldSelf.maxTokens) || (has(self.maxTokens) && self.maxTokens >= oldSelf.maxTokens)").message("spec.budget.maxTokens may only be raised; leave it as it was or set a higher number"),
-    validation = Rule::new("!has(oldSelf.maxCostUSD) || (has(self.maxCostUSD) && quantity(string(self.maxCostUSD)).compareTo(quantity(string(oldSelf.maxCostUSD))) >= 0)").message("spec.budget.maxCostUSD may only be raised; leave it as it was or set a higher amount")
+    validation = Rule::new("!has(oldSelf.maxCostUSD) || (has(self.maxCostUSD) && quantity(string(self.maxCostUSD)).compareTo(quantity(string(oldSelf.maxCostUSD))) >= 0)").message("spec.budget.maxCostUSD may only be raised; leave it as it was or set a higher amount"),
+    validation = Rule::new(rules::DOLLARS).message("spec.budget.maxCostUSD must be between 1m (a thousandth of a dollar) and 1M dollars, for example 2 or 500m")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct BudgetSpec {
     /// Most tokens, all kinds counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_000_i64))]
     pub max_tokens: Option<i64>,
     /// Most money in US dollars, a quantity such as `2` or `500m`.
     #[serde(default, rename = "maxCostUSD", skip_serializing_if = "Option::is_none")]
@@ -362,6 +395,7 @@ pub struct SandboxSpec {
     /// RuntimeClass of the pods, for example gvisor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(rules::OBJECT_NAME).message("spec.sandbox.runtimeClassName must be the name of a RuntimeClass of lower-case letters, digits, - and ., for example gvisor"))]
     pub runtime_class_name: Option<String>,
     /// `Required`: no start unless egress is proven closed. `BestEffort`: start and report the level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -371,16 +405,10 @@ pub struct SandboxSpec {
     pub require_pids_limit: Option<bool>,
     /// Hosts (`name` or `name:port`) that the agent may reach through the gateway, besides the chart's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 64),
-        inner(
-            length(min = 1, max = 260),
-            regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?$")
-        )
-    )]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 260)))]
     #[x_kube(
         merge_strategy = ListMerge::Set,
-        validation = Rule::new("self.all(h, !h.matches('^[0-9.]+(:[0-9]+)?$'))").message("spec.sandbox.allowedHosts takes host names, not IP addresses; write for example registry.example.com")
+        validation = Rule::new(rules::HOSTS).message("spec.sandbox.allowedHosts takes host names in lower case, each with a port if need be, without wildcards, addresses, paths and https://; write for example registry.example.com or registry.example.com:8443")
     )]
     pub allowed_hosts: Vec<String>,
 }

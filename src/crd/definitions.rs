@@ -19,31 +19,41 @@ const MAP_VALUE_CHARS_MAX: i64 = 63;
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
     let mut crds = vec![CodingTask::crd(), AgentRun::crd()];
     for crd in &mut crds {
-        let rule = match crd.spec.names.kind.as_str() {
-            "CodingTask" => work_branch_rule(),
-            _ => status_stays_rule(),
+        let rules = match crd.spec.names.kind.as_str() {
+            "CodingTask" => work_branch_rules(),
+            _ => vec![status_stays_rule()],
         };
         for version in &mut crd.spec.versions {
             if let Some(root) =
                 version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut())
             {
                 finish(root);
-                root.x_kubernetes_validations = Some(vec![rule.clone()]);
+                root.x_kubernetes_validations = Some(rules.clone());
             }
         }
     }
     crds
 }
 
-/// The default work branch is made of the task's name, which only a rule at the root can see.
-fn work_branch_rule() -> ValidationRule {
-    ValidationRule {
-        rule: "!self.metadata.name.endsWith('.lock') || has(self.spec.repository.workBranch)".into(),
-        message: Some(
-            "metadata.name ends in .lock, which git allows in no branch name; set spec.repository.workBranch or choose another name".into(),
+/// The default work branch is made of the task's name, which only a rule at the root can see, and lies
+/// below `ai/`, which git cannot store beside a branch `ai`.
+fn work_branch_rules() -> Vec<ValidationRule> {
+    [
+        (
+            "!self.metadata.name.endsWith('.lock') || has(self.spec.repository.workBranch)",
+            "metadata.name ends in .lock, which git allows in no branch name; set spec.repository.workBranch or choose another name",
         ),
+        (
+            "has(self.spec.repository.workBranch) || !has(self.spec.repository.branch) || self.spec.repository.branch != 'ai'",
+            "spec.repository.branch ai leaves no room for the default work branch ai/<task-name>; set spec.repository.workBranch, for example to agents/my-task",
+        ),
+    ]
+    .map(|(rule, message)| ValidationRule {
+        rule: rule.into(),
+        message: Some(message.into()),
         ..ValidationRule::default()
-    }
+    })
+    .into()
 }
 
 /// The rules inside the status cannot see that the whole of it goes.

@@ -12,6 +12,7 @@ pub mod coding_task;
 pub mod conditions;
 pub mod definitions;
 pub mod quantity;
+mod rules;
 #[allow(unreachable_pub)]
 pub mod shared;
 

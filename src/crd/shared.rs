@@ -4,6 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rules;
 use crate::domain::{self, report};
 
 /// Longest `message` of a status: four times what we write, so that a cut with its mark never meets
@@ -110,24 +111,31 @@ pub struct Condition {
 }
 
 /// A pod toleration.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''").message("must have no value with operator Exists; remove the value or use operator Equal"),
+    validation = Rule::new("(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')").message("must name the key of a taint; without one, operator Exists tolerates every taint"),
+    validation = Rule::new("!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')").message("must have effect NoExecute when tolerationSeconds is set; set the effect or remove tolerationSeconds")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct TolerationSpec {
     /// Taint key; left out, with operator `Exists`, it tolerates every key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 316))]
+    #[x_kube(validation = Rule::new(rules::TAINT_KEY).message("must be the key of a taint, such as gpu or example.com/gpu"))]
     pub key: Option<String>,
     /// `Exists` or `Equal` (the default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16), regex(pattern = "^(Exists|Equal)$"))]
+    #[schemars(length(max = 16), extend("enum" = ["Exists", "Equal"]))]
     pub operator: Option<String>,
     /// Taint value for `Equal`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new(rules::LABEL_VALUE).message("must be the value of a taint, of letters, digits and . _ -"))]
     pub value: Option<String>,
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`; left out: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), regex(pattern = "^(NoSchedule|PreferNoSchedule|NoExecute)$"))]
+    #[schemars(length(max = 32), extend("enum" = ["NoSchedule", "PreferNoSchedule", "NoExecute"]))]
     pub effect: Option<String>,
     /// For `NoExecute`: how many seconds the pod stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,22 +144,25 @@ pub struct TolerationSpec {
 }
 
 /// Name of a Secret in the task's namespace, and one of its keys.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(rules::OBJECT_NAME).message("must be the name of a Secret, of lower-case letters, digits, - and ."))]
     pub name: String,
     /// Key within the Secret.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(rules::SECRET_KEY).message("must be a key of the Secret, of letters, digits and . _ -"))]
     pub key: String,
 }
 
 /// Name of an image pull Secret in the task's namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LocalSecretRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(rules::OBJECT_NAME).message("must be the name of a Secret, of lower-case letters, digits, - and ."))]
     pub name: String,
 }

@@ -93,9 +93,19 @@ pub fn label_value(name: &str) -> String {
     format!("{}-{hash}", cut(name, LABEL_BYTES_MAX - HASH_DIGITS - 1))
 }
 
-/// The work branch when the user names none.
+/// Longest work branch: with [`disambiguated_branch`]'s tail and git's `.lock` beside the reference it
+/// is still a file name (255 bytes), and it fits its status field.
+const WORK_BRANCH_BYTES_MAX: usize = 238;
+
+/// The work branch when the user names none: `ai/` and the task's name, cut with a hash of the whole
+/// where git could not store it.
 pub fn default_work_branch(task_name: &str) -> String {
-    format!("ai/{task_name}")
+    let branch = format!("ai/{task_name}");
+    if branch.len() <= WORK_BRANCH_BYTES_MAX {
+        return branch;
+    }
+    let hash = short_hash(&[task_name]);
+    format!("{}-{hash}", cut(&branch, WORK_BRANCH_BYTES_MAX - HASH_DIGITS - 1))
 }
 
 /// The work branch to use when `branch` exists and is not this task's.

@@ -42,7 +42,7 @@ fn full() -> Value {
     json!({
         "source": {"type": "github-issue", "github": {"owner": "o", "repo": "r", "issueNumber": 7}},
         "repository": {"url": "https://git.example.com:8443/group/sub/repo.git", "branch": "release/1.x", "workBranch": "ai/it"},
-        "prompt": "ü".repeat(60_000),
+        "prompt": "ü".repeat(32_768),
         "agentImage": "registry.example.com/agent@sha256:0000000000000000000000000000000000000000000000000000000000000000",
         "imagePullSecrets": [{"name": "pull"}],
         "agent": {"type": "Command", "command": ["sh", "-c", "true"]},

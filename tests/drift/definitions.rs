@@ -35,6 +35,19 @@ fn chart_text() -> String {
     text
 }
 
+/// Both definitions in one file, for who installs them apart from the chart.
+const INSTALL_FILE: &str = "deploy/crds/install.yaml";
+
+/// Contents of [`INSTALL_FILE`].
+fn install_text() -> String {
+    let mut text = format!("{HEADER}# kubectl apply --server-side -f deploy/crds/install.yaml\n");
+    for crd in all_crds() {
+        text.push_str("---\n");
+        text.push_str(&serde_saphyr::to_string(&crd).unwrap());
+    }
+    text
+}
+
 /// Compares a checked-in file with what it should be; writes it instead when `AO_WRITE` is set.
 fn hold(path: &str, expected: &str) {
     let path = root().join(path);
@@ -60,13 +73,19 @@ fn custom_resource_files_equal_the_types() {
 }
 
 #[test]
+fn custom_resource_install_file_equals_the_types() {
+    hold(INSTALL_FILE, &install_text());
+}
+
+#[test]
 fn custom_resource_copy_of_the_chart_equals_the_types() {
     hold("deploy/helm/agent-operator/templates/crds.yaml", &chart_text());
 }
 
 #[test]
 fn custom_resource_folder_holds_nothing_else() {
-    let expected: Vec<String> = all_crds().iter().map(file_of).collect();
+    let mut expected: Vec<String> = all_crds().iter().map(file_of).collect();
+    expected.push(INSTALL_FILE.to_owned());
     for entry in fs::read_dir(root().join("deploy/crds")).unwrap() {
         let name = format!("deploy/crds/{}", entry.unwrap().file_name().to_string_lossy());
         assert!(expected.contains(&name), "{name} belongs to no type");

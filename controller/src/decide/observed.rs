@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use agent_operator::{
-    crd::{AgentRunSpec, AgentRunStatus, CodingTaskSpec, CodingTaskStatus},
+    crd::{AgentRunSpec, AgentRunStatus, CodingTaskSpec, CodingTaskStatus, coding_task::AgentType},
     domain::{Attempt, NodeName, Reason, RunKey, RunPhase, RunRef, RunUid, StepName, TaskUid},
 };
 use jiff::Timestamp;
@@ -200,15 +200,28 @@ impl Observed {
     }
 }
 
-/// A duration that the schema has checked. Should one slip through, [`invalid_duration`] has refused
+/// A duration that the schema has checked. Should one slip through, [`invalid`] has refused
 /// the task before this value matters.
 fn parsed(text: Option<&str>, default: Duration) -> Duration {
     text.and_then(|text| text.parse::<agent_operator::domain::GoDuration>().ok())
         .map_or(default, agent_operator::domain::GoDuration::get)
 }
 
+/// What of `spec` cannot be carried out, as a sentence. The schema's rules say the same; this holds
+/// for objects that were stored before those rules.
+pub fn invalid(spec: &CodingTaskSpec) -> Option<String> {
+    invalid_duration(spec).or_else(|| {
+        let agent = spec.agent.as_ref().filter(|agent| agent.type_ == AgentType::Command)?;
+        let none = agent.command.as_ref().is_none_or(Vec::is_empty);
+        none.then(|| {
+            "spec.agent.type Command needs spec.agent.command; create the task anew with one"
+                .to_owned()
+        })
+    })
+}
+
 /// The first duration of `spec` that cannot be read, as a sentence.
-pub fn invalid_duration(spec: &CodingTaskSpec) -> Option<String> {
+fn invalid_duration(spec: &CodingTaskSpec) -> Option<String> {
     [("spec.stepTimeout", &spec.step_timeout), ("spec.taskTimeout", &spec.task_timeout)]
         .into_iter()
         .find_map(|(field, text)| {

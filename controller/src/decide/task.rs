@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::{
     CredentialState, Delivery, Observed, RunView, deadline, message,
-    observed::invalid_duration,
+    observed::invalid,
     placement,
     progress::{Ending, Progress, Stand, Start, replay},
     resolve,
@@ -153,7 +153,7 @@ fn refusal(observed: &Observed) -> Option<(&'static str, String)> {
             ),
         ));
     }
-    if let Some(problem) = invalid_duration(&observed.task.spec) {
+    if let Some(problem) = invalid(&observed.task.spec) {
         return Some((accepted::INVALID, problem));
     }
     match &observed.credentials {
