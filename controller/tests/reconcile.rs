@@ -4,10 +4,10 @@
 // Helpers of tests fail by panicking, as the tests themselves do.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
-#[path = "reconcile/refused_writes.rs"]
-mod refused_writes;
 #[path = "reconcile/anything.rs"]
 mod anything;
+#[path = "reconcile/refused_writes.rs"]
+mod refused_writes;
 #[path = "../../tests/schema/mod.rs"]
 mod schema;
 #[path = "reconcile/support.rs"]

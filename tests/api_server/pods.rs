@@ -54,6 +54,7 @@ fn pod(assignment: &Assignment) -> Pod {
         gateway: "10.96.0.10:8080".parse().unwrap(),
         runner_image: "registry.example/runner:1".into(),
         delivery: Delivery::ImageVolume,
+        priority_class: None,
     };
     build::pod(assignment, &settings, &Secret::new("one-time"))
 }

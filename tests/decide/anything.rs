@@ -41,6 +41,7 @@ fn build(model: &Model) {
             gateway: "10.96.0.10:8080".parse().unwrap(),
             runner_image: "registry.test/runner:1".to_owned(),
             delivery,
+            priority_class: None,
         };
         let pod = pod(&order, &settings, &Secret::new("one-time"));
         let name = pod.metadata.name.as_deref().unwrap();

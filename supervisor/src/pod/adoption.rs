@@ -60,7 +60,15 @@ pub fn judge_for(existing: &Pod, assignment: &Assignment) -> Adoption {
     let Some(settings) = settings_of(existing) else {
         return Adoption::Foreign("it is not of our template".to_owned());
     };
-    judge(existing, &build::pod(assignment, &settings, &Secret::new("")))
+    let with_class = |priority_class: Option<String>| {
+        let settings = NodeSettings { priority_class, ..settings.clone() };
+        judge(existing, &build::pod(assignment, &settings, &Secret::new("")))
+    };
+    match with_class(settings.priority_class.clone()) {
+        // A class that stands in the pod may be the cluster's default, filled in at admission.
+        Adoption::Foreign(_) if settings.priority_class.is_some() => with_class(None),
+        found => found,
+    }
 }
 
 fn agent(pod: &Pod) -> Option<&Container> {
@@ -76,7 +84,8 @@ fn settings_of(pod: &Pod) -> Option<NodeSettings> {
         Some(image) => (image.reference.clone()?, Delivery::ImageVolume),
         None => (spec.init_containers.as_ref()?.first()?.image.clone()?, Delivery::InitContainer),
     };
-    Some(NodeSettings { gateway, runner_image, delivery })
+    let priority_class = spec.priority_class_name.clone();
+    Some(NodeSettings { gateway, runner_image, delivery, priority_class })
 }
 
 /// When the kubelet started the agent container; a step's gate opens within moments of it.
@@ -95,7 +104,8 @@ mod tests {
 
     fn made(delivery: Delivery) -> Pod {
         let gateway = "10.96.0.9:8080".parse().unwrap();
-        let settings = NodeSettings { gateway, runner_image: "runner:old".into(), delivery };
+        let (runner_image, priority_class) = ("runner:old".to_owned(), None);
+        let settings = NodeSettings { gateway, runner_image, delivery, priority_class };
         let mut pod = build::pod(&assignment(), &settings, &Secret::new("token"));
         pod.metadata.uid = Some("pod-uid".into());
         pod

@@ -196,7 +196,7 @@ impl Mirror {
     ) -> Result<(), GitError> {
         let refspec = format!("+{commit}:refs/heads/{branch}");
         let args = ["push", "--dry-run", "--porcelain", "--no-verify", "--", &self.url, &refspec];
-        let run = Run::local(&self.path, &args).upstream(login, LIST_TIMEOUT);
+        let run = Run::local(&self.path, &args).upstream(&self.url, login, LIST_TIMEOUT);
         self.accepted(&self.git.run(run).await?, "write to").map(drop)
     }
 
