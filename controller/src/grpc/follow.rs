@@ -264,9 +264,12 @@ impl Follower {
                 continue;
             }
             if terminal || superseded || !self.stay {
+                let demand = self.store.demand();
+                let reachable = run.as_deref().is_some_and(|run| demand.is_connected(&run.node));
                 let until = self.patience(&look, run.as_deref(), quiet_since);
-                // What ended without a word may be at its node; the present is not waited for.
-                let wait = self.stay || (terminal && !look.absent.is_empty());
+                // What ended without a word may be at its node, if that can be asked; nothing else of
+                // the present is waited for.
+                let wait = self.stay || (terminal && !look.absent.is_empty() && reachable);
                 if wait && !look.is_over() && clock::instant() < until {
                     if terminal && !look.absent.is_empty() {
                         self.store.demand().want(uid);

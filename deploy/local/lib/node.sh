@@ -239,6 +239,10 @@ localStorageCapacityIsolation: false
 maxPods: 110
 podPidsLimit: 1024
 serializeImagePulls: false
+# Small files, looked at often, so that tests see rotations without writing gigabytes.
+containerLogMaxSize: 5Mi
+containerLogMaxFiles: 5
+containerLogMonitorInterval: 3s
 volumePluginDir: $dir/volume-plugins
 # A developer's disk is often nearly full: neither pods nor images may go because of that.
 imageGCHighThresholdPercent: 100

@@ -2,6 +2,7 @@
 //! all scenarios, and leave the system as they found it.
 
 mod fence;
+mod follow_resumes;
 mod kill_points;
 mod uninstall;
 mod upgrade;

@@ -6,5 +6,6 @@ mod follow;
 mod issues;
 mod many_tasks;
 mod retries;
+mod rotation;
 mod sample;
 mod timeout;

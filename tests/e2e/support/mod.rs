@@ -3,6 +3,7 @@
 pub(crate) mod cluster;
 pub(crate) mod forge;
 pub(crate) mod grpcurl;
+pub(crate) mod logs;
 pub(crate) mod model;
 pub(crate) mod processes;
 pub(crate) mod release;

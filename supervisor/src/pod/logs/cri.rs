@@ -4,7 +4,7 @@
 /// Decodes record lines as they come, in whatever pieces. Memory is bounded: of a line only the
 /// header is kept, and a header longer than [`HEADER_BYTES_MAX`] is no header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Decoder {
+pub(super) struct Decoder {
     header: Vec<u8>,
     state: State,
 }
@@ -26,13 +26,13 @@ enum State {
 
 impl Decoder {
     /// Whether the input so far ended at the end of a record.
-    pub fn at_record_start(&self) -> bool {
+    pub(super) fn at_record_start(&self) -> bool {
         self.state == State::Header && self.header.is_empty()
     }
 
     /// Decodes `input`, appending the container's bytes to `out`. Returns how many bytes of `input`
     /// belong to whole records, and how long `out` was at that point: what may be made durable.
-    pub fn decode(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, usize) {
+    pub(super) fn decode(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, usize) {
         let mut whole = (0, out.len());
         let mut at = 0;
         while at < input.len() {
