@@ -156,7 +156,7 @@ impl Applier {
             self.update_run(&update).await?;
         }
         if let Some(status) = status {
-            self.write_task_status(task, &status).await?;
+            self.write_task_status_or_less(task, &status).await?;
         }
         for command in commands {
             self.command(observed, &command, credentials);
@@ -316,6 +316,25 @@ impl Applier {
         let write = api.patch_status(&name, &params, &patch);
         let written = call("write the status of AgentRun", &name, write).await?;
         Ok(self.world.wrote_run(written))
+    }
+
+    /// A last status that the API server refuses for its contents is written once more with only what
+    /// nobody can do without: it would be refused for ever, and the task would never end.
+    async fn write_task_status_or_less(
+        &self,
+        task: &CodingTask,
+        status: &CodingTaskStatus,
+    ) -> Result<(), ApplyError> {
+        match self.write_task_status(task, status).await {
+            Err(error)
+                if matches!(error.code(), Some(413 | 422))
+                    && crate::decide::status::is_finished(status) =>
+            {
+                tracing::warn!(task = task.name_any(), error = %agent_operator::domain::text::error_chain(&error), "the last status was refused; writing the least of it");
+                self.write_task_status(task, &crate::decide::status::minimal(status)).await
+            }
+            result => result,
+        }
     }
 
     async fn write_task_status(

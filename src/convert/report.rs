@@ -2,7 +2,7 @@
 
 use crate::{
     domain::{
-        Usage,
+        StartTrouble, Usage,
         report::{
             LogSummary, Outcome, PullRequest, Refusal, Report, RunState, SandboxStatus, Started,
             StepFacts,
@@ -25,6 +25,13 @@ impl TryFrom<v1::RunReport> for Report {
             Some(State::Finished(outcome)) => {
                 RunState::Finished(Box::new(required("finished", Some(outcome))?))
             }
+            Some(State::Waiting(waiting)) => RunState::Waiting(StartTrouble {
+                fault: name("waiting.start_fault", &waiting.start_fault)?,
+                message: waiting.message,
+            }),
+            Some(State::ExitMismatch(mismatch)) => {
+                RunState::ExitMismatch { reported: mismatch.reported, recorded: mismatch.recorded }
+            }
             Some(State::Unknown(unknown)) => RunState::Unknown { message: unknown.message },
             None => return Err(ConvertError::missing("state")),
         };
@@ -44,6 +51,14 @@ impl From<&Report> for v1::RunReport {
         let state = match &report.state {
             RunState::Running(started) => State::Running(started.into()),
             RunState::Finished(outcome) => State::Finished(outcome.as_ref().into()),
+            RunState::Waiting(trouble) => State::Waiting(v1::WaitingState {
+                start_fault: trouble.fault.as_str().to_owned(),
+                message: trouble.message.clone(),
+            }),
+            RunState::ExitMismatch { reported, recorded } => {
+                let (reported, recorded) = (*reported, *recorded);
+                State::ExitMismatch(v1::ExitMismatchState { reported, recorded })
+            }
             RunState::Unknown { message } => {
                 State::Unknown(v1::UnknownState { message: message.clone() })
             }
@@ -90,6 +105,9 @@ impl TryFrom<v1::Outcome> for Outcome {
         Ok(Self {
             reason: name("reason", &wire.reason)?,
             message: wire.message,
+            start_fault: (!wire.start_fault.is_empty())
+                .then(|| name("start_fault", &wire.start_fault))
+                .transpose()?,
             exit_code: wire.exit_code,
             pod_name: wire.pod_name,
             started_at,
@@ -118,6 +136,7 @@ impl From<&Outcome> for v1::Outcome {
             log_bytes: outcome.log.bytes,
             log_gaps: outcome.log.gaps,
             refusals: outcome.refusals.iter().map(Into::into).collect(),
+            start_fault: outcome.start_fault.map_or_else(String::new, |fault| fault.to_string()),
         }
     }
 }

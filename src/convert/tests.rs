@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     domain::{
-        Assignment, Attempt, Credential, Epoch, Reason, RunKey, RunRef, Secret, StepName, TaskRef,
-        Usage,
+        Assignment, Attempt, Credential, Epoch, Reason, RunKey, RunRef, Secret, StartFault,
+        StartTrouble, StepName, TaskRef, Usage,
         assignment::{
             AgentKind, EgressPolicy, IssueRef, PodRequest, Repository, SandboxPolicy, TaskBudget,
             Toleration, Work,
@@ -86,6 +86,7 @@ fn outcome(reason: Reason) -> Outcome {
     Outcome {
         reason,
         message: "tests failed".into(),
+        start_fault: (reason == Reason::Unstarted).then_some(StartFault::ImageNotPullable),
         exit_code: Some(1),
         pod_name: Some("pod".into()),
         started_at: Some(Timestamp::new(1_700_000_000, 5).unwrap()),
@@ -185,7 +186,12 @@ fn reports_of_a_start_and_of_an_unknown_state_round_trip() {
         started_at: Timestamp::UNIX_EPOCH,
         sandbox: SandboxStatus::default(),
     };
-    for state in [RunState::Running(started), RunState::Unknown { message: "silent".into() }] {
+    for state in [
+        RunState::Running(started),
+        RunState::Unknown { message: "silent".into() },
+        RunState::Waiting(StartTrouble::new(StartFault::QuotaExceeded, "exceeded quota")),
+        RunState::ExitMismatch { reported: 0, recorded: 137 },
+    ] {
         let report = report(state);
         assert_eq!(Report::try_from(v1::RunReport::from(&report)), Ok(report));
     }

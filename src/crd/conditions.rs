@@ -12,6 +12,9 @@ pub const SUSPENDED: &str = "Suspended";
 pub const FINISHED: &str = "Finished";
 /// The task has ended well.
 pub const SUCCEEDED: &str = "Succeeded";
+/// The run's pod runs (on an `AgentRun`). False while something keeps it from starting, with a
+/// `StartFault` as reason; left out where nothing did.
+pub const STARTED: &str = "Started";
 /// The kubelet's record of an exit differs from the runner's report (on an `AgentRun`).
 pub const EXIT_MISMATCH: &str = "ExitMismatch";
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ids::{Attempt, Epoch, PodUid, RunRef},
     outcome::{Reason, RunPhase},
+    start_fault::{StartFault, StartTrouble},
     usage::Usage,
 };
 
@@ -29,6 +30,8 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum RunState {
+    /// It has not started yet, and something keeps it from starting.
+    Waiting(StartTrouble),
     /// The start gate has opened.
     Running(Started),
     /// It is over; never changes afterwards.
@@ -37,6 +40,14 @@ pub enum RunState {
     Unknown {
         /// What is known, for people.
         message: String,
+    },
+    /// The kubelet's record of the exit contradicts the runner's. The outcome stays as it is.
+    #[serde(rename_all = "camelCase")]
+    ExitMismatch {
+        /// Exit code by the runner's report.
+        reported: i32,
+        /// Exit code by the kubelet's record.
+        recorded: i32,
     },
 }
 
@@ -62,6 +73,9 @@ pub struct Outcome {
     pub reason: Reason,
     /// One sentence for people.
     pub message: String,
+    /// What kept it from starting; only with [`Reason::Unstarted`].
+    #[serde(default)]
+    pub start_fault: Option<StartFault>,
     /// Exit code as the runtime or the runner recorded it; none when unknown.
     pub exit_code: Option<i32>,
     /// Name of the pod; none when no pod was made.

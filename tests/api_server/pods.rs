@@ -1,7 +1,7 @@
 //! The supervisor's calls on pods against a real server, with a supervisor's own token and the pod
 //! that it really makes: under the chart's policies and rights, in a namespace held to `restricted`.
 
-use agent_operator::domain::{Assignment, Secret, ids::PodUid};
+use agent_operator::domain::{Assignment, Secret, StartFault, ids::PodUid};
 use agent_operator_supervisor::{
     ledger::Delivery,
     pod::{
@@ -10,12 +10,12 @@ use agent_operator_supervisor::{
         digest::digest,
         watch,
     },
-    steps::runner::Input,
+    steps::{hindrance, runner::Input},
 };
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{LimitRange, Namespace, Pod};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -112,6 +112,56 @@ async fn supervisor_tells_a_wrong_pod_from_a_refused_one() {
     assert!(matches!(&elsewhere, Err(PodError::Refused(words)) if words.contains("own node")));
     let no_namespace = pods.create(&pod(&assignment("no-such-namespace", "node-a"))).await;
     assert!(matches!(no_namespace, Err(PodError::Refused(_))));
+}
+
+/// The server's own words about a pod that it refuses, and what they are taken for.
+async fn refusal(pods: &KubePods, wanted: &Pod) -> (StartFault, String) {
+    match pods.create(wanted).await {
+        Err(PodError::Refused(words)) => (hindrance::refusal(&words), words),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn f32_refusals_of_the_real_server_are_told_apart() {
+    let Some((installed, _)) = rig().await else { return };
+    // The administrator's: the chart's own policy would refuse some of these pods first.
+    let pods = KubePods::new(installed.admin.clone());
+    let space = &installed.namespace;
+    let wanted = pod(&assignment(space, "node-a"));
+
+    let mut open = wanted.clone();
+    open.spec.as_mut().unwrap().host_network = Some(true);
+    let (fault, words) = refusal(&pods, &open).await;
+    assert_eq!(fault, StartFault::PodSecurityRefused, "{words}");
+
+    let ranges: Api<LimitRange> = Api::namespaced(installed.admin.clone(), space);
+    for (bounds, what) in [
+        (json!({"max": {"cpu": "1"}}), "max"),
+        (json!({"min": {"cpu": "1"}, "max": {"cpu": "8"}}), "min"),
+        (json!({"maxLimitRequestRatio": {"cpu": "2"}}), "ratio"),
+    ] {
+        let mut limit = bounds;
+        limit["type"] = json!("Container");
+        let range: LimitRange =
+            from_json(json!({"metadata": {"name": what}, "spec": {"limits": [limit]}}));
+        ranges.create(&PostParams::default(), &range).await.unwrap();
+        let (fault, words) = eventually("the range is in force", async || {
+            let made = pods.create(&wanted).await;
+            let Err(PodError::Refused(words)) = made else {
+                let name = wanted.metadata.name.clone().unwrap();
+                let uid = PodUid::new(made.ok()?.metadata.uid?);
+                pods.delete(space, &name, &uid).await.unwrap();
+                pods.remove_finalizer(space, &name, &uid).await.unwrap();
+                return None;
+            };
+            Some((hindrance::refusal(&words), words))
+        })
+        .await;
+        assert_eq!(fault, StartFault::LimitRangeExceeded, "{what}: {words}");
+        ranges.delete(what, &DeleteParams::default()).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -1,17 +1,21 @@
 //! Sentences for people, always made of the same parts: which step, which attempt, which command,
 //! which exit code, and the last lines.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use agent_operator::{
     crd::AgentRunStatus,
     domain::{
-        Attempt, NodeName, Reason, StepName,
+        Attempt, GoDuration, NodeName, Reason, StepName,
         limits::MESSAGE_BYTES_MAX,
-        text::{printable, tail, truncate},
+        text::{head_and_tail, printable, tail, truncate},
     },
 };
 
+use super::retry::REPLACE_BACKOFF_MAX;
+
+/// Longest words of a server in a message, remedy included: the rest is the sentence around them.
+const TROUBLE_BYTES_MAX: usize = 1536;
 /// Share of a message that output may take: the rest is the sentence before it.
 const LAST_LINES_BYTES_MAX: usize = 1024;
 /// Longest command shown in a message.
@@ -22,6 +26,29 @@ const SENTENCE_BYTES_MAX: usize = 512;
 /// A step that was handed out and has not ended.
 pub(super) fn handed_out(step: StepName, attempt: Attempt, node: &NodeName) -> String {
     format!("step {step} (attempt {attempt}) is with node {node}")
+}
+
+/// A step that something keeps from starting, with the way out and what is done meanwhile.
+pub(super) fn held_up(step: StepName, trouble: &str, task_timeout: Duration) -> String {
+    let trouble = head_and_tail(trouble, TROUBLE_BYTES_MAX);
+    bounded(&format!(
+        "step {step} cannot start: {trouble}; it is tried again after a pause that doubles up to {}, without using up a retry, until the task's timeout of {}",
+        duration(REPLACE_BACKOFF_MAX),
+        duration(task_timeout)
+    ))
+}
+
+/// What is done while no node can take a step.
+pub(super) fn waits_for_node(pause: Duration, task_timeout: Duration) -> String {
+    format!(
+        "nodes are looked at again when they change and at least every {}, until the task's timeout of {}",
+        duration(pause),
+        duration(task_timeout)
+    )
+}
+
+fn duration(duration: Duration) -> GoDuration {
+    GoDuration::from_secs(duration.as_secs())
 }
 
 /// How a run failed.

@@ -9,6 +9,7 @@ use agent_operator::{
     crd::{
         CodingTaskSpec,
         coding_task::{OnExceeded, OnUnverifiable},
+        conditions,
     },
     domain::{
         Attempt, Budget, NodeName, Reason, RunPhase, StepName, Usage, assignment::TaskBudget,
@@ -69,6 +70,24 @@ pub struct Start {
     pub after_failure: Option<String>,
 }
 
+/// What keeps a step from starting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unstarted {
+    /// Reason of the condition `Scheduled`.
+    pub reason: String,
+    /// The server's words, and the remedy.
+    pub message: String,
+}
+
+impl Unstarted {
+    /// What the run's own condition says; none while nothing keeps it.
+    fn of(run: &RunView) -> Option<Self> {
+        let started = run.status.conditions.iter().find(|c| c.type_ == conditions::STARTED)?;
+        (started.status == "False")
+            .then(|| Self { reason: started.reason.clone(), message: started.message.clone() })
+    }
+}
+
 /// How the task ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -105,6 +124,8 @@ pub struct Progress<'a> {
     pub counts: Counts,
     /// What there is to do.
     pub stand: Stand<'a>,
+    /// What keeps the present step from starting: its last attempt did not, or the live one waits.
+    pub unstarted: Option<Unstarted>,
     /// The runs in the order in which they ran.
     pub history: Vec<Record<'a>>,
 }
@@ -117,8 +138,13 @@ pub fn replay(observed: &Observed) -> Progress<'_> {
             break stand;
         }
     };
-    let Replay { step, counts, history, .. } = replay;
-    Progress { step, counts, stand, history }
+    let Replay { step, counts, history, unstarted, .. } = replay;
+    let unstarted = match &stand {
+        Stand::Live(run) if run.phase == RunPhase::Pending => Unstarted::of(run).or(unstarted),
+        Stand::Live(_) | Stand::BudgetPaused(_) | Stand::Done(_) => None,
+        Stand::Start(_) => unstarted,
+    };
+    Progress { step, counts, stand, unstarted, history }
 }
 
 /// What is left of the task's budget; none when it has none.
@@ -162,6 +188,7 @@ struct Replay<'a> {
     avoid: Vec<NodeName>,
     not_before: Option<Timestamp>,
     after_failure: Option<String>,
+    unstarted: Option<Unstarted>,
     history: Vec<Record<'a>>,
 }
 
@@ -189,6 +216,7 @@ impl<'a> Replay<'a> {
             avoid: Vec::new(),
             not_before: None,
             after_failure: None,
+            unstarted: None,
             history: Vec::new(),
         }
     }
@@ -240,6 +268,7 @@ impl<'a> Replay<'a> {
         self.avoid.clear();
         self.not_before = None;
         self.after_failure = None;
+        self.unstarted = None;
     }
 
     fn succeeded(&mut self, record: &Record<'a>) -> Option<Stand<'a>> {
@@ -304,6 +333,9 @@ impl<'a> Replay<'a> {
         }
         self.chain = Some(chain);
         self.after_failure = Some(record.failure());
+        self.unstarted = (reason.budget() == Budget::Replace)
+            .then(|| record.run.and_then(Unstarted::of))
+            .flatten();
         match reason.budget() {
             Budget::Application => {
                 // A failure without output must not hide what an earlier one said.

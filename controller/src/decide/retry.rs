@@ -16,7 +16,7 @@ const PROVIDER_BACKOFF_MAX: Duration = Duration::from_mins(10);
 /// First wait before a run that never started is placed again; doubles.
 const REPLACE_BACKOFF: Duration = Duration::from_secs(2);
 /// Longest such wait: a missing quota or image is noticed within it once it is put right.
-const REPLACE_BACKOFF_MAX: Duration = Duration::from_mins(5);
+pub(super) const REPLACE_BACKOFF_MAX: Duration = Duration::from_mins(5);
 
 /// Retries that were granted so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -76,6 +76,24 @@ pub fn condition<'a>(status: &'a CodingTaskStatus, type_: &str) -> Option<&'a Co
     status.conditions.iter().find(|condition| condition.type_ == type_)
 }
 
+/// The least of a last status, for an API server that refuses the whole: plan text, runs and details of
+/// the repository are left out, which the runs' own statuses have.
+pub fn minimal(status: &CodingTaskStatus) -> CodingTaskStatus {
+    CodingTaskStatus {
+        phase: status.phase.clone(),
+        observed_generation: status.observed_generation,
+        message: Some("the full status was refused by the API server".to_owned()),
+        retry_count: status.retry_count,
+        retries: status.retries,
+        pull_request: status.pull_request.clone(),
+        usage: status.usage,
+        start_time: status.start_time,
+        completion_time: status.completion_time,
+        conditions: status.conditions.clone(),
+        ..CodingTaskStatus::default()
+    }
+}
+
 /// A status in the making.
 pub struct Draft<'a> {
     observed: &'a Observed,
@@ -94,6 +112,11 @@ impl<'a> Draft<'a> {
         draft.runs(&progress.history);
         draft.facts(&progress.history);
         draft
+    }
+
+    /// The task's timeout.
+    pub fn task_timeout(&self) -> std::time::Duration {
+        self.observed.task_timeout()
     }
 
     /// Sets a condition; its time changes only with its status.

@@ -12,7 +12,7 @@ use super::{
     CredentialState, Delivery, Observed, RunView, deadline, message,
     observed::invalid,
     placement,
-    progress::{Ending, Progress, Stand, Start, replay},
+    progress::{Ending, Progress, Stand, Start, Unstarted, replay},
     resolve,
     run::{self, Contact, requeue},
     status::{Draft, TaskPhase, condition, is_finished},
@@ -195,17 +195,25 @@ fn begin(
     wait_until_deadline(observed, now, plan);
     if let Some(at) = start.not_before.filter(|at| *at > now) {
         requeue(plan, deadline::until(now, at));
+        if let Some(unstarted) = &progress.unstarted {
+            return held_up(draft, phase, start.step, unstarted);
+        }
         let why = start.after_failure.clone().unwrap_or_default();
         draft.summary(phase, start.step, &format!("tried again soon: {why}"));
         return unfinished(draft, "WaitingForRetry", &why);
     }
     let previous = progress.history.last().and_then(|last| last.run).map(RunView::node);
     match placement::place(observed, start, previous.as_ref()) {
-        Ok(node) => create(observed, start, &node, draft, plan),
+        Ok(node) => create(observed, start, &node, progress.unstarted.as_ref(), draft, plan),
         Err(unplaced) => {
-            draft.summary(phase, start.step, &unplaced.message);
-            draft.condition(conditions::SCHEDULED, false, unplaced.reason, &unplaced.message);
-            unfinished(draft, unplaced.reason, &unplaced.message);
+            let why = format!(
+                "{}; {}",
+                unplaced.message,
+                message::waits_for_node(PLACEMENT_RETRY, observed.task_timeout())
+            );
+            draft.summary(phase, start.step, &why);
+            draft.condition(conditions::SCHEDULED, false, unplaced.reason, &why);
+            unfinished(draft, unplaced.reason, &why);
             plan.waits_for_node = true;
             requeue(plan, PLACEMENT_RETRY);
         }
@@ -216,6 +224,7 @@ fn create(
     observed: &Observed,
     start: &Start,
     node: &NodeName,
+    unstarted: Option<&Unstarted>,
     draft: &mut Draft<'_>,
     plan: &mut Plan,
 ) {
@@ -223,7 +232,11 @@ fn create(
     let name = names::run_name(&task.name, &task.uid, start.step, start.attempt);
     let spec = resolve::run_spec(observed, start, node);
     draft.created(&name, start.step, spec.attempt, node.as_str());
-    with_node(draft, start.step, start.attempt, node);
+    match unstarted {
+        // Until it runs, nothing is known to have been mended.
+        Some(unstarted) => held_up(draft, TaskPhase::of(start.step), start.step, unstarted),
+        None => with_node(draft, start.step, start.attempt, node),
+    }
     plan.run_creates.push(RunCreate { name, spec });
 }
 
@@ -233,6 +246,15 @@ fn with_node(draft: &mut Draft<'_>, step: StepName, attempt: Attempt, node: &Nod
     draft.summary(TaskPhase::of(step), step, &text);
     draft.condition(conditions::SCHEDULED, true, scheduled::ASSIGNED, &text);
     unfinished(draft, IN_PROGRESS, "");
+}
+
+/// A step that something keeps from starting: the same words over all its attempts, so that they change
+/// only when the situation does.
+fn held_up(draft: &mut Draft<'_>, phase: TaskPhase, step: StepName, unstarted: &Unstarted) {
+    let text = message::held_up(step, &unstarted.message, draft.task_timeout());
+    draft.summary(phase, step, &text);
+    draft.condition(conditions::SCHEDULED, false, &unstarted.reason, &text);
+    unfinished(draft, &unstarted.reason, &text);
 }
 
 /// Looks after the live run.
@@ -268,6 +290,8 @@ fn tend(
         draft.summary(TaskPhase::of(progress.step), progress.step, &why);
         draft.condition(conditions::SCHEDULED, false, scheduled::NODE_UNKNOWN, &why);
         unfinished(draft, scheduled::NODE_UNKNOWN, &why);
+    } else if let Some(unstarted) = &progress.unstarted {
+        held_up(draft, TaskPhase::of(run.step), run.step, unstarted);
     } else {
         with_node(draft, run.step, run.attempt, &run.node());
     }

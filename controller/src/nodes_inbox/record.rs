@@ -5,10 +5,11 @@ use agent_operator::{
     crd::{
         AgentRunStatus,
         agent_run::{LogStatus, RefusalStatus, SandboxReached},
-        shared::{PullRequestStatus, UsageStatus},
+        conditions,
+        shared::{Condition, PullRequestStatus, UsageStatus},
     },
     domain::{
-        RunPhase,
+        RunPhase, StartTrouble,
         limits::{MESSAGE_BYTES_MAX, OUTPUT_BYTES_MAX},
         report::{Outcome, Refusal, RunState, SandboxStatus, Started},
         text::{head_and_tail, printable, truncate},
@@ -34,11 +35,13 @@ pub(super) fn recorded(
     state: &RunState,
     now: Timestamp,
 ) -> Option<AgentRunStatus> {
-    let phase = before.phase.as_deref();
-    if matches!(phase, Some("Succeeded" | "Failed")) {
-        return None;
-    }
+    let ended = matches!(before.phase.as_deref(), Some("Succeeded" | "Failed"));
     let after = match state {
+        RunState::ExitMismatch { reported, recorded } => {
+            mismatch(before, *reported, *recorded, now)
+        }
+        _ if ended => return None,
+        RunState::Waiting(trouble) => waiting(before, trouble, now),
         RunState::Running(started) => running(before, started, now),
         RunState::Finished(outcome) => finished(before, outcome, now),
         RunState::Unknown { message } => {
@@ -65,6 +68,56 @@ pub(super) fn minimal(status: &AgentRunStatus) -> AgentRunStatus {
     }
 }
 
+/// Sets a condition; its time changes only with its status.
+fn set(
+    status: &mut AgentRunStatus,
+    type_: &str,
+    holds: bool,
+    (reason, message): (&str, &str),
+    now: Timestamp,
+) {
+    let value = if holds { "True" } else { "False" };
+    let old = status.conditions.iter().position(|condition| condition.type_ == type_);
+    let old = old.map(|at| status.conditions.remove(at));
+    let at = old.filter(|old| old.status == value).map_or(now, |old| old.last_transition_time);
+    status.conditions.push(Condition {
+        type_: type_.to_owned(),
+        status: value.to_owned(),
+        // A run's spec never changes.
+        observed_generation: None,
+        last_transition_time: at,
+        reason: reason.to_owned(),
+        message: line(message),
+    });
+}
+
+fn waiting(before: &AgentRunStatus, trouble: &StartTrouble, now: Timestamp) -> AgentRunStatus {
+    let mut after = before.clone();
+    // A run that once was started waits for nothing any more: this report is older.
+    if !matches!(before.phase.as_deref(), None | Some("Pending")) {
+        return after;
+    }
+    after.phase = Some(RunPhase::Pending.as_str().to_owned());
+    after.message = Some(line(&trouble.message));
+    let why = (trouble.fault.as_str(), trouble.message.as_str());
+    set(&mut after, conditions::STARTED, false, why, now);
+    after
+}
+
+fn mismatch(
+    before: &AgentRunStatus,
+    reported: i32,
+    recorded: i32,
+    now: Timestamp,
+) -> AgentRunStatus {
+    let mut after = before.clone();
+    let message = format!(
+        "the runner reported exit code {reported}, the kubelet recorded {recorded}; the outcome stays as first recorded"
+    );
+    set(&mut after, conditions::EXIT_MISMATCH, true, ("CodesDiffer", &message), now);
+    after
+}
+
 fn running(before: &AgentRunStatus, started: &Started, now: Timestamp) -> AgentRunStatus {
     let mut after = before.clone();
     after.phase = Some(RunPhase::Running.as_str().to_owned());
@@ -73,6 +126,9 @@ fn running(before: &AgentRunStatus, started: &Started, now: Timestamp) -> AgentR
     // The first report of a start stands: a repetition must not move it.
     after.start_time.get_or_insert_with(|| started.started_at.min(now));
     after.sandbox = Some(sandbox(&started.sandbox));
+    if before.conditions.iter().any(|condition| condition.type_ == conditions::STARTED) {
+        set(&mut after, conditions::STARTED, true, ("Started", ""), now);
+    }
     after
 }
 
@@ -83,6 +139,10 @@ fn finished(before: &AgentRunStatus, outcome: &Outcome, now: Timestamp) -> Agent
     after.phase = Some(outcome.phase().as_str().to_owned());
     after.reason = Some(outcome.reason.as_str().to_owned());
     after.message = Some(line(&outcome.message));
+    if let Some(fault) = outcome.start_fault {
+        let why = (fault.as_str(), outcome.message.as_str());
+        set(&mut after, conditions::STARTED, false, why, now);
+    }
     after.pod_name = outcome
         .pod_name
         .as_deref()
@@ -150,7 +210,7 @@ fn line(text: &str) -> String {
 mod tests {
     use super::*;
     use agent_operator::domain::{
-        Reason, Usage,
+        Reason, StartFault, Usage,
         report::{LogSummary, StepFacts},
     };
 
@@ -160,6 +220,7 @@ mod tests {
         RunState::Finished(Box::new(Outcome {
             reason,
             message: "done\u{1b}[2J".to_owned(),
+            start_fault: (reason == Reason::Unstarted).then_some(StartFault::ImageNotPullable),
             exit_code: Some(1),
             pod_name: Some("pod".to_owned()),
             started_at: Some(Timestamp::UNIX_EPOCH),
@@ -182,6 +243,51 @@ mod tests {
         assert_eq!(first.reason.as_deref(), Some("TimedOut"));
         assert_eq!(recorded(&first, &outcome(Reason::Completed), NOW), None);
         assert_eq!(recorded(&first, &RunState::Unknown { message: "?".into() }, NOW), None);
+    }
+
+    fn started(status: &AgentRunStatus) -> Option<(&str, &str)> {
+        let found = status.conditions.iter().find(|c| c.type_ == conditions::STARTED)?;
+        Some((found.status.as_str(), found.reason.as_str()))
+    }
+
+    #[test]
+    fn what_keeps_a_run_from_starting_is_a_condition_until_it_runs() {
+        let trouble = StartTrouble::new(StartFault::QuotaExceeded, "exceeded quota: q");
+        let waiting = RunState::Waiting(trouble);
+        let pending = recorded(&AgentRunStatus::default(), &waiting, NOW).unwrap();
+        assert_eq!(started(&pending), Some(("False", "QuotaExceeded")));
+        assert!(pending.message.as_deref().unwrap().contains("exceeded quota: q"));
+        assert_eq!(recorded(&pending, &waiting, NOW), None, "said once");
+
+        let running = RunState::Running(Started {
+            pod_name: "pod".into(),
+            pod_uid: "uid".into(),
+            started_at: Timestamp::UNIX_EPOCH,
+            sandbox: SandboxStatus::default(),
+        });
+        let running = recorded(&pending, &running, NOW).unwrap();
+        assert_eq!(started(&running), Some(("True", "Started")));
+        assert_eq!(recorded(&running, &waiting, NOW), None, "a late word changes nothing");
+
+        let ended = recorded(&pending, &outcome(Reason::Unstarted), NOW).unwrap();
+        assert_eq!(started(&ended), Some(("False", "ImageNotPullable")));
+    }
+
+    #[test]
+    fn a_contradiction_of_the_exit_records_is_shown_and_changes_no_outcome() {
+        let ended = recorded(&AgentRunStatus::default(), &outcome(Reason::Completed), NOW).unwrap();
+        let differs = RunState::ExitMismatch { reported: 0, recorded: 137 };
+        let shown = recorded(&ended, &differs, NOW).unwrap();
+        let found = shown.conditions.iter().find(|c| c.type_ == conditions::EXIT_MISMATCH).unwrap();
+        assert_eq!(found.status, "True");
+        assert!(found.message.contains("137"), "{}", found.message);
+        let without = AgentRunStatus { conditions: vec![], ..shown.clone() };
+        assert_eq!(without, AgentRunStatus { conditions: vec![], ..ended });
+        assert_eq!(recorded(&shown, &differs, NOW), None, "said once");
+        // The order of the two reports makes no difference.
+        let early = recorded(&AgentRunStatus::default(), &differs, NOW).unwrap();
+        let late = recorded(&early, &outcome(Reason::Completed), NOW).unwrap();
+        assert_eq!(late.conditions, shown.conditions);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use agent_operator::{
-    crd::{AgentRun, AgentRunStatus},
+    crd::{AgentRun, AgentRunStatus, conditions},
     domain::{
         NodeName, Reason, RunKey, RunPhase, RunRef,
         report::{Report, RunState},
@@ -30,6 +30,9 @@ use crate::{
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Longest time between two tries of the same job.
 const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(30);
+/// Least time before a write is tried again that the API server refused for its contents (403, 413,
+/// 422): it will again.
+const REFUSED_INTERVAL: Duration = RETRY_INTERVAL_MAX;
 /// Jobs kept for another try; beyond it the node has to say them again.
 const PARKED_MAX: usize = 4096;
 /// Tries within one go when the object changes under a write.
@@ -77,7 +80,11 @@ impl Job {
     fn key(&self) -> (u8, String) {
         match self {
             Self::Report { report, .. } => {
-                let kind = u8::from(!matches!(report.state, RunState::Finished(_)));
+                let kind = match report.state {
+                    RunState::Finished(_) => 0,
+                    RunState::Waiting(_) | RunState::Running(_) | RunState::Unknown { .. } => 1,
+                    RunState::ExitMismatch { .. } => 5,
+                };
                 (kind, report.run.uid.to_string())
             }
             Self::Known { attempt, .. } => (2, attempt.run.uid.to_string()),
@@ -96,6 +103,12 @@ enum JobError {
     Apply(#[from] ApplyError),
     #[error("read credentials")]
     Credentials(#[from] CredentialError),
+}
+
+impl JobError {
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Apply(error) if matches!(error.code(), Some(403 | 413 | 422)))
+    }
 }
 
 struct Parked {
@@ -136,7 +149,7 @@ impl Worker {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 job = self.jobs.recv() => match job {
-                    Some(job) => self.attempt(job, 0).await,
+                    Some(job) => self.take(job).await,
                     None => return,
                 },
                 _ = tick.tick() => self.retry(false).await,
@@ -152,6 +165,14 @@ impl Worker {
                     epoch = present;
                 }
             }
+        }
+    }
+
+    /// A node that says something again meanwhile does not shorten the wait.
+    async fn take(&mut self, job: Job) {
+        match self.parked.get_mut(&job.key()) {
+            Some(parked) if parked.due > clock::instant() => parked.job = job,
+            _ => self.attempt(job, 0).await,
         }
     }
 
@@ -186,6 +207,7 @@ impl Worker {
         }
         let wait =
             RETRY_INTERVAL.saturating_mul(2_u32.saturating_pow(tries)).min(RETRY_INTERVAL_MAX);
+        let wait = if error.is_refusal() { wait.max(REFUSED_INTERVAL) } else { wait };
         let parked = Parked { job, tries: tries.saturating_add(1), due: clock::instant() + wait };
         self.parked.insert(key, parked);
     }
@@ -218,7 +240,9 @@ impl Worker {
         let run = self.find(&report.run).await?.filter(|run| belongs(run, node, &key));
         let Some(mut run) = run else {
             tracing::info!(run = %key, node = %node, "drop a report of an unknown attempt");
-            let live = !matches!(report.state, RunState::Finished(_));
+            let ended =
+                matches!(report.state, RunState::Finished(_) | RunState::ExitMismatch { .. });
+            let live = !ended;
             self.acknowledge(node, &key, report.sequence);
             self.drop_attempt(node, &key, live);
             return Ok(());
@@ -229,7 +253,11 @@ impl Worker {
             let Some(after) = recorded(&before, &report.state, clock::timestamp()) else { break };
             match self.write(&run, &after).await {
                 Ok(written) => {
-                    self.tell(&written, &after);
+                    if let RunState::ExitMismatch { .. } = report.state {
+                        self.tell_mismatch(&written);
+                    } else {
+                        self.tell(&written, &after);
+                    }
                     self.observer.world.announce(Change::Run(written));
                     break;
                 }
@@ -271,11 +299,20 @@ impl Worker {
             "Running" => ("Running", false),
             "Succeeded" => ("Succeeded", false),
             "Unknown" => ("Unknown", true),
+            "Pending" => ("Waiting", true),
             _ => (status.reason.as_deref().unwrap_or("Failed"), true),
         };
         let message = status.message.clone().unwrap_or_default();
         let note = format!("step {} on node {}: {message}", run.spec.step, run.spec.node_name);
         self.applier.events.publish_run(run, run_event(reason, warning, note));
+    }
+
+    fn tell_mismatch(&self, run: &AgentRun) {
+        let conditions = run.status.iter().flat_map(|status| &status.conditions);
+        for found in conditions.filter(|found| found.type_ == conditions::EXIT_MISMATCH) {
+            let event = run_event(conditions::EXIT_MISMATCH, true, found.message.clone());
+            self.applier.events.publish_run(run, event);
+        }
     }
 
     fn acknowledge(&self, node: &NodeName, run: &RunKey, sequence: u64) {

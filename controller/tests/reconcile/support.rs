@@ -34,6 +34,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Config, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    client::{Body, ClientBuilder},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::de::DeserializeOwned;
@@ -91,11 +92,14 @@ async fn client() -> Option<Client> {
         eprintln!("skipped: no kube-apiserver; eval \"$(deploy/local/apiserver up)\" starts one");
         return None;
     };
-    let file = Kubeconfig::read_from(path).unwrap();
-    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-    let client = Client::try_from(config).unwrap();
+    let client = Client::try_from(config(path).await).unwrap();
     INSTALLED.get_or_init(|| install(client.clone())).await;
     Some(client)
+}
+
+async fn config(path: PathBuf) -> Config {
+    let file = Kubeconfig::read_from(path).unwrap();
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap()
 }
 
 async fn install(client: Client) {
@@ -131,6 +135,20 @@ async fn clear(client: &Client) {
 }
 
 impl Ground {
+    /// Shows method and path of every request of controllers that are started from here on.
+    pub async fn watch_requests(
+        &mut self,
+        see: impl Fn(&str, &str) + Clone + Send + Sync + 'static,
+    ) {
+        let path = PathBuf::from(std::env::var_os("KUBECONFIG").unwrap());
+        let layer = tower::util::MapRequestLayer::new(move |request: http::Request<Body>| {
+            see(request.method().as_str(), request.uri().path());
+            request
+        });
+        let builder = ClientBuilder::try_from(config(path).await).unwrap();
+        self.client = builder.with_layer(&layer).build();
+    }
+
     pub fn tasks(&self) -> Api<CodingTask> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
@@ -498,6 +516,7 @@ pub fn outcome(assignment: &Assignment, reason: Reason) -> Outcome {
     Outcome {
         reason,
         message: format!("step {step} ended"),
+        start_fault: None,
         exit_code: Some(i32::from(!well)),
         pod_name: Some(format!("{}-pod", assignment.run.name)),
         started_at: Some(Timestamp::from_second(1_800_000_000).unwrap()),

@@ -27,6 +27,9 @@ const DELETE_GRACE_SECONDS: u32 = 1;
 const FORBIDDEN: &str = "is forbidden: ";
 /// The API server's words for a request that an admission webhook refused.
 const DENIED: &str = "denied the request";
+/// The API server's words for an admission webhook that gives no answer: a 500, but no outage of its
+/// own, so it is said as a refusal instead of being waited out in silence.
+const NO_WEBHOOK: &str = "failed calling webhook";
 /// Field manager of our writes.
 const MANAGER: &str = "agent-operator-supervisor";
 
@@ -187,6 +190,7 @@ fn classify(error: kube::Error) -> PodError {
         }
         400 | 422 => PodError::Invalid(words),
         401 | 403 | 404 => PodError::Refused(words),
+        500 if words.contains(NO_WEBHOOK) => PodError::Refused(words),
         409 if status.reason == "AlreadyExists" => PodError::Exists,
         409 => PodError::Precondition,
         _ => PodError::Unavailable(words),

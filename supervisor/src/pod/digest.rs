@@ -4,10 +4,12 @@
 use agent_operator::{attempt::CONTAINER_NAME, domain::ids::PodUid};
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 
-use crate::steps::{event::PodDigest, record::Exit};
+use crate::steps::{
+    event::PodDigest,
+    hindrance::{self, Hindrance},
+    record::Exit,
+};
 
-/// Waiting reasons that are no trouble.
-const ORDINARY: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 /// Waiting reasons of a container that the runtime could not set up.
 const SETUP_ERRORS: [&str; 3] =
     ["CreateContainerError", "RunContainerError", "CreateContainerConfigError"];
@@ -83,16 +85,10 @@ fn container_id(status: &ContainerStatus) -> Option<String> {
     (!id.is_empty()).then(|| id.to_owned())
 }
 
-fn waiting(status: &ContainerStatus) -> Option<String> {
+fn waiting(status: &ContainerStatus) -> Option<Hindrance> {
     let state = status.state.as_ref()?.waiting.as_ref()?;
-    let reason = state.reason.as_deref().unwrap_or_default();
-    if reason.is_empty() || ORDINARY.contains(&reason) {
-        return None;
-    }
-    Some(match state.message.as_deref() {
-        Some(message) if !message.is_empty() => format!("{reason}: {message}"),
-        _ => reason.to_owned(),
-    })
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    hindrance::waiting(&text(&state.reason), &text(&state.message))
 }
 
 /// A runtime without image volumes mounts an empty host path (`failed to mkdir ""`) or names the
@@ -162,7 +158,8 @@ mod tests {
                 {"name": "agent", "image": "", "imageID": "", "ready": false, "restartCount": 0,
                  "state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}}]},
         })));
-        assert_eq!(digest.waiting.as_deref(), Some("ErrImagePull: not found"));
+        let waiting = digest.waiting.unwrap();
+        assert_eq!((waiting.words.as_str(), waiting.lasting), ("ErrImagePull: not found", true));
         assert_eq!(digest.image_volume_broken, None);
     }
 

@@ -12,6 +12,7 @@ use agent_operator::{
 };
 
 use super::{
+    hindrance::Hindrance,
     moment::{BootTime, Now},
     record::{Exit, Record},
 };
@@ -44,7 +45,7 @@ pub struct PodDigest {
     /// The agent container's id, without the runtime's prefix.
     pub container_id: Option<String>,
     /// Why the container waits, in the kubelet's words (image pull, mount, create errors).
-    pub waiting: Option<String>,
+    pub waiting: Option<Hindrance>,
     /// The kubelet's words when this node cannot mount image volumes.
     pub image_volume_broken: Option<String>,
     /// Whether the pod is being deleted.
@@ -61,7 +62,7 @@ pub enum CreateFailure {
     /// The API server refuses the pod as it is: no node can run it.
     Invalid(String),
     /// Admission, quota or policy refuses it now.
-    Refused(String),
+    Refused(Hindrance),
     /// Another object holds the name.
     Foreign(String),
     /// The creation was called off before there was a pod.
@@ -106,6 +107,8 @@ pub enum Event {
     },
     /// Its pod could not be made.
     PodCreateFailed(CreateFailure),
+    /// Its pod could not be made yet; it is tried again.
+    PodCreateDelayed(Hindrance),
     /// The pod was seen.
     PodObserved(Box<PodDigest>),
     /// A live GET says that the pod does not exist.
@@ -232,7 +235,7 @@ pub enum Effect {
         /// The runner's.
         reported: i32,
         /// The kubelet's.
-        recorded: Option<i32>,
+        recorded: i32,
     },
     /// The attempt leaves the ledger.
     Drop,

@@ -7,7 +7,7 @@ use std::{net::IpAddr, time::Duration};
 use agent_operator::{
     attempt::{GateRequest, StopOrder},
     domain::{
-        Reason, Usage,
+        Reason, StartFault, Usage,
         assignment::EgressPolicy,
         ids::PodUid,
         report::{Refusal, RunState, Started},
@@ -16,6 +16,7 @@ use agent_operator::{
 
 use super::{
     event::{Context, CreateFailure, Effect, Event, PodDigest, Timer},
+    hindrance::Hindrance,
     moment::{BootTime, Moment, Now},
     record::{Facts, Record, Stop},
     verdict,
@@ -34,6 +35,11 @@ pub const SEQUENCE_RUNNING: u64 = 1;
 pub const SEQUENCE_UNKNOWN: u64 = 2;
 /// Report number of the outcome.
 pub const SEQUENCE_FINISHED: u64 = 3;
+/// Report number of 'exit records differ'.
+pub const SEQUENCE_MISMATCH: u64 = 4;
+/// Report number of 'waiting' with the first fault; each kind of fault has a number of its own, so
+/// that the acknowledgement of one is not taken for that of another.
+const SEQUENCE_WAITING: u64 = 16;
 
 /// What this process has seen and the journal need not keep.
 #[allow(clippy::struct_excessive_bools, reason = "independent observations, no hidden state")]
@@ -43,8 +49,14 @@ pub struct Sight {
     pub ip: Option<IpAddr>,
     /// The agent container's id.
     pub container_id: Option<String>,
-    /// The kubelet's or the scheduler's words while the pod does not run.
-    pub waiting: Option<String>,
+    /// What keeps the pod from running.
+    pub waiting: Option<Hindrance>,
+    /// Kind of the hindrance that was last told to the controller.
+    pub waiting_told: Option<StartFault>,
+    /// The controller has that report.
+    pub waiting_acked: bool,
+    /// The controller has the report that the exit records differ.
+    pub mismatch_acked: bool,
     /// The scheduler cannot place the pod, and a timer runs.
     pub unschedulable: bool,
     /// The pod was seen on a node.
@@ -116,6 +128,9 @@ impl Machine {
     /// The reports that the controller has not acknowledged.
     pub fn unacked(&self) -> Vec<(u64, RunState)> {
         let mut reports = Vec::new();
+        if let Some(state) = self.mismatch().filter(|_| !self.sight.mismatch_acked) {
+            reports.push((SEQUENCE_MISMATCH, state));
+        }
         if let Some(outcome) = &self.facts.outcome {
             if !self.facts.acked {
                 reports.push((SEQUENCE_FINISHED, RunState::Finished(outcome.clone())));
@@ -125,10 +140,29 @@ impl Machine {
         if let Some(started) = self.started().filter(|_| !self.sight.running_acked) {
             reports.push((SEQUENCE_RUNNING, RunState::Running(started)));
         }
+        if let Some(report) = self.waiting().filter(|_| !self.sight.waiting_acked) {
+            reports.push(report);
+        }
         if self.sight.stuck {
             reports.push((SEQUENCE_UNKNOWN, self.stuck_state()));
         }
         reports
+    }
+
+    /// The report on what keeps the pod from running, once it was made.
+    fn waiting(&self) -> Option<(u64, RunState)> {
+        let told = self.sight.waiting_told.filter(|_| self.facts.opened.is_none())?;
+        let waiting = self.sight.waiting.as_ref().filter(|waiting| waiting.fault == told)?;
+        let kind = StartFault::ALL.iter().position(|fault| *fault == told).unwrap_or_default();
+        let sequence = SEQUENCE_WAITING.saturating_add(u64::try_from(kind).unwrap_or_default());
+        Some((sequence, RunState::Waiting(waiting.trouble())))
+    }
+
+    /// The report that the kubelet's record contradicts the runner's.
+    fn mismatch(&self) -> Option<RunState> {
+        let (reported, recorded) =
+            verdict::mismatch(&self.facts).filter(|_| self.facts.forgotten.is_none())?;
+        Some(RunState::ExitMismatch { reported, recorded })
     }
 
     fn stuck_state(&self) -> RunState {
@@ -187,6 +221,7 @@ impl Step<'_> {
             Event::EpochRaised(epoch) => self.record(Record::Epoch { epoch }),
             Event::PodCreated { uid, one_time_hash } => self.pod_created(uid, one_time_hash),
             Event::PodCreateFailed(failure) => self.pod_create_failed(failure),
+            Event::PodCreateDelayed(hindrance) => self.pod_create_delayed(hindrance),
             Event::PodObserved(digest) => self.pod_observed(*digest),
             Event::PodGone => self.pod_gone(),
             Event::Redeemed(redemption) => self.record(Record::Redeemed(redemption)),
@@ -276,20 +311,45 @@ impl Step<'_> {
         if self.machine.finished() || self.facts().pod_uid.is_some() {
             return;
         }
-        let (reason, message) = match failure {
+        let unstarted = |fault, words: &str| (Reason::Unstarted, words.to_owned(), Some(fault));
+        let (reason, message, fault) = match failure {
             CreateFailure::Invalid(words) => {
-                (Reason::InvalidTask, format!("the API server refused the pod: {words}"))
+                (Reason::InvalidTask, format!("the API server refused the pod: {words}"), None)
             }
-            CreateFailure::Refused(words) => {
-                (Reason::Unstarted, format!("the pod was not admitted: {words}"))
+            CreateFailure::Refused(Hindrance { fault, words, .. }) => {
+                unstarted(fault, &format!("the pod was not admitted: {words}"))
             }
-            CreateFailure::Foreign(words) => {
-                (Reason::Unstarted, format!("another object holds the pod's name: {words}"))
+            CreateFailure::Foreign(words) => unstarted(
+                StartFault::NotStarted,
+                &format!("another object holds the pod's name: {words}"),
+            ),
+            CreateFailure::Aborted => {
+                unstarted(StartFault::NotStarted, "called off before its pod")
             }
-            CreateFailure::Aborted => (Reason::Unstarted, "called off before its pod".to_owned()),
         };
-        self.record_stop(reason, message, Duration::ZERO);
+        self.record_stop(reason, message, fault, Duration::ZERO);
         self.finish();
+    }
+
+    fn pod_create_delayed(&mut self, hindrance: Hindrance) {
+        if self.facts().pod_uid.is_none() && self.facts().stop.is_none() {
+            self.machine.sight.waiting = Some(hindrance);
+            self.tell_waiting();
+        }
+    }
+
+    /// Makes visible what keeps the pod from running: one report for each kind, not for each word.
+    fn tell_waiting(&mut self) {
+        let ending = self.facts().stop.is_some() || self.machine.finished();
+        let fault = self.machine.sight.waiting.as_ref().map(|waiting| waiting.fault);
+        if ending || fault.is_none() || fault == self.machine.sight.waiting_told {
+            return;
+        }
+        self.machine.sight.waiting_told = fault;
+        self.machine.sight.waiting_acked = false;
+        if let Some((sequence, state)) = self.machine.waiting() {
+            self.effects.push(Effect::Report { sequence, state: Box::new(state) });
+        }
     }
 
     fn pod_observed(&mut self, digest: PodDigest) {
@@ -305,7 +365,12 @@ impl Step<'_> {
         sight.ip = digest.ip.or(sight.ip);
         let container_found = sight.container_id.is_none() && digest.container_id.is_some();
         sight.container_id = digest.container_id.or_else(|| sight.container_id.take());
-        sight.waiting = digest.waiting.or_else(|| digest.unschedulable.clone());
+        let unscheduled = digest.unschedulable.clone().map(|words| Hindrance {
+            fault: StartFault::NoCapacity,
+            words,
+            lasting: false,
+        });
+        sight.waiting = digest.waiting.or(unscheduled);
         sight.scheduled |= digest.scheduled;
         if digest.disruption.is_some() {
             sight.disruption.clone_from(&digest.disruption);
@@ -318,9 +383,7 @@ impl Step<'_> {
         if let Some(mut exit) = digest.exit.filter(|_| self.facts().exit.is_none()) {
             exit.deleted_outside |= deleted_outside;
             self.record(Record::Exit(exit));
-            if let Some((reported, recorded)) = verdict::mismatch(self.facts()) {
-                self.effects.push(Effect::ExitMismatch { reported, recorded });
-            }
+            self.compare_records();
         }
         if self.machine.finished() {
             return;
@@ -329,6 +392,7 @@ impl Step<'_> {
         if let Some(message) = digest.image_volume_broken {
             self.switch_delivery(message);
         }
+        self.give_up_waiting();
         if never_ran {
             // Deleted before any node had it: no kubelet will ever write a record.
             self.machine.sight.pod_gone = true;
@@ -340,6 +404,30 @@ impl Step<'_> {
         }
         self.open_gate();
         self.conclude();
+    }
+
+    /// Both records are on disk: a contradiction is shown, and changes nothing.
+    fn compare_records(&mut self) {
+        if let Some((reported, recorded)) = verdict::mismatch(self.facts()) {
+            self.effects.push(Effect::ExitMismatch { reported, recorded });
+            if let Some(state) = self.machine.mismatch() {
+                let state = Box::new(state);
+                self.effects.push(Effect::Report { sequence: SEQUENCE_MISMATCH, state });
+            }
+        }
+    }
+
+    /// Ends an attempt that waiting cannot help; one that it may help is made visible.
+    fn give_up_waiting(&mut self) {
+        let waiting = self.machine.sight.waiting.clone();
+        match waiting.filter(|_| self.facts().opened.is_none()) {
+            Some(Hindrance { fault, words, lasting: true }) => {
+                self.stop_unstarted(fault, &words);
+            }
+            // The scheduler's first look often comes too early; it has its own timer.
+            Some(waiting) if waiting.fault != StartFault::NoCapacity => self.tell_waiting(),
+            Some(_) | None => {}
+        }
     }
 
     fn watch_scheduling(&mut self, unschedulable: bool) {
@@ -356,7 +444,7 @@ impl Step<'_> {
         }
         let text = format!("image volumes do not work on this node: {message}");
         self.effects.push(Effect::SwitchDelivery { message });
-        self.stop(Reason::Unstarted, text, Duration::ZERO);
+        self.stop_unstarted(StartFault::NotStarted, &text);
     }
 
     fn pod_gone(&mut self) {
@@ -364,7 +452,11 @@ impl Step<'_> {
         if self.machine.sight.pod_gone {
             return;
         }
-        self.machine.sight.pod_gone = true;
+        let sight = &mut self.machine.sight;
+        sight.pod_gone = true;
+        // It was there and went without our word, so somebody took our finalizer off and deleted it.
+        let ordered = sight.delete_ordered || self.machine.facts.forgotten.is_some();
+        sight.deleted_outside |= sight.scheduled && !ordered;
         if self.machine.finished() {
             return;
         }
@@ -392,17 +484,16 @@ impl Step<'_> {
         }
         if redemption.pod_ip != ip {
             let message = format!("token redeemed by {} instead of the pod", redemption.pod_ip);
-            return self.stop(Reason::Unstarted, message, Duration::ZERO);
+            return self.stop_unstarted(StartFault::NotStarted, &message);
         }
         let policy = &facts.assignment.sandbox;
         if policy.require_pids_limit && gate.sandbox.pids_limit.is_none() {
-            let message = "the task requires a pids limit and this node sets none".to_owned();
-            return self.stop(Reason::Unstarted, message, Duration::ZERO);
+            let message = "the task requires a pids limit and this node sets none";
+            return self.stop_unstarted(StartFault::NodeRefused, message);
         }
         if policy.egress == EgressPolicy::Required {
-            let message =
-                "the task requires closed egress and this node cannot prove it".to_owned();
-            return self.stop(Reason::Unstarted, message, Duration::ZERO);
+            let message = "the task requires closed egress and this node cannot prove it";
+            return self.stop_unstarted(StartFault::NodeRefused, message);
         }
         self.record(Record::GateOpened { at: self.moment() });
         let remaining = self.facts().assignment.timeout();

@@ -2,6 +2,7 @@
 //!
 //! - [`moment`]: points in time that survive a restart.
 //! - [`record`]: what the journal keeps, and the pure fold that rebuilds an attempt from it.
+//! - [`hindrance`]: what keeps a pod from running, told from the servers' words (pure).
 //! - [`event`]: what can happen to an attempt, and what the machine wants done.
 //! - [`verdict`]: how an attempt ended (pure).
 //! - [`machine`]: the state machine (pure).
@@ -11,6 +12,7 @@
 
 pub mod deadline;
 pub mod event;
+pub mod hindrance;
 pub mod machine;
 pub mod moment;
 pub mod record;

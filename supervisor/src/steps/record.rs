@@ -5,7 +5,7 @@
 use agent_operator::{
     attempt::{GateRequest, StepResult},
     domain::{
-        Assignment, Epoch, Reason, Usage,
+        Assignment, Epoch, Reason, StartFault, Usage,
         ids::PodUid,
         report::{Outcome, PullRequest, Refusal},
     },
@@ -107,6 +107,9 @@ pub struct Stop {
     pub reason: Reason,
     /// One sentence for people.
     pub message: String,
+    /// What kept it from starting, where that is the reason.
+    #[serde(default)]
+    pub fault: Option<StartFault>,
     /// When it was ordered.
     pub at: Moment,
     /// Milliseconds from then until SIGKILL.

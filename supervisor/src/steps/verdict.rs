@@ -7,8 +7,9 @@
 //! | kubelet's record alone | by reason and code; never success |
 //! | neither | `Deleted` if somebody deleted the pod, else `ExitCodeUnknown` |
 
+use agent_operator::attempt::StepResult;
 use agent_operator::domain::{
-    Reason,
+    Reason, StartFault, StartTrouble,
     limits::{MESSAGE_BYTES_MAX, OUTPUT_BYTES_MAX},
     names,
     report::{LogSummary, Outcome, SandboxStatus, StepFacts},
@@ -16,7 +17,10 @@ use agent_operator::domain::{
 };
 use jiff::Timestamp;
 
-use super::record::{Exit, Facts};
+use super::{
+    hindrance,
+    record::{Exit, Facts},
+};
 
 /// Exit code of a process that was killed by SIGKILL, as runtimes report it.
 const EXIT_SIGKILL: i32 = 137;
@@ -25,6 +29,22 @@ const STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
 /// The kubelet's words for a container whose process could not be started at all.
 const START_ERRORS: [&str; 4] =
     ["StartError", "ContainerCannotRun", "CreateContainerError", "CreateContainerConfigError"];
+/// What a pod's reason starts with when the kubelet refused to run it (`OutOfcpu`, `OutOfpods`, ...).
+const REFUSALS: [&str; 8] = [
+    "OutOf",
+    "NodeAffinity",
+    "UnexpectedAdmissionError",
+    "NodeShutdown",
+    "NodeSelectorMismatching",
+    "TopologyAffinityError",
+    "PodOSNotSupported",
+    "AppArmor",
+];
+/// What a pod's reason is when the node or the scheduler ended it, where no condition says so.
+const DISRUPTIONS: [&str; 4] = ["Preempting", "Shutdown", "NodeShutdown", "Terminated"];
+/// Kubernetes keeps no record of who deletes an object.
+const DELETED: &str =
+    "its pod was deleted from outside (the API server's audit log names the actor)";
 
 /// What happened to the pod besides the record, as last seen by this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,14 +55,23 @@ pub struct Seen<'a> {
     pub disruption: Option<&'a str>,
 }
 
+/// Why an attempt ended, in a word and a sentence, and what kept it from starting.
+type Verdict = (Reason, String, Option<StartFault>);
+
 /// The outcome of an attempt of which nothing runs any more.
 pub fn outcome(facts: &Facts, seen: Seen<'_>, log: LogSummary, now: Timestamp) -> Outcome {
-    let (reason, message) = reason(facts, seen);
+    let (reason, mut message, fault) = reason(facts, seen);
+    let start_fault =
+        (reason == Reason::Unstarted).then(|| fault.unwrap_or(StartFault::NotStarted));
+    if let Some(fault) = start_fault {
+        message = StartTrouble::new(fault, &message).message;
+    }
     let recorded = facts.exit.as_ref().map(recorded_code);
     let reported = facts.result.as_ref().map(|result| result.exit_code);
     Outcome {
         reason,
         message: text::head_and_tail(&text::printable(&message), MESSAGE_BYTES_MAX),
+        start_fault,
         exit_code: if reason == Reason::ExitCodeUnknown {
             None
         } else {
@@ -88,101 +117,141 @@ fn step_facts(facts: &Facts) -> StepFacts {
     step
 }
 
-fn reason(facts: &Facts, seen: Seen<'_>) -> (Reason, String) {
+fn reason(facts: &Facts, seen: Seen<'_>) -> Verdict {
     if let Some(stop) = &facts.stop {
-        return (stop.reason, stop.message.clone());
+        return (stop.reason, stop.message.clone(), stop.fault);
     }
     if let Some(result) = &facts.result {
-        return by_result(facts, result);
+        return by_result(facts, result, seen);
     }
     match &facts.exit {
         Some(exit) => by_record(facts, exit),
-        None => by_absence(seen),
+        None => plain(by_absence(seen)),
     }
 }
 
-fn by_result(facts: &Facts, result: &agent_operator::attempt::StepResult) -> (Reason, String) {
+fn plain((reason, message): (Reason, String)) -> Verdict {
+    (reason, message, None)
+}
+
+fn by_result(facts: &Facts, result: &StepResult, seen: Seen<'_>) -> Verdict {
+    if result.reason == Reason::Disrupted {
+        return plain(stopped_from_outside(facts, result, seen));
+    }
     if result.reason != Reason::Completed {
-        return (result.reason, result.message.clone());
+        return plain((result.reason, result.message.clone()));
     }
     if facts.opened.is_none() {
-        return (Reason::AgentFailed, "reported success before its start gate opened".to_owned());
+        let message = "reported success before its start gate opened";
+        return plain((Reason::AgentFailed, message.to_owned()));
     }
     if result.exit_code != 0 {
         let message = format!("reported success with exit code {}", result.exit_code);
-        return (Reason::AgentFailed, message);
+        return plain((Reason::AgentFailed, message));
     }
     match &facts.exit {
         Some(exit) if recorded_code(exit) != Some(0) => {
-            let (reason, message) = by_record(facts, exit);
+            let (reason, message, fault) = by_record(facts, exit);
             // A lost status is no second opinion: the report stands, but not as a success.
-            (reason, format!("reported success, but {message}"))
+            (reason, format!("reported success, but {message}"), fault)
         }
-        _ => (Reason::Completed, result.message.clone()),
+        _ => plain((Reason::Completed, result.message.clone())),
     }
 }
 
-fn by_record(facts: &Facts, exit: &Exit) -> (Reason, String) {
+/// The runner knows that its pod is being stopped, the API server by what.
+fn stopped_from_outside(facts: &Facts, result: &StepResult, seen: Seen<'_>) -> (Reason, String) {
+    let exit = facts.exit.as_ref();
+    let disruption = seen.disruption.or_else(|| exit.and_then(|exit| exit.disruption.as_deref()));
+    let deleted = seen.deleted_outside || exit.is_some_and(|exit| exit.deleted_outside);
+    match disruption {
+        Some(disruption) => (Reason::Disrupted, disrupted(disruption)),
+        None if deleted => (Reason::Deleted, DELETED.to_owned()),
+        None => (Reason::Disrupted, result.message.clone()),
+    }
+}
+
+fn by_record(facts: &Facts, exit: &Exit) -> Verdict {
     if let Some(disruption) = &exit.disruption {
-        return (Reason::Disrupted, words(&format!("disrupted ({disruption})"), exit));
+        return plain((Reason::Disrupted, words(&disrupted(disruption), exit)));
     }
     if exit.reason == "OOMKilled" {
-        return (Reason::OOMKilled, words("ran out of memory", exit));
+        return plain((Reason::OOMKilled, words("ran out of memory", exit)));
+    }
+    let started = facts.redemption.is_some() || facts.opened.is_some();
+    if !started
+        && exit.exit_code.is_none()
+        && REFUSALS.iter().any(|r| exit.pod_reason.starts_with(r))
+    {
+        let what = format!("the kubelet refused the pod ({})", exit.pod_reason);
+        return (Reason::Unstarted, words(&what, exit), Some(StartFault::NodeRefused));
     }
     if exit.deleted_outside {
-        return (Reason::Deleted, words("its pod was deleted from outside", exit));
+        return plain((Reason::Deleted, words(DELETED, exit)));
     }
     if exit.pod_reason == "DeadlineExceeded" {
         // The kubelet's last resort: it counts from the pod's start, so it fires behind our deadline.
         let reason = if facts.opened.is_some() { Reason::TimedOut } else { Reason::Unstarted };
-        return (reason, words("ended by the kubelet at the pod's active deadline", exit));
+        return plain((reason, words("ended by the kubelet at the pod's active deadline", exit)));
     }
-    if matches!(exit.pod_reason.as_str(), "Preempting" | "Shutdown" | "NodeShutdown" | "Terminated")
-    {
-        return (Reason::Disrupted, words(&format!("disrupted ({})", exit.pod_reason), exit));
+    if DISRUPTIONS.contains(&exit.pod_reason.as_str()) {
+        return plain((Reason::Disrupted, words(&disrupted(&exit.pod_reason), exit)));
     }
     if exit.pod_reason == "Evicted" {
         // Without a disruption condition the pod broke a limit of its own (disk).
-        return (Reason::AgentFailed, words("evicted for its own use of resources", exit));
+        return plain((Reason::AgentFailed, words("evicted for its own use of resources", exit)));
     }
+    by_code(facts, exit, started)
+}
+
+/// Nothing but the container's own end is known.
+fn by_code(facts: &Facts, exit: &Exit, started: bool) -> Verdict {
     if exit.reason == STATUS_UNKNOWN {
-        return (Reason::ExitCodeUnknown, words("the node lost the container's end", exit));
+        return plain((Reason::ExitCodeUnknown, words("the node lost the container's end", exit)));
     }
-    let started = facts.redemption.is_some() || facts.opened.is_some();
     let Some(code) = exit.exit_code else {
         let reason = if started { Reason::ExitCodeUnknown } else { Reason::Unstarted };
-        return (reason, words("ended without an exit code", exit));
+        return plain((reason, words("ended without an exit code", exit)));
     };
     if START_ERRORS.contains(&exit.reason.as_str()) {
-        return (Reason::Unstarted, words("its container could not be started", exit));
+        let fault = hindrance::not_set_up(&exit.message);
+        return (Reason::Unstarted, words("its container could not be started", exit), Some(fault));
     }
     if code == EXIT_SIGKILL {
-        return (Reason::OOMKilled, words("was killed (exit code 137) without a report", exit));
+        let what = "was killed (exit code 137) without a report";
+        return plain((Reason::OOMKilled, words(what, exit)));
     }
     if facts.opened.is_none() {
-        return (
-            Reason::Unstarted,
-            words(&format!("ended with exit code {code} before its start gate opened"), exit),
-        );
+        let what = format!("ended with exit code {code} before its start gate opened");
+        return plain((Reason::Unstarted, words(&what, exit)));
     }
     let what = format!("ended with exit code {code} without a report");
-    (Reason::AgentFailed, words(&what, exit))
+    plain((Reason::AgentFailed, words(&what, exit)))
 }
 
 fn by_absence(seen: Seen<'_>) -> (Reason, String) {
     if let Some(disruption) = seen.disruption {
-        return (
-            Reason::Disrupted,
-            format!("disrupted ({disruption}); its exit code is not known"),
-        );
+        let message = format!("{}; its exit code is not known", disrupted(disruption));
+        return (Reason::Disrupted, message);
     }
     if seen.deleted_outside {
-        return (
-            Reason::Deleted,
-            "its pod was deleted from outside; its exit code is not known".to_owned(),
-        );
+        return (Reason::Deleted, format!("{DELETED}; its exit code is not known"));
     }
     (Reason::ExitCodeUnknown, "its pod is gone and left no record of its end".to_owned())
+}
+
+/// What a condition `DisruptionTarget` or a pod's reason means, with the word itself.
+fn disrupted(word: &str) -> String {
+    let by = match word {
+        "EvictionByEvictionAPI" => "evicted through the API, as a drain does",
+        "DeletionByTaintManager" => "evicted because of a taint of its node",
+        "DeletionByPodGC" => "removed with its node",
+        "PreemptionByScheduler" | "Preempting" => "preempted by a pod of higher priority",
+        "TerminationByKubelet" => "ended by the kubelet: node pressure or shutdown",
+        "Shutdown" | "NodeShutdown" | "Terminated" => "ended by the shutdown of its node",
+        _ => "disrupted",
+    };
+    format!("{by} ({word})")
 }
 
 /// The kubelet's exit code; a lost status has none whatever number it shows.
@@ -190,13 +259,17 @@ fn recorded_code(exit: &Exit) -> Option<i32> {
     if exit.reason == STATUS_UNKNOWN { None } else { exit.exit_code }
 }
 
-/// Whether the kubelet's code contradicts the runner's.
-pub fn mismatch(facts: &Facts) -> Option<(i32, Option<i32>)> {
+/// Whether the kubelet's code contradicts the runner's: the runner's and the kubelet's. A lost status
+/// has no code and contradicts nothing.
+pub fn mismatch(facts: &Facts) -> Option<(i32, i32)> {
     let reported = facts.result.as_ref()?.exit_code;
-    let recorded = recorded_code(facts.exit.as_ref()?);
-    (recorded != Some(reported)).then_some((reported, recorded))
+    let recorded = recorded_code(facts.exit.as_ref()?)?;
+    (recorded != reported).then_some((reported, recorded))
 }
 
 fn words(what: &str, exit: &Exit) -> String {
     if exit.message.is_empty() { what.to_owned() } else { format!("{what}: {}", exit.message) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::domain::{Assignment, RunKey, RunRef, Secret, ids::PodUid, names};
+use agent_operator::domain::{Assignment, RunKey, RunRef, Secret, StartFault, ids::PodUid, names};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     event::{CreateFailure, Event},
+    hindrance::{self, Hindrance},
     runner::Input,
 };
 use crate::{
@@ -347,10 +348,13 @@ async fn create(
             }
             Err(PodError::Invalid(words)) => return invalid(tools, delivery, words).await,
             Err(PodError::Refused(words)) => {
-                return Event::PodCreateFailed(CreateFailure::Refused(words));
+                return Event::PodCreateFailed(CreateFailure::Refused(refused(words)));
             }
             Err(error) => {
                 tracing::warn!(run = assignment.run.name, %error, "could not create a pod yet");
+                let fault = StartFault::ApiServerUnavailable;
+                let delay = Hindrance { fault, words: error.to_string(), lasting: false };
+                send(tools, assignment.key(), Event::PodCreateDelayed(delay)).await;
             }
         }
         tokio::select! {
@@ -358,6 +362,10 @@ async fn create(
             () = cancel.cancelled() => {}
         }
     }
+}
+
+fn refused(words: String) -> Hindrance {
+    Hindrance { fault: hindrance::refusal(&words), words, lasting: true }
 }
 
 fn created(pod: &k8s_openapi::api::core::v1::Pod, token: &Secret) -> Event {
@@ -372,7 +380,7 @@ fn created(pod: &k8s_openapi::api::core::v1::Pod, token: &Secret) -> Event {
 async fn invalid(tools: &Tools, delivery: Delivery, words: String) -> Event {
     if delivery == Delivery::ImageVolume && words.contains(NO_IMAGE_VOLUMES) {
         let _ = tools.inputs.send(Input::SwitchDelivery(words.clone())).await;
-        return Event::PodCreateFailed(CreateFailure::Refused(words));
+        return Event::PodCreateFailed(CreateFailure::Refused(refused(words)));
     }
     Event::PodCreateFailed(CreateFailure::Invalid(words))
 }

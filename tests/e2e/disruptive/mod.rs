@@ -4,5 +4,6 @@
 mod fence;
 mod follow_resumes;
 mod kill_points;
+mod nodes;
 mod uninstall;
 mod upgrade;

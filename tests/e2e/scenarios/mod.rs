@@ -2,10 +2,12 @@
 
 mod credentials;
 mod deletion;
+mod exit_records;
 mod follow;
 mod issues;
 mod many_tasks;
 mod retries;
 mod rotation;
 mod sample;
+mod start_faults;
 mod timeout;

@@ -5,13 +5,16 @@ use std::time::Duration;
 use agent_operator::{
     attempt::StepResult,
     domain::{
-        Reason, Usage,
+        Reason, StartFault, Usage,
         ids::PodUid,
         report::{Refusal, RunState},
     },
 };
 
-use super::{SEQUENCE_FINISHED, SEQUENCE_RUNNING, SEQUENCE_UNKNOWN, STUCK_AFTER, Step, grace_end};
+use super::{
+    SEQUENCE_FINISHED, SEQUENCE_MISMATCH, SEQUENCE_RUNNING, SEQUENCE_UNKNOWN, STUCK_AFTER, Step,
+    grace_end,
+};
 use crate::steps::{
     event::{Effect, Timer},
     record::{Record, Stop},
@@ -51,17 +54,16 @@ impl Step<'_> {
         }
         match timer {
             Timer::Start if self.facts().opened.is_none() => {
-                let words = self.machine.sight.waiting.clone();
-                let message = words.map_or_else(
-                    || "its start gate did not open before the start deadline".to_owned(),
-                    |words| format!("not running at the start deadline: {words}"),
+                let (fault, words) = self.machine.sight.waiting.clone().map_or_else(
+                    || (StartFault::NotStarted, "its start gate did not open".to_owned()),
+                    |waiting| (waiting.fault, waiting.words),
                 );
-                self.stop(Reason::Unstarted, message, Duration::ZERO);
+                self.stop_unstarted(fault, &format!("not running at the start deadline: {words}"));
             }
             Timer::Unschedulable if self.machine.sight.unschedulable => {
-                let words = self.machine.sight.waiting.clone().unwrap_or_default();
-                let message = format!("could not be scheduled: {words}");
-                self.stop(Reason::Unstarted, message, Duration::ZERO);
+                let words = self.machine.sight.waiting.clone().map(|waiting| waiting.words);
+                let message = format!("could not be scheduled: {}", words.unwrap_or_default());
+                self.stop_unstarted(StartFault::NoCapacity, &message);
             }
             Timer::Deadline if self.facts().opened.is_some() => self.time_out(),
             Timer::Grace => self.delete_pod(),
@@ -84,20 +86,41 @@ impl Step<'_> {
         }
     }
 
-    pub(super) fn record_stop(&mut self, reason: Reason, message: String, grace: Duration) {
+    pub(super) fn record_stop(
+        &mut self,
+        reason: Reason,
+        message: String,
+        fault: Option<StartFault>,
+        grace: Duration,
+    ) {
         let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let at = self.moment();
-        self.record(Record::Stopping(Stop { reason, message, at, grace_millis }));
+        self.record(Record::Stopping(Stop { reason, message, fault, at, grace_millis }));
+    }
+
+    /// Ends an attempt that cannot start.
+    pub(super) fn stop_unstarted(&mut self, fault: StartFault, message: &str) {
+        self.stop_for(Reason::Unstarted, message.to_owned(), Some(fault), Duration::ZERO);
     }
 
     /// Orders the end of the attempt. The first order holds.
     pub(super) fn stop(&mut self, reason: Reason, message: String, grace: Duration) {
+        self.stop_for(reason, message, None, grace);
+    }
+
+    fn stop_for(
+        &mut self,
+        reason: Reason,
+        message: String,
+        fault: Option<StartFault>,
+        grace: Duration,
+    ) {
         if self.machine.finished() || self.facts().stop.is_some() {
             return;
         }
         // Nothing runs behind a closed gate that would need time to save its work.
         let grace = if self.facts().opened.is_some() { grace } else { Duration::ZERO };
-        self.record_stop(reason, message, grace);
+        self.record_stop(reason, message, fault, grace);
         self.enforce_stop();
         self.conclude();
     }
@@ -140,9 +163,20 @@ impl Step<'_> {
         let facts = self.facts();
         let sight = &self.machine.sight;
         let word = facts.result.is_some() || facts.stop.is_some() || sight.pod_gone;
-        if facts.exit.is_some() || (sight.cgroup_empty && word) {
+        if facts.exit.is_some() || (sight.cgroup_empty && word && !self.awaits_reason()) {
             self.finish();
         }
+    }
+
+    /// The runner was stopped from outside and cannot know by whom: deletion and disruption are
+    /// charged differently, so the API server's word is waited for. It comes with the deletion, or
+    /// with the kubelet's record.
+    fn awaits_reason(&self) -> bool {
+        let sight = &self.machine.sight;
+        let told = sight.deleted_outside || sight.disruption.is_some() || sight.pod_gone;
+        let disrupted =
+            self.facts().result.as_ref().is_some_and(|result| result.reason == Reason::Disrupted);
+        disrupted && self.facts().stop.is_none() && !told
     }
 
     pub(super) fn finish(&mut self) {
@@ -167,8 +201,18 @@ impl Step<'_> {
             self.effects.push(Effect::Report { sequence: SEQUENCE_FINISHED, state });
             return;
         }
+        let unstarted = self
+            .facts()
+            .outcome
+            .as_ref()
+            .is_some_and(|outcome| outcome.reason == Reason::Unstarted);
         if let Some(uid) = self.facts().pod_uid.clone() {
-            self.effects.push(Effect::RemoveFinalizer { uid });
+            self.effects.push(Effect::RemoveFinalizer { uid: uid.clone() });
+            if unstarted {
+                // It is made again and again until somebody mends what hinders it: its dead pods
+                // would pile up, and some kubelets count them against the node.
+                self.effects.push(Effect::DeletePod { uid });
+            }
         }
         if let Some(forgotten) = &self.facts().forgotten {
             let at = forgotten.boot.plus(self.context.pod_retention);
@@ -179,6 +223,10 @@ impl Step<'_> {
     pub(super) fn acked(&mut self, sequence: u64) {
         match sequence {
             SEQUENCE_RUNNING => self.machine.sight.running_acked = true,
+            SEQUENCE_MISMATCH => self.machine.sight.mismatch_acked = true,
+            _ if self.machine.waiting().is_some_and(|(waiting, _)| waiting == sequence) => {
+                self.machine.sight.waiting_acked = true;
+            }
             SEQUENCE_FINISHED if self.machine.finished() && !self.facts().acked => {
                 self.record(Record::Acked);
                 self.settle();

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    steps::record::Exit,
+    steps::{hindrance, record::Exit},
     testing::{self, at, boot_id, completed, facts, redemption},
 };
 
@@ -43,6 +43,10 @@ fn running_pod() -> PodDigest {
 
 fn observed(digest: PodDigest) -> Event {
     Event::PodObserved(Box::new(digest))
+}
+
+fn refused(words: &str) -> Hindrance {
+    Hindrance { fault: hindrance::refusal(words), words: words.to_owned(), lasting: true }
 }
 
 fn exited(exit_code: i32, reason: &str) -> Exit {
@@ -213,6 +217,12 @@ fn the_verdict_table() {
         take(&mut machine, 9, ended(exit));
         assert_eq!(outcome(&machine).0, reason);
     }
+    // It was seen and went without an order of ours: somebody took it away, finalizer and all.
+    let mut machine = running();
+    take(&mut machine, 9, Event::PodGone);
+    take(&mut machine, 9, Event::CgroupEmpty);
+    assert_eq!(outcome(&machine), (Reason::Deleted, None));
+
     let mut machine = running();
     take(&mut machine, 8, observed(PodDigest { deleting: true, ..running_pod() }));
     take(&mut machine, 9, ended(exited(143, "Error")));
@@ -240,7 +250,8 @@ fn before_the_gate_an_end_is_no_attempt_but_an_oom_is() {
 
 #[test]
 fn a_pod_that_vanished_is_looked_for_in_the_cgroups_before_it_counts_as_gone() {
-    let mut machine = running();
+    // As after a restart: what happened meanwhile is not known.
+    let mut machine = Machine::new(running().facts);
     let effects = take(&mut machine, 9, Event::PodGone);
     let watch = |e: &Effect| matches!(e, Effect::WatchCgroup { missing_is_empty: true, .. });
     assert!(effects.iter().any(watch) && effects.contains(&Effect::Revoke));
@@ -297,7 +308,7 @@ fn a_runner_that_reported_but_does_not_end_is_killed() {
 #[test]
 fn the_start_deadline_keeps_the_kubelets_words() {
     let mut machine = pending();
-    let waiting = Some("ErrImagePull: not found".to_owned());
+    let waiting = hindrance::waiting("ErrImagePull", "429 Too Many Requests");
     take(&mut machine, 5, observed(PodDigest { waiting, ip: None, ..running_pod() }));
     let effects = take(&mut machine, 30, Event::Timer(Timer::Start));
     assert!(orders_delete(&effects));
@@ -305,7 +316,77 @@ fn the_start_deadline_keeps_the_kubelets_words() {
     take(&mut machine, 31, ended(refused));
     let outcome = machine.facts.outcome.unwrap();
     assert_eq!(outcome.reason, Reason::Unstarted);
-    assert!(outcome.message.contains("ErrImagePull: not found"), "{}", outcome.message);
+    assert!(outcome.message.contains("ErrImagePull: 429"), "{}", outcome.message);
+}
+
+#[test]
+fn an_image_that_the_registry_denies_ends_the_attempt_before_the_start_deadline() {
+    let mut machine = pending();
+    let waiting = hindrance::waiting("ErrImagePull", "r.example/x:1: not found");
+    let digest = PodDigest { waiting, ip: None, ..running_pod() };
+    let effects = take(&mut machine, 5, observed(digest));
+    assert!(orders_delete(&effects));
+    take(&mut machine, 6, Event::PodGone);
+    take(&mut machine, 6, Event::CgroupEmpty);
+    let outcome = machine.facts.outcome.clone().unwrap();
+    assert_eq!(outcome.reason, Reason::Unstarted);
+    assert_eq!(outcome.start_fault, Some(StartFault::ImageNotPullable));
+    assert!(outcome.message.contains("not found"), "{}", outcome.message);
+    // Its dead pod does not wait for the task's end.
+    let effects = take(&mut machine, 7, Event::Acked(SEQUENCE_FINISHED));
+    assert!(orders_delete(&effects));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::RemoveFinalizer { .. })));
+}
+
+#[test]
+fn a_hindrance_that_may_pass_is_told_once_and_waited_out() {
+    let waits = |effects: &[Effect]| {
+        let found = effects.iter().find_map(|effect| match effect {
+            Effect::Report { sequence, state } => match state.as_ref() {
+                RunState::Waiting(trouble) => Some((*sequence, trouble.fault)),
+                _ => None,
+            },
+            _ => None,
+        });
+        found
+    };
+    let mut machine = Machine::new(facts());
+    take(&mut machine, 0, Event::Accepted);
+    let words = "the API server did not answer within 10s".to_owned();
+    let fault = StartFault::ApiServerUnavailable;
+    let delay = Hindrance { fault, words, lasting: false };
+    let first = waits(&take(&mut machine, 10, Event::PodCreateDelayed(delay.clone())));
+    assert_eq!(first.map(|(_, fault)| fault), Some(fault));
+    assert_eq!(waits(&take(&mut machine, 20, Event::PodCreateDelayed(delay))), None);
+    assert_eq!(machine.unacked().len(), 1, "repeated until acknowledged");
+    take(&mut machine, 21, Event::Acked(first.unwrap().0));
+    assert_eq!(machine.unacked(), vec![]);
+
+    take(&mut machine, 22, created());
+    let waiting = hindrance::waiting("ErrImagePull", "429 Too Many Requests");
+    let digest = PodDigest { waiting, ip: None, ..running_pod() };
+    let second = waits(&take(&mut machine, 23, observed(digest)));
+    assert_eq!(second.map(|(_, fault)| fault), Some(StartFault::ImageNotPullable));
+    assert_ne!(first.unwrap().0, second.unwrap().0);
+    assert!(machine.facts.stop.is_none(), "it may pass");
+}
+
+#[test]
+fn a_stop_from_outside_waits_for_the_word_of_who_stopped_it() {
+    let stopped = || result(testing::result(Reason::Disrupted, 143));
+    let mut machine = running();
+    take(&mut machine, 9, stopped());
+    take(&mut machine, 9, Event::CgroupEmpty);
+    assert!(!machine.finished(), "deleted or disrupted is not known yet");
+    take(&mut machine, 10, observed(PodDigest { deleting: true, ..running_pod() }));
+    assert_eq!(outcome(&machine), (Reason::Deleted, Some(143)));
+
+    let mut machine = running();
+    take(&mut machine, 9, stopped());
+    take(&mut machine, 9, Event::CgroupEmpty);
+    let disruption = Some("EvictionByEvictionAPI".to_owned());
+    take(&mut machine, 10, observed(PodDigest { deleting: true, disruption, ..running_pod() }));
+    assert_eq!(outcome(&machine), (Reason::Disrupted, Some(143)));
 }
 
 #[test]
@@ -335,7 +416,7 @@ fn an_unschedulable_pod_is_given_ten_seconds() {
 fn a_creation_that_fails_for_good_ends_the_attempt() {
     for (failure, reason) in [
         (CreateFailure::Invalid("bad image".into()), Reason::InvalidTask),
-        (CreateFailure::Refused("exceeded quota".into()), Reason::Unstarted),
+        (CreateFailure::Refused(refused("exceeded quota: q")), Reason::Unstarted),
         (CreateFailure::Foreign("p: it has another owner".into()), Reason::Unstarted),
     ] {
         let mut machine = Machine::new(facts());
@@ -480,8 +561,21 @@ fn a_late_kubelet_record_is_compared_and_changes_nothing() {
     take(&mut machine, 9, Event::CgroupEmpty);
     let before = machine.facts.outcome.clone();
     let effects = take(&mut machine, 10, ended(exited(1, "Error")));
-    assert!(effects.contains(&Effect::ExitMismatch { reported: 0, recorded: Some(1) }));
+    assert!(effects.contains(&Effect::ExitMismatch { reported: 0, recorded: 1 }));
     assert_eq!(machine.facts.outcome, before);
+    // Said until the controller has it, also after a restart.
+    let state = RunState::ExitMismatch { reported: 0, recorded: 1 };
+    let told = Effect::Report { sequence: SEQUENCE_MISMATCH, state: Box::new(state.clone()) };
+    assert!(effects.contains(&told));
+    assert!(Machine::new(machine.facts.clone()).unacked().contains(&(SEQUENCE_MISMATCH, state)));
+    take(&mut machine, 11, Event::Acked(SEQUENCE_MISMATCH));
+    assert!(machine.unacked().iter().all(|(sequence, _)| *sequence != SEQUENCE_MISMATCH));
+
+    let mut machine = running();
+    take(&mut machine, 9, result(completed()));
+    take(&mut machine, 9, Event::CgroupEmpty);
+    let effects = take(&mut machine, 10, ended(exited(0, "Completed")));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::ExitMismatch { .. })));
 }
 
 mod restart {
@@ -587,7 +681,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     ];
     prop_oneof![
         Just(created()),
-        Just(Event::PodCreateFailed(CreateFailure::Refused("no".into()))),
+        Just(Event::PodCreateFailed(CreateFailure::Refused(refused("no")))),
         Just(observed(running_pod())),
         any::<bool>().prop_map(|deleting| observed(PodDigest { deleting, ..running_pod() })),
         any_exit().prop_map(ended),
