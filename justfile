@@ -30,6 +30,10 @@ all:
 crds:
     AO_WRITE=1 cargo test --test drift custom_resource
 
+# Writes docs/reference from the types, the chart's values, the proto files and recorded refusals.
+docs:
+    AO_WRITE=1 cargo test --test drift reference_of
+
 # Licences, duplicates and advisories; needs cargo-deny.
 deny:
     cargo deny check

@@ -6,6 +6,8 @@
 
 #[path = "api_server/chart.rs"]
 mod chart;
+#[path = "api_server/docs.rs"]
+mod docs;
 #[path = "api_server/pods.rs"]
 mod pods;
 #[path = "api_server/policies.rs"]

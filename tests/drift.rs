@@ -10,6 +10,12 @@ mod borders;
 mod chart;
 #[path = "drift/definitions.rs"]
 mod definitions;
+#[path = "drift/docs.rs"]
+mod docs;
+#[path = "drift/reference.rs"]
+mod reference;
+#[path = "drift/reference_text.rs"]
+mod reference_text;
 #[path = "drift/release.rs"]
 mod release;
 #[path = "drift/sizes.rs"]

@@ -165,7 +165,7 @@ pub struct AgentRunStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub phase: Option<String>,
-    /// Why it ended; see docs/reliability.md for the list.
+    /// Why it ended, for example `VerifyFailed`; docs/reference/reasons.md has all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub reason: Option<String>,

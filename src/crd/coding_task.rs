@@ -56,6 +56,7 @@ pub const RUNS_MAX: usize = 512;
         json_path = ".status.pullRequest.url",
         priority = 1
     ),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(
@@ -84,7 +85,7 @@ pub struct CodingTaskSpec {
         validation = Rule::new("self == oldSelf").message("spec.prompt cannot change after creation; create a new CodingTask")
     )]
     pub prompt: String,
-    /// Image of the agent pod: any glibc Linux image with git. Default: the chart's `agent.image`.
+    /// Image of the agent pod: any glibc Linux image with git. Default: the chart's `images.agent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(validation = Rule::new(rules::IMAGE).message("spec.agentImage must be an image reference in lower case without https://, for example ghcr.io/owner/agent:1.2"))]

@@ -50,6 +50,11 @@ fn install_text() -> String {
 
 /// Compares a checked-in file with what it should be; writes it instead when `AO_WRITE` is set.
 fn hold(path: &str, expected: &str) {
+    hold_generated(path, expected, "just crds");
+}
+
+/// The same for any file that is printed from the sources; `remedy` writes it.
+pub(crate) fn hold_generated(path: &str, expected: &str, remedy: &str) {
     let path = root().join(path);
     if std::env::var_os("AO_WRITE").is_some() {
         fs::write(&path, expected).unwrap();
@@ -59,7 +64,7 @@ fn hold(path: &str, expected: &str) {
     let line = found.lines().zip(expected.lines()).position(|(a, b)| a != b);
     assert!(
         found == expected,
-        "{} differs from the types (first at line {}); run `just crds`",
+        "{} differs from its sources (first at line {}); run `{remedy}`",
         path.display(),
         line.unwrap_or_else(|| found.lines().count()) + 1
     );

@@ -1,0 +1,160 @@
+//! The documentation: its links lead somewhere, its remedies cover every reason, its examples are YAML.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{
+    reference_text::reasons_with_remedies,
+    tree::{read, root},
+};
+
+/// Every page, relative to the root.
+fn pages() -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let mut folders = vec![root().to_owned(), root().join("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && path.starts_with(root().join("docs")) {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.push(path.strip_prefix(root()).unwrap().display().to_string());
+            }
+        }
+    }
+    found.sort();
+    assert!(found.len() > 10, "{found:?}");
+    found
+}
+
+/// A page without its code blocks.
+fn prose(text: &str) -> String {
+    let mut inside = false;
+    let lines = text.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        inside ^= fence;
+        !inside && !fence
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Anchor of a heading, as forges make it.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// Targets of the links of a page.
+fn links(text: &str) -> Vec<String> {
+    let text = prose(text);
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.map(str::to_owned).collect()
+}
+
+#[test]
+fn relative_links_lead_to_files_and_headings() {
+    let mut dead = Vec::new();
+    let mut seen = 0;
+    for page in pages() {
+        for link in links(&read(&page)) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            seen += 1;
+            let (file, heading) = link.split_once('#').unwrap_or((&link, ""));
+            let target = match file {
+                "" => root().join(&page),
+                file => root().join(&page).parent().unwrap_or(root()).join(file),
+            };
+            let exists = target.exists();
+            let anchored = heading.is_empty()
+                || (target.is_file()
+                    && prose(&read(&target))
+                        .lines()
+                        .any(|line| line.starts_with('#') && anchor(line) == heading));
+            if !exists || !anchored {
+                dead.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    assert!(seen > 30, "links must be seen");
+    assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
+}
+
+#[test]
+fn every_page_is_in_the_index() {
+    let index = links(&read("docs/README.md"));
+    for page in pages() {
+        let Some(below) = page.strip_prefix("docs/") else { continue };
+        let listed = index.iter().any(|link| link == below || link == &format!("./{below}"));
+        let decision = below.starts_with("adr/");
+        assert!(decision || below == "README.md" || listed, "docs/README.md does not link {below}");
+    }
+}
+
+#[test]
+fn every_reason_has_a_remedy() {
+    let page = read("docs/how-to/watch-and-debug.md");
+    let rows: BTreeMap<&str, usize> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(name, rest)| (name, rest.len()))
+        .collect();
+    let missing: Vec<String> = reasons_with_remedies()
+        .into_iter()
+        .filter(|name| rows.get(name.as_str()).is_none_or(|length| *length < 20))
+        .collect();
+    assert!(missing.is_empty(), "docs/how-to/watch-and-debug.md says no remedy for {missing:?}");
+}
+
+/// Code blocks of `language` in a page.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let opening = format!("```{language}\n");
+    let found = text.split(&opening).skip(1);
+    found.filter_map(|rest| rest.split("```").next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn tables_of_kubectl_show_the_columns_that_there_are() {
+    let columns: Vec<Vec<String>> = agent_operator::crd::all_crds()
+        .iter()
+        .map(|crd| {
+            let columns = crd.spec.versions[0].additional_printer_columns.iter().flatten();
+            columns.map(|column| column.name.to_uppercase()).collect()
+        })
+        .collect();
+    let mut seen = 0;
+    for page in pages() {
+        for block in blocks(&read(&page), "text") {
+            let heads =
+                block.lines().filter(|line| line.starts_with("NAME ") && line.contains("PHASE"));
+            for head in heads {
+                seen += 1;
+                // Columns are at least three blanks apart; names may have one in them.
+                let shown: Vec<&str> =
+                    head.split("   ").map(str::trim).filter(|word| !word.is_empty()).collect();
+                let known = columns.iter().any(|columns| {
+                    shown[1..].iter().all(|word| columns.iter().any(|column| column == word))
+                });
+                assert!(known, "{page} shows columns that no resource has: {shown:?}");
+            }
+        }
+    }
+    assert!(seen >= 2, "tables must be seen");
+}
+
+#[test]
+fn scripts_that_pages_name_exist() {
+    for page in pages() {
+        let text = read(&page);
+        let words = text.split(|c: char| c.is_whitespace() || "`()\"'|,;:".contains(c));
+        for word in words {
+            let word = word.trim_end_matches('.');
+            let path = Path::new(word);
+            if word.starts_with("deploy/") && !word.contains(['*', '{', '<', '$']) {
+                let built = path.starts_with("deploy/dist");
+                assert!(built || root().join(path).exists(), "{page} names {word}");
+            }
+        }
+    }
+}
