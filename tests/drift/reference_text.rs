@@ -1,5 +1,7 @@
 //! Pages of the reference whose source is text with comments: values, proto files, reasons.
 
+use agent_operator::domain::StartFault;
+
 use super::{
     reference::{HEADER, cell},
     tree::read,
@@ -177,20 +179,42 @@ fn condition_reasons(source: &str) -> Vec<(&str, Vec<(&str, &str, String)>)> {
     modules
         .map(|module| {
             let (name, body) = module.split_once(" {").expect("a body");
+            let body = body.split("\n}").next().expect("its end");
             (name, commented(body, constant))
         })
         .collect()
 }
 
-/// Names that a page on remedies must have a row for.
-pub(crate) fn reasons_with_remedies() -> Vec<String> {
-    let (outcome, conditions) = (read("src/domain/outcome.rs"), read("src/crd/conditions.rs"));
-    let mut names: Vec<String> =
-        run_reasons(&outcome).into_iter().map(|(name, ..)| name.to_owned()).collect();
-    for (_, reasons) in condition_reasons(&conditions) {
-        names.extend(reasons.into_iter().map(|(_, value, _)| value.to_owned()));
+/// Everything that a task may wait for, with what helps.
+fn waiting(out: &mut String) {
+    out.push_str(
+        "\n## What a task waits for\n\nThe condition is False while it waits; `taskTimeout` ends each of these waits. Whatever \
+         the remedy is, the task then goes on by itself.\n\n\
+         | condition | reason | meaning | what helps | looked at again |\n|---|---|---|---|---|\n",
+    );
+    for entry in agent_operator::crd::conditions::waiting_reasons() {
+        out.push_str(&format!(
+            "| `{}` | `{}` | {} | {} | {} |\n",
+            entry.condition,
+            entry.reason,
+            cell(entry.meaning),
+            cell(entry.remedy),
+            cell(entry.retried)
+        ));
     }
-    names
+    out.push_str(
+        "\n## Why a pod does not start\n\nReasons of `Scheduled` being False while a pod was tried. No attempt is used up.\n\n\
+         | reason | what helps |\n|---|---|\n",
+    );
+    for fault in StartFault::ALL {
+        out.push_str(&format!("| `{}` | {} |\n", fault.as_str(), cell(fault.remedy())));
+    }
+}
+
+/// Names that a page on remedies must have a row for: the others have theirs in [`waiting`].
+pub(crate) fn reasons_with_remedies() -> Vec<String> {
+    let outcome = read("src/domain/outcome.rs");
+    run_reasons(&outcome).into_iter().map(|(name, ..)| name.to_owned()).collect()
 }
 
 pub(crate) fn reasons_page() -> String {
@@ -214,6 +238,7 @@ pub(crate) fn reasons_page() -> String {
             out.push_str(&format!("| `{value}` | {said} |\n"));
         }
     }
+    waiting(&mut out);
     out.push_str("\n## Reasons of a run\n\n`AgentRun.status.reason`, and the reason of `Finished` of a task that such a run ended.\n\n| reason | meaning | budget |\n|---|---|---|\n");
     for (name, budget, said) in run_reasons(&outcome) {
         out.push_str(&format!("| `{name}` | {said} | {budget} |\n"));
@@ -267,5 +292,7 @@ fn every_reason_of_the_code_is_found() {
     for reason in agent_operator::domain::Reason::ALL {
         assert!(found.iter().any(|name| name == reason.as_str()), "{reason} was not read");
     }
-    assert!(found.iter().any(|name| name == "SecretMissing"), "{found:?}");
+    let conditions = read("src/crd/conditions.rs");
+    let modules = condition_reasons(&conditions);
+    assert!(modules.iter().any(|(name, reasons)| *name == "accepted" && reasons.len() > 3));
 }
