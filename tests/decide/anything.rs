@@ -18,7 +18,7 @@ use serde_json::json;
 use super::{
     clocked,
     decide::Model,
-    schema::{Manner, names, specs},
+    schema::{Manner, names, quantities, specs},
 };
 
 /// Tasks that are tried; each is decided some hundred times.
@@ -67,6 +67,12 @@ fn what_the_schema_does_not_say_of_older_objects_is_a_condition_with_a_sentence(
         (json!({"taskTimeout": "0s"}), "spec.taskTimeout: a duration must be longer than zero"),
         (json!({"agent": {"type": "Command"}}), "spec.agent.type Command needs spec.agent.command"),
         (json!({"agent": {"type": "Command", "command": []}}), "needs spec.agent.command"),
+        (json!({"resources": {"memory": ""}}), "spec.resources.memory: \"\" is not a quantity"),
+        (json!({"resources": {"cpu": 0}}), "spec.resources.cpu: \"0\" is not a quantity"),
+        (
+            json!({"budget": {"maxCostUSD": "NaN"}}),
+            "spec.budget.maxCostUSD: \"NaN\" is not a quantity",
+        ),
     ];
     for (change, sentence) in cases {
         let mut model = Model::new();
@@ -80,6 +86,19 @@ fn what_the_schema_does_not_say_of_older_objects_is_a_condition_with_a_sentence(
         // It holds up nobody and does not wait for ever.
         drive(&mut model, &[Reason::Completed]);
         assert!(model.finished(), "{change}");
+    }
+}
+
+#[test]
+fn every_form_of_a_quantity_that_the_schema_accepts_is_read() {
+    for form in quantities("memory").chain(quantities("cpu")).chain(quantities("maxCostUSD")) {
+        let mut model = Model::new();
+        let mut spec = serde_json::to_value(&model.task.spec).unwrap();
+        spec["resources"] = json!({"storage": form});
+        spec["budget"] = json!({"maxCostUSD": form});
+        model.task.spec = serde_json::from_value(spec).unwrap();
+        model.settle();
+        assert_eq!(model.condition("Accepted"), Some(("True", "Accepted")), "{form}");
     }
 }
 

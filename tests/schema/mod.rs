@@ -63,6 +63,18 @@ fn united(mut spec: Value) -> Value {
         source.as_object_mut().unwrap().remove("chat");
         source["github"] = json!({"owner": "o", "repo": "r", "issueNumber": 7});
     }
+    let tolerations = spec.get_mut("tolerations").and_then(Value::as_array_mut);
+    for toleration in tolerations.into_iter().flatten() {
+        if toleration["key"].as_str().unwrap_or_default().is_empty() {
+            toleration["operator"] = "Exists".into();
+        }
+        if toleration["operator"] == "Exists" {
+            toleration.as_object_mut().unwrap().remove("value");
+        }
+        if toleration.get("tolerationSeconds").is_some() {
+            toleration["effect"] = "NoExecute".into();
+        }
+    }
     if let Some(agent) = spec.get_mut("agent").and_then(Value::as_object_mut) {
         if agent["type"] == "ClaudeCode" {
             agent.remove("command");
@@ -79,7 +91,7 @@ fn value(name: &str, schema: &JSONSchemaProps, manner: Manner) -> BoxedStrategy<
         return select(values.iter().map(|value| value.0.clone()).collect::<Vec<_>>()).boxed();
     }
     if schema.x_kubernetes_int_or_string == Some(true) {
-        return quantity(manner);
+        return quantity(name, manner);
     }
     match schema.type_.as_deref() {
         Some("boolean") => any::<bool>().prop_map(Value::from).boxed(),
@@ -101,32 +113,33 @@ fn integer(schema: &JSONSchemaProps) -> BoxedStrategy<Value> {
     prop_oneof![Just(least), Just(most), least..=most].prop_map(Value::from).boxed()
 }
 
-fn quantity(manner: Manner) -> BoxedStrategy<Value> {
-    let usual = select(
-        [
-            "1",
-            "100m",
-            "0.1",
-            "1500m",
-            "4",
+/// Quantities within the bounds of the field `name`, in every form.
+pub fn quantities(name: &str) -> impl Iterator<Item = &'static str> {
+    let forms: &[&str] = match name {
+        "cpu" => {
+            &["10m", "100m", "0.1", ".5", "1500m", "4", "+2", "1k", "1e2", "5E1", "2.", "2000000u"]
+        }
+        "memory" | "storage" => &[
             "64Mi",
             "8Gi",
             "1.5Gi",
             "1e9",
             "1E9",
-            "+2",
-            "1P",
             "999T",
-            "1000000",
+            "1Pi",
             "68719476736",
-            "0.5",
-            "10m",
-            "1Ki",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-    )
-    .prop_map(Value::from);
+            "70000000000m",
+            "65536Ki",
+            "1e+9",
+        ],
+        _ => &["1m", "500m", "2", "1.5", "1M", "1e3", "0.001"],
+    };
+    forms.iter().copied()
+}
+
+fn quantity(name: &str, manner: Manner) -> BoxedStrategy<Value> {
+    let field = name.rsplit('.').next().unwrap();
+    let usual = select(quantities(field).map(Value::from).collect::<Vec<_>>());
     let odd = prop_oneof![
         select(
             [

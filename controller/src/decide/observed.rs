@@ -11,7 +11,10 @@ use agent_operator::{
 };
 use jiff::Timestamp;
 
-use crate::{fleet::NodeView, settings::Settings};
+use crate::{
+    fleet::NodeView,
+    settings::{Settings, quantity_milli},
+};
 
 /// Everything that [`super::decide`] may look at.
 #[derive(Clone, Debug)]
@@ -246,12 +249,34 @@ fn parsed(text: Option<&str>, default: Duration) -> Duration {
 /// What of `spec` cannot be carried out, as a sentence. The schema's rules say the same; this holds
 /// for objects that were stored before those rules.
 pub fn invalid(spec: &CodingTaskSpec) -> Option<String> {
-    invalid_duration(spec).or_else(|| {
+    invalid_duration(spec).or_else(|| invalid_quantity(spec)).or_else(|| {
         let agent = spec.agent.as_ref().filter(|agent| agent.type_ == AgentType::Command)?;
         let none = agent.command.as_ref().is_none_or(Vec::is_empty);
         none.then(|| {
             "spec.agent.type Command needs spec.agent.command; create the task anew with one"
                 .to_owned()
+        })
+    })
+}
+
+/// The first quantity of `spec` that cannot be read, as a sentence. Above all a budget: one that
+/// cannot be read would be no limit at all.
+fn invalid_quantity(spec: &CodingTaskSpec) -> Option<String> {
+    let resources = spec.resources.clone().unwrap_or_default();
+    [
+        ("spec.resources.cpu", resources.cpu),
+        ("spec.resources.memory", resources.memory),
+        ("spec.resources.storage", resources.storage),
+        (
+            "spec.budget.maxCostUSD",
+            spec.budget.as_ref().and_then(|budget| budget.max_cost_usd.clone()),
+        ),
+    ]
+    .into_iter()
+    .find_map(|(field, quantity)| {
+        let text = quantity?.0;
+        quantity_milli(&text).is_none_or(|value| value == 0).then(|| {
+            format!("{field}: {text:?} is not a quantity greater than zero; write for example 500m, 4 or 8Gi")
         })
     })
 }

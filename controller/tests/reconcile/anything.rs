@@ -23,6 +23,8 @@ use super::{
 const TASKS: usize = 150;
 /// Objects that are tried for that.
 const TRIES_MAX: usize = 600;
+/// Longest name of an object.
+const NAME_CHARS_MAX: usize = 253;
 /// Time without any write after which the controller counts as idle.
 const QUIET: Duration = Duration::from_secs(4);
 /// Longest wait for that, on a busy machine.
@@ -35,7 +37,7 @@ async fn create_many(ground: &Ground) -> Vec<String> {
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let strategy = (specs(Manner::Plausible), names());
     let (mut accepted, mut refusals) = (0, Vec::new());
-    for _ in 0..TRIES_MAX {
+    for number in 0..TRIES_MAX {
         if accepted == TASKS {
             break;
         }
@@ -43,7 +45,7 @@ async fn create_many(ground: &Ground) -> Vec<String> {
         let object = json!({
             "apiVersion": "agents.wearn.dev/v1alpha1",
             "kind": "CodingTask",
-            "metadata": {"name": name},
+            "metadata": {"name": unique(&name, number)},
             "spec": spec,
         });
         let path = format!(
@@ -60,6 +62,12 @@ async fn create_many(ground: &Ground) -> Vec<String> {
     }
     assert_eq!(accepted, TASKS, "refused: {refusals:#?}");
     refusals
+}
+
+/// `name` with a number in front, and as long as before where that is the limit.
+fn unique(name: &str, number: usize) -> String {
+    let unique = format!("{number}{name}");
+    unique.chars().take(NAME_CHARS_MAX).collect()
 }
 
 /// Version of every task and run.
@@ -158,9 +166,14 @@ async fn an_object_that_cannot_be_read_does_not_stop_the_others() {
     ground.node("node-a").await;
     ground.secret().await;
     let fleet: Arc<Fleet> = Fleet::new(&["node-a"], all_well());
-    // A date that the API server's format lets through and no calendar has.
+    // More digits than a timestamp of ours can hold; the API server takes any number.
     ground.task("odd", json!({"suspend": true})).await;
-    merge(&ground, "odd/status", json!({"status": {"startTime": "2024-02-30T00:00:00Z"}})).await;
+    merge(
+        &ground,
+        "odd/status",
+        json!({"status": {"startTime": "2024-01-01T00:00:00.1234567890123Z"}}),
+    )
+    .await;
     ground.tasks().get("odd").await.expect_err("the object must be unreadable for this test");
 
     // It is in the first list of one controller, and comes by the watch of the next.
