@@ -8,7 +8,7 @@ use tokio::process::Command;
 use crate::support::{
     cluster::{Cluster, NAMESPACE, SYSTEM, phase},
     eventually,
-    helm::helm,
+    release::must,
 };
 
 /// A whole task of the real CLI, and pods and streams around it, on a busy machine.
@@ -35,8 +35,7 @@ async fn forget_task(cluster: &Cluster) {
 async fn commands_of_the_chart_notes_lead_from_installation_to_pull_request() {
     let cluster = Cluster::connect().await;
     forget_task(&cluster).await;
-    let notes = helm(&["get", "notes", "agent-operator", "--namespace", SYSTEM]).await;
-    let notes = notes.unwrap_or_else(|text| panic!("{text}"));
+    let notes = must("helm", &["get", "notes", "agent-operator", "--namespace", SYSTEM]).await;
     let script = notes.trim_start().strip_prefix("NOTES:").unwrap_or(&notes);
     for part in ["helm test", "create secret", "grpcurl", "create serviceaccount viewer"] {
         assert!(script.contains(part), "the notes lack {part}:\n{script}");

@@ -4,7 +4,6 @@ pub(crate) mod cluster;
 pub(crate) mod forge;
 pub(crate) mod forge_admin;
 pub(crate) mod grpcurl;
-pub(crate) mod helm;
 pub(crate) mod logs;
 pub(crate) mod model;
 pub(crate) mod processes;
