@@ -149,7 +149,7 @@ fn every_value_is_used_by_a_template() {
         // Templates hand maps on by a variable, so the last two names need not stand side by side.
         let last = path.rsplit('.').next().unwrap();
         let map = path.rsplit('.').nth(1).unwrap();
-        let whole = ["requests", "limits", "resources", "nodeSelector"];
+        let whole = ["requests", "limits", "resources", "nodeSelector", "gitIdentity"];
         if !whole.contains(&map) {
             assert!(templates.contains(&format!(".{last}")), "no template uses {path}");
         }
