@@ -70,6 +70,8 @@ impl Runner {
     pub(super) fn stranger_seen(&mut self, run: &RunKey, at: Option<&RunRef>) {
         let Some(at) = at else { return };
         if self.strangers.contains_key(run) {
+            // Its run may have ended meanwhile; our finalizer would hold the pod for ever.
+            self.workers.look(run.clone(), at);
             return;
         }
         self.metrics.drop_one("unknown_attempt");

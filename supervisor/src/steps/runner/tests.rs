@@ -4,7 +4,11 @@
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Mutex, atomic::AtomicBool, atomic::Ordering},
+    sync::{
+        Mutex,
+        atomic::Ordering,
+        atomic::{AtomicBool, AtomicU32},
+    },
 };
 
 use agent_operator::{
@@ -42,6 +46,8 @@ struct FakePods {
     creations: Mutex<u32>,
     /// The next creation works, but its answer is lost.
     lose_answer: AtomicBool,
+    /// How often a run was read.
+    looks: AtomicU32,
     /// The run's phase; none while there is no run.
     phase: Mutex<Option<RunPhase>>,
     /// What the gateway tells in its greeting.
@@ -90,6 +96,7 @@ impl PodApi for FakePods {
     }
 
     async fn run(&self, _: &str, name: &str) -> Result<Option<RunOnServer>, PodError> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         let Some(phase) = *self.phase.lock().unwrap() else { return Ok(None) };
         let started = clock::now().wall.checked_sub(Duration::from_secs(20)).unwrap();
         let of_sample = assignment().run;

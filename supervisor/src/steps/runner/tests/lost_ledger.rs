@@ -130,6 +130,23 @@ async fn a_pod_whose_run_is_gone_is_deleted_and_released() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_without_an_order_stays_while_its_run_lives_and_goes_once_the_run_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    killed_without_ledger(dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+    let mut life = Life::start(dir.path(), &pods).await;
+    life.see(&pods.set_status(started())).await;
+    wait_until(|| pods.looks.load(Ordering::SeqCst) > 0).await;
+    life.told(|m| matches!(m, ToGateway::Synced)).await;
+    assert!(pods.only().unwrap().metadata.deletion_timestamp.is_none());
+    *pods.phase.lock().unwrap() = Some(RunPhase::Failed);
+    life.see(&pods.set_status(terminated(143))).await;
+    wait_until(|| pods.only().is_none()).await;
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_assignments_by_name_and_acknowledges_nothing_that_it_cannot_keep() {
     let dir = tempfile::tempdir().unwrap();
     let pods = Arc::new(FakePods::default());
