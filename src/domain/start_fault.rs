@@ -39,9 +39,9 @@ faults! {
     ImageNotRunnable => "use an image that is built for the node's architecture and has a shell and git, or choose nodes by spec.nodeSelector",
     /// No node has room for the pod, or none that it may use.
     NoCapacity => "free or add capacity, or change the chart's agent.requests, spec.nodeSelector or spec.tolerations",
-    /// A ResourceQuota of the namespace is used up.
+    /// A `ResourceQuota` of the namespace is used up.
     QuotaExceeded => "raise the namespace's ResourceQuota, let other tasks end, or lower spec.resources",
-    /// A LimitRange of the namespace does not allow the pod's resources.
+    /// A `LimitRange` of the namespace does not allow the pod's resources.
     LimitRangeExceeded => "change spec.resources or the namespace's LimitRange",
     /// Pod security admission refuses the pod.
     PodSecurityRefused => "agent pods fit the profile `restricted`: see what changes them on their way (a mutating policy or webhook) or exempt the namespace",
