@@ -130,7 +130,8 @@ impl AttemptStreams {
         self.next_event.store(next, Ordering::Release);
         let counted = Counted { next, end: self.events.extent().end };
         let counted = serde_json::to_string(&counted).map_err(SpoolError::Serialise)?;
-        stored.and(self.events.save_position(&counted))
+        let saved = self.events.save_position(&counted);
+        stored.and(saved)
     }
 
     /// Size and holes of the log so far.

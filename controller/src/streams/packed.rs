@@ -72,10 +72,10 @@ impl Packed {
         let length = file.metadata()?.len();
         let (mut unpacked, mut at) = (0, 0);
         while at + BLOCK_HEADER_BYTES < length {
-            let mut header = [0; 8];
-            file.read_exact_at(&mut header, at)?;
-            let [a, b, c, d, e, f, g, h] = header;
-            let (raw, size) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+            let (mut raw, mut size) = ([0; 4], [0; 4]);
+            file.read_exact_at(&mut raw, at)?;
+            file.read_exact_at(&mut size, at + raw.len() as u64)?;
+            let (raw, size) = (u32::from_le_bytes(raw), u32::from_le_bytes(size));
             let end = at + BLOCK_HEADER_BYTES + u64::from(size);
             let whole = (1..=BLOCK_BYTES_MAX as u64).contains(&u64::from(raw)) && end <= length;
             if !whole || size == 0 {

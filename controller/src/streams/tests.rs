@@ -325,7 +325,7 @@ fn files_cut_by_a_crash_leave_a_beginning_of_the_stream() {
 fn a_block_that_does_not_unpack_is_a_gap_of_its_size() {
     let root = tempfile::tempdir().unwrap();
     let store = open(root.path());
-    store.append(&key("r1"), 0, &[b'x'; 200_000], now()).unwrap();
+    store.append(&key("r1"), 0, &vec![b'x'; 200_000], now()).unwrap();
     store.append(&key("r1"), 200_000, b"behind", now()).unwrap();
     let path = root.path().join("r1/log.zst");
     let mut bytes = fs::read(&path).unwrap();

@@ -156,7 +156,7 @@ fn all_streams_together_stay_within_their_bound_and_finished_ones_go_first() {
         streams.attempt(&run, Attempt(1)).unwrap()
     };
     let old = made(0);
-    old.log.append(&[b'o'; 60 * 1024]).unwrap();
+    old.log.append(&vec![b'o'; 60 * 1024]).unwrap();
     old.log.complete().unwrap();
     old.events.complete().unwrap();
     let live: Vec<_> = (1..5).map(made).collect();

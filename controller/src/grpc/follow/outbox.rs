@@ -24,6 +24,7 @@ const WAITING_BYTES_MAX: usize = 128 * 1024;
 /// network; a person who holds the terminal goes on from the last cursor.
 pub(in crate::grpc) const STALL_MAX: Duration = Duration::from_mins(1);
 
+#[allow(clippy::option_option, reason = "not ended, ended well, ended with a status")]
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<StepEvent>,
@@ -129,13 +130,11 @@ impl Stream for Events {
             self.0.taken.notify_one();
             return Poll::Ready(Some(Ok(event)));
         }
-        match &mut state.ended {
-            Some(status) => Poll::Ready(status.take().map(Err)),
-            None => {
-                state.reader = Some(cx.waker().clone());
-                Poll::Pending
-            }
+        if let Some(status) = &mut state.ended {
+            return Poll::Ready(status.take().map(Err));
         }
+        state.reader = Some(cx.waker().clone());
+        Poll::Pending
     }
 }
 

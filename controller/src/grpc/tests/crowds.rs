@@ -19,7 +19,8 @@ fn key(channel: Channel) -> StreamKey {
 }
 
 fn text(lines: usize) -> String {
-    (0..lines).map(|n| format!("line {n}\n")).collect()
+    let lines: Vec<_> = (0..lines).map(|n| format!("line {n}\n")).collect();
+    lines.concat()
 }
 
 /// A finished task with one run.

@@ -149,10 +149,13 @@ mod tests {
         refusal(&ASKED, StatusCode::from_u16(status).unwrap(), &headers, said)
     }
 
+    /// Status, headers, words, and the seconds to wait.
+    type Case<'a> = (u16, &'a [(&'a str, &'a str)], &'a str, u64);
+
     #[test]
     fn every_form_of_a_limit_is_unavailability_with_its_time() {
         let date = ("date", "Sun, 22 Nov 2026 21:02:28 GMT");
-        let cases: [(u16, &[(&str, &str)], &str, u64); 7] = [
+        let cases: [Case<'_>; 7] = [
             (429, &[("retry-after", "17")], "", 17),
             (403, &[("retry-after", "30")], "secondary", 30),
             (

@@ -171,7 +171,8 @@ fn is_tls(uri: &Uri) -> bool {
 }
 
 fn port(uri: &Uri) -> u16 {
-    uri.port_u16().unwrap_or(if is_tls(uri) { 443 } else { 80 })
+    let default = if is_tls(uri) { 443 } else { 80 };
+    uri.port_u16().unwrap_or(default)
 }
 
 /// Host and port of a URL, as CONNECT wants them.

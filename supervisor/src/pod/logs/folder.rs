@@ -117,7 +117,8 @@ fn parse(name: &str) -> Option<(Order, bool)> {
         return Some((Order { restart, live: true, stamp: String::new() }, false));
     }
     let stamp = rest.strip_prefix('.')?;
-    if stamp.ends_with(".tmp") {
+    // What the kubelet is still compressing.
+    if stamp.strip_suffix(".tmp").is_some() {
         return None;
     }
     let (stamp, gzip) = match stamp.strip_suffix(".gz") {

@@ -1,11 +1,11 @@
 //! Reads a container's log files as the runtime writes them, into the attempt's spool.
 //!
-//! - [`folder`]: which files there are, and opening nothing else.
-//! - [`source`]: one file, plain or compressed.
-//! - [`reader`]: the files one after the other: at a rotation the old one is read to its end before
+//! - `folder`: which files there are, and opening nothing else.
+//! - `source`: one file, plain or compressed.
+//! - `reader`: the files one after the other: at a rotation the old one is read to its end before
 //!   the new one begins. Files are told apart by inode and by their first bytes.
-//! - [`cri`]: from the runtime's records to the container's bytes.
-//! - [`waker`]: inotify.
+//! - `cri`: from the runtime's records to the container's bytes.
+//! - `waker`: inotify.
 //!
 //! Memory is bounded by fixed buffers, whatever the container writes.
 

@@ -1,4 +1,5 @@
 use std::{
+    fmt::Write as _,
     fs::{self, File, OpenOptions},
     io::Write as _,
     path::{Path, PathBuf},
@@ -110,7 +111,7 @@ impl Rig {
                     offset += bytes.len() as u64;
                 }
                 Piece::Gap { to, reason } => {
-                    text.push_str(&format!("[{} {}]", to - offset, reason.as_str()));
+                    write!(text, "[{} {}]", to - offset, reason.as_str()).unwrap();
                     offset = to;
                 }
                 Piece::Pending | Piece::End => return text,

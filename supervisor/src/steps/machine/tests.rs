@@ -341,14 +341,13 @@ fn an_image_that_the_registry_denies_ends_the_attempt_before_the_start_deadline(
 #[test]
 fn a_hindrance_that_may_pass_is_told_once_and_waited_out() {
     let waits = |effects: &[Effect]| {
-        let found = effects.iter().find_map(|effect| match effect {
+        effects.iter().find_map(|effect| match effect {
             Effect::Report { sequence, state } => match state.as_ref() {
                 RunState::Waiting(trouble) => Some((*sequence, trouble.fault)),
                 _ => None,
             },
             _ => None,
-        });
-        found
+        })
     };
     let mut machine = Machine::new(facts());
     take(&mut machine, 0, Event::Accepted);

@@ -32,7 +32,7 @@ fn disrupted_by(reason: &str) -> Value {
 }
 
 /// The kubelet's record out of a whole pod, as the supervisor journals it.
-fn record(status: Value, deleting: bool) -> Exit {
+fn record(status: &Value, deleting: bool) -> Exit {
     let mut pod = json!({
         "metadata": {"name": "p", "uid": "u"},
         "spec": {"nodeName": "node-a", "containers": []},
@@ -79,6 +79,7 @@ fn row(what: &'static str, stage: Stage, status: Value, expected: (Reason, Optio
     Row { what, stage, status, deleting: false, reason, budget, exit_code, fault }
 }
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn ends_of_a_running_pod() -> Vec<Row> {
     let failed = |code, reason: &str| json!({"phase": "Failed", "containerStatuses": terminated(code, reason, "")});
     let disrupted = |reason: &str| {
@@ -167,6 +168,7 @@ fn ends_of_a_running_pod() -> Vec<Row> {
     ]
 }
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn pods_that_never_ran() -> Vec<Row> {
     let refused = |reason: &str, message: &str| json!({"phase": "Failed", "reason": reason, "message": message});
     let exec = "failed to create containerd task: failed to create shim task: OCI runtime create failed: exec: \"/opt/agent-operator/agent-runner\": exec format error";
@@ -247,7 +249,7 @@ fn every_end_that_a_kubelet_records_has_its_reason_and_its_budget() {
         ends_of_a_running_pod().into_iter().chain(pods_that_never_ran())
     {
         let mut facts = facts(stage);
-        facts.apply(&Record::Exit(record(status.clone(), deleting)));
+        facts.apply(&Record::Exit(record(&status, deleting)));
         let outcome = judged(&facts, Seen::default());
         assert_eq!((outcome.reason, outcome.exit_code), (reason, exit_code), "{what}");
         assert_eq!(outcome.reason.budget(), budget, "{what}");
@@ -289,7 +291,7 @@ fn a_child_that_was_killed_for_memory_is_no_oom_failure_of_the_step() {
         let mut facts = facts(Open);
         let code = result.exit_code;
         facts.apply(&testing::result_record(result));
-        facts.apply(&Record::Exit(record(ended(code), false)));
+        facts.apply(&Record::Exit(record(&ended(code), false)));
         let outcome = judged(&facts, Seen::default());
         assert_eq!((outcome.reason, outcome.exit_code), (reason, Some(code)));
         assert_eq!(mismatch(&facts), None);
@@ -333,11 +335,11 @@ fn a_lost_status_contradicts_nothing_and_another_code_does() {
     known.apply(&testing::result_record(testing::completed()));
     let mut lost = known.clone();
     let ended = |code, reason: &str| json!({"phase": "Failed", "containerStatuses": terminated(code, reason, "")});
-    lost.apply(&Record::Exit(record(ended(137, "ContainerStatusUnknown"), false)));
+    lost.apply(&Record::Exit(record(&ended(137, "ContainerStatusUnknown"), false)));
     assert_eq!(mismatch(&lost), None);
-    known.apply(&Record::Exit(record(ended(137, "Error"), false)));
+    known.apply(&Record::Exit(record(&ended(137, "Error"), false)));
     assert_eq!(mismatch(&known), Some((0, 137)));
     // What was recorded first stays.
-    known.apply(&Record::Exit(record(ended(0, "Completed"), false)));
+    known.apply(&Record::Exit(record(&ended(0, "Completed"), false)));
     assert_eq!(mismatch(&known), Some((0, 137)));
 }

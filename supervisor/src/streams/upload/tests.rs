@@ -108,7 +108,9 @@ fn a_quiet_stream_waits_one_round_behind_floods_and_no_longer() {
     };
     let (mut worst, mut bytes) = (0, 0);
     for round in 0..20_u64 {
-        floods.iter().for_each(|attempt| attempt.log.append(&flood).unwrap());
+        for attempt in &floods {
+            attempt.log.append(&flood).unwrap();
+        }
         quiet.log.append(b"line\n").unwrap();
         let mut before = 0;
         loop {

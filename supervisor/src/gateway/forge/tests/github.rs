@@ -222,7 +222,7 @@ async fn a_limit_is_told_once_with_its_time_and_not_asked_again_at_once() {
     world.server.instead.lock().unwrap().push(("GET", 403, headers, "secondary rate limit"));
     let error = world.ensure(&World::order()).await.unwrap_err();
     assert_eq!(error.reason(), Some(Reason::ProviderUnavailable), "{error}");
-    assert_eq!(error.wait(), Some(Duration::from_secs(120)));
+    assert_eq!(error.wait(), Some(Duration::from_mins(2)));
     assert_eq!(world.requests().len(), 1, "no retry of its own below ours");
 }
 

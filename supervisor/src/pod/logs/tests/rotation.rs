@@ -112,7 +112,7 @@ async fn soak(rotations: u32, file_bytes: u64) -> (u64, Checked) {
             let mut reader = Reader::resume(folder, streams).unwrap();
             while !until.is_cancelled() {
                 if reader.burst(clock::instant()).unwrap() == Burst::Idle {
-                    std::thread::sleep(Duration::from_millis(2));
+                    std::thread::yield_now();
                 }
             }
         });
