@@ -189,7 +189,7 @@ async fn a_credential_that_the_upstream_refuses_ends_the_step_with_the_reason() 
     let answer = journey.step().await;
     assert_eq!(answer.status, 422, "{answer:?}");
     let error: ApiError = answer.json();
-    assert_eq!((error.reason, error.retryable), (Some(Reason::InvalidTask), false));
+    assert_eq!((error.reason, error.retryable), (Some(Reason::ProviderUnavailable), false));
     assert!(!error.message.contains("wrong-token"));
 }
 
