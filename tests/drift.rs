@@ -3,6 +3,8 @@
 
 // Helpers of tests fail by panicking, as the tests themselves do.
 #![allow(clippy::unwrap_used, clippy::panic)]
+// Pages are written piece by piece; speed is nothing to them.
+#![allow(clippy::format_push_string)]
 
 #[path = "drift/borders.rs"]
 mod borders;

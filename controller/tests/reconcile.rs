@@ -365,7 +365,7 @@ async fn an_uninstallation_ends_tasks_frees_pods_and_may_be_repeated() {
 
     let task = ground.phase("sample", "Failed").await;
     let message = task.status.unwrap().message.unwrap();
-    assert!(message.contains("being uninstalled"), "{message}");
+    assert!(message.contains("Cancelled"), "{message}");
     assert!(ground.pods().list(&ListParams::default()).await.unwrap().items.is_empty());
     assert!(secrets.get_opt("x-tls").await.unwrap().is_none());
     assert!(secrets.get_opt("agent-secrets").await.unwrap().is_some(), "a user's Secret stays");

@@ -64,7 +64,10 @@ fn relative_links_lead_to_files_and_headings() {
             let (file, heading) = link.split_once('#').unwrap_or((&link, ""));
             let target = match file {
                 "" => root().join(&page),
-                file => root().join(&page).parent().unwrap_or(root()).join(file),
+                file => root()
+                    .join(&page)
+                    .parent()
+                    .map_or_else(|| root().join(file), |folder| folder.join(file)),
             };
             let exists = target.exists();
             let anchored = heading.is_empty()

@@ -173,8 +173,11 @@ fn constant(line: &str) -> Option<(&str, &str)> {
     Some((name, value.trim_end_matches("\";")))
 }
 
+/// A module's name, and its constants with name, value and meaning.
+type Reasons<'a> = (&'a str, Vec<(&'a str, &'a str, String)>);
+
 /// Reasons of conditions, by the module that holds them.
-fn condition_reasons(source: &str) -> Vec<(&str, Vec<(&str, &str, String)>)> {
+fn condition_reasons(source: &str) -> Vec<Reasons<'_>> {
     let modules = source.split("\npub mod ").skip(1);
     modules
         .map(|module| {

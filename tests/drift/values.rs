@@ -92,7 +92,8 @@ fn differences(schema: &Value, node: &Value, value: &Value, path: &str, found: &
     // Resources and requests have names that one may leave out; they are no values of ours.
     let open = ["requests", "limits", "resources"].iter().any(|end| path.ends_with(end));
     for key in known.keys().filter(|key| !map.contains_key(*key)) {
-        if !open && !(path.is_empty() && *key == "global") {
+        let free = open || path.is_empty() && *key == "global";
+        if !free {
             found.push(format!("{path}.{key} is in the schema and not in values.yaml"));
         }
     }

@@ -4,6 +4,7 @@
 //! looks longer. A failure prints its seed; `AO_FUZZ_SEED=N` begins there.
 
 #![allow(clippy::panic, reason = "a finding fails the test")]
+#![allow(clippy::print_stdout, reason = "the seed and the number of inputs are for people")]
 
 mod harness;
 mod ledger;

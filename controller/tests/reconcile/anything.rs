@@ -127,8 +127,9 @@ async fn whatever_the_schema_accepts_is_looked_at_and_left_in_peace() {
     let finished = tasks.iter().filter(|task| condition(task, "Finished") == Some("True")).count();
     assert!(finished > TASKS / 4, "only {finished} came to an end");
     for task in &tasks {
-        let accepted = condition(task, "Accepted");
-        assert!(accepted.is_some(), "{}: {:?}", task.name_any(), task.status);
+        // A taskTimeout of a moment passes before anything is accepted.
+        let told = condition(task, "Accepted").or_else(|| condition(task, "Finished"));
+        assert!(told.is_some(), "{}: {:?}", task.name_any(), task.status);
     }
     // Every task of its loops is joined, so a panic of any of them fails here.
     controller.stop().await;
