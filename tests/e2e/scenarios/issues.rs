@@ -28,7 +28,7 @@ esac
 fn from_issue(number: i64) -> Value {
     let mut spec = command_agent(SCRIPT);
     let github = json!({"owner": "jcwearn", "repo": "example-repo", "issueNumber": number});
-    merge(&mut spec, &json!({"source": {"type": "github-issue", "github": github}}));
+    spec["source"] = json!({"type": "github-issue", "github": github, "chat": null});
     merge(&mut spec, &json!({"test": {"command": ["test", "-s", "issue-mark.txt"]}}));
     spec
 }
