@@ -113,11 +113,12 @@ async fn f20_a_step_that_its_node_cannot_take_is_placed_on_the_other_one() {
     let cluster = Cluster::connect().await;
     let node = "node-a";
     let filler = fill(&cluster, node).await;
-    // Two at once, so that each node gets one: the runs of others are all that the controller counts.
+    // One after the other: the controller counts runs alone, so the second one goes where the first one is not.
     let names = [unique("full-a"), unique("full-b")];
     for name in &names {
         let spec = command_agent("echo in step $AGENT_STEP; sleep 7911");
         cluster.create(NAMESPACE, &task(name, "Wait.", &spec)).await;
+        cluster.run_in_phase(NAMESPACE, name, "plan", "Running").await;
     }
     let mut moved = 0;
     for name in &names {

@@ -62,7 +62,9 @@ async fn there_and_back(values: String) {
     release::install(&chart, OTHER, &values, &["--set", &task_namespaces]).await;
     cluster.copy_secret("agent-secrets", OTHER_TASKS).await;
     let moved = unique("moved");
-    let quick = command_agent("[ \"$AGENT_STEP\" = implement ] && date > change.txt; exit 0");
+    let quick = command_agent(
+        "echo in step $AGENT_STEP; [ \"$AGENT_STEP\" = implement ] && date > change.txt; exit 0",
+    );
     cluster.create(OTHER_TASKS, &task(&moved, "Change a file.", &quick)).await;
     cluster.complete(OTHER_TASKS, &moved).await;
     must("helm", &["uninstall", RELEASE, "-n", OTHER, "--wait", "--timeout", "5m"]).await;

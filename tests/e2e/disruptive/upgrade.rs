@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// Ticks until the test makes the file; what follows, push and report, goes by way of the gateway.
-const SCRIPT: &str = "[ \"$AGENT_STEP\" = implement ] || exit 0; n=0; until [ -e go.txt ]; do n=$((n+1)); echo \"tick $n.\"; sleep 1; done; echo \"ticks $n.\"";
+const SCRIPT: &str = "[ \"$AGENT_STEP\" = implement ] || { echo in step $AGENT_STEP; exit 0; }; n=0; until [ -e go.txt ]; do n=$((n+1)); echo \"tick $n.\"; sleep 1; done; echo \"ticks $n.\"";
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
