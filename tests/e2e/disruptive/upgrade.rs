@@ -109,7 +109,7 @@ async fn whole_log(token: &str, task: &str) {
     let events = grpcurl::call(Some(token), follow, &request).await.expect("a finished task");
     assert!(!events.iter().any(|event| event["gap"].is_object()), "a gap in the log of {task}");
     let lines = events.iter().filter_map(|event: &Value| event["log"]["text"].as_str());
-    let ticks: Vec<_> = lines.filter(|line| line.contains("tick")).collect();
+    let ticks: Vec<_> = lines.filter(|line| line.starts_with("tick")).collect();
     let last = ticks.len() - 1;
     for (index, line) in ticks[..last].iter().enumerate() {
         assert!(line.contains(&format!("tick {}.", index + 1)), "{index}: {line}");
