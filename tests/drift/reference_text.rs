@@ -9,6 +9,9 @@ use super::{
 
 // --- values ---
 
+/// Longest default that a row shows; a longer one is read better where it is set.
+const DEFAULT_BYTES_MAX: usize = 160;
+
 /// A value of the chart: its path, what it is by default, what it means.
 struct Value {
     path: String,
@@ -52,6 +55,8 @@ pub(crate) fn values_page() -> String {
     for Value { path, default, meaning } in values() {
         let default = if default.is_empty() {
             String::new()
+        } else if default.len() > DEFAULT_BYTES_MAX {
+            "see `values.yaml`".to_owned()
         } else {
             format!("`{}`", default.replace('|', "\\|"))
         };
