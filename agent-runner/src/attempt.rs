@@ -111,6 +111,12 @@ impl Client {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
+    /// Whether the gateway answers within [`CONNECT_TIMEOUT`].
+    pub(crate) fn is_answered(&self) -> bool {
+        let request = self.agent.get(format!("{}/healthz", self.base));
+        request.config().timeout_global(Some(CONNECT_TIMEOUT)).build().call().is_ok()
+    }
+
     /// `GET path`; the answer is held at most for `limit`.
     pub(crate) fn get<T: DeserializeOwned>(
         &self,

@@ -119,6 +119,19 @@ impl Processes {
         output: &mut dyn Sink,
         errors: Errors<'_>,
     ) -> Result<Ended, ProcessError> {
+        self.run_unless(invocation, input, output, errors, &|| false)
+    }
+
+    /// As [`Processes::run`], and kills the child at once when `given_up` has become true. Whoever
+    /// makes it true calls [`Stop::wake`].
+    pub(crate) fn run_unless(
+        &self,
+        invocation: &Invocation,
+        input: &[u8],
+        output: &mut dyn Sink,
+        errors: Errors<'_>,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Ended, ProcessError> {
         let program = invocation.command.first().map_or("", String::as_str);
         let failed = |source| ProcessError::Start { program: program.to_owned(), source };
         let mut command = confined_command(&self.own_binary, invocation);
@@ -151,7 +164,7 @@ impl Processes {
                 scope.spawn(|| drain(pipe, sink));
             }
             scope.spawn(|| self.reap_child(&mut child, pid, &exit));
-            let stopped = self.await_exit(pid, || exit.get().is_some());
+            let stopped = self.await_exit(pid, || exit.get().is_some(), given_up);
             // Whatever still holds the pipes must go, or draining would not end.
             self.kill_rest(pid);
             stopped
@@ -210,17 +223,29 @@ impl Processes {
         self.stop.wake();
     }
 
-    fn await_exit(&self, pid: Pid, exited: impl Fn() -> bool) -> Option<Stopping> {
-        let Woken::Stopping(stopping) = self.stop.wait(None, &exited) else {
+    fn await_exit(
+        &self,
+        pid: Pid,
+        exited: impl Fn() -> bool,
+        given_up: &dyn Fn() -> bool,
+    ) -> Option<Stopping> {
+        let Woken::Stopping(stopping) = self.stop.wait(None, || exited() || given_up()) else {
+            if !exited() {
+                self.kill_child(pid, &exited);
+            }
             return self.stop.order();
         };
         let _ = signal::killpg(pid, Signal::SIGTERM);
         if self.stop.wait_regardless(Some(stopping.kill_at), &exited) != Woken::Done {
-            let _ = signal::killpg(pid, Signal::SIGKILL);
-            let _ = signal::kill(pid, Signal::SIGKILL);
-            self.stop.wait_regardless(None, &exited);
+            self.kill_child(pid, &exited);
         }
         Some(stopping)
+    }
+
+    fn kill_child(&self, pid: Pid, exited: impl Fn() -> bool) {
+        let _ = signal::killpg(pid, Signal::SIGKILL);
+        let _ = signal::kill(pid, Signal::SIGKILL);
+        self.stop.wait_regardless(None, exited);
     }
 
     fn kill_rest(&self, #[cfg_attr(not(test), expect(unused_variables))] group: Pid) {

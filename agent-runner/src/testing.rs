@@ -70,7 +70,8 @@ pub(crate) struct Fixture {
     pub(crate) stop: Arc<Stop>,
     /// Events.
     pub(crate) events: Events,
-    client: Client,
+    /// Client of the gateway; nobody listens there.
+    pub(crate) client: Client,
     processes: Processes,
     printer: Printer,
     _folder: tempfile::TempDir,

@@ -10,7 +10,6 @@ use agent_operator::{
     attempt::Published,
     domain::{
         Reason,
-        limits::GATEWAY_RETRY,
         names::TRAILER_TASK_UID,
         text::{head_and_tail, printable, tail},
     },
@@ -18,13 +17,11 @@ use agent_operator::{
 
 use crate::{
     attempt::until_stopped,
-    clock,
     confine::{EXIT_NOT_FOUND, Invocation},
     context::Context,
     output::Capture,
     process::Errors,
     result::Failure,
-    stop::Woken,
 };
 
 /// What is kept of git's output: its last words say what went wrong.
@@ -35,8 +32,6 @@ const GIT_ERROR_BYTES_MAX: usize = 1024;
 const SUBJECT_CHARS_MAX: usize = 72;
 /// Publishing waits for the forge and for a fresh permission to write.
 const PUBLISH_LIMIT: Duration = Duration::from_mins(2);
-/// Pause between two tries of a fetch or push.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Settings of our own git calls. They come by the environment, which beats the repository's own
 /// configuration. No hook, no watcher, no other transport, no signature, no prompt.
@@ -52,21 +47,6 @@ const SETTINGS: [(&str, &str); 11] = [
     ("credential.helper", ""),
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),
-];
-
-/// Messages of git that mean: the gateway is away for a moment.
-const TRANSIENT: [&str; 10] = [
-    "error: 502",
-    "error: 503",
-    "error: 504",
-    "error: 429",
-    "Failed to connect",
-    "Couldn't connect",
-    "Connection reset",
-    "Empty reply from server",
-    // Cut off in mid-transfer; a refusal says `RPC failed; HTTP` instead.
-    "RPC failed; curl ",
-    "early EOF",
 ];
 
 /// A cloned repository.
@@ -86,10 +66,6 @@ struct GitOutput {
 }
 
 impl GitOutput {
-    fn is_transient(&self) -> bool {
-        TRANSIENT.iter().any(|words| self.stderr.contains(words))
-    }
-
     fn last_words(&self) -> String {
         let text = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
         tail(text.trim(), GIT_ERROR_BYTES_MAX).to_owned()
@@ -143,7 +119,7 @@ impl Workspace {
         if base != start {
             arguments.push(base);
         }
-        let output = self.repeat(context, &arguments)?;
+        let output = self.transfer(context, &arguments)?;
         if output.exit_code == 0 {
             return Ok(());
         }
@@ -208,24 +184,13 @@ impl Workspace {
         context.status(&format!("pushing {branch}"));
         let refspec = format!("+HEAD:refs/heads/{branch}");
         let arguments = ["push", "--quiet", "--no-verify", "--", &self.url, &refspec];
-        let output = self.repeat(context, &arguments)?;
-        accepted(&output, "push")
-    }
-
-    /// Runs git again while the gateway is away, for as long as its clients may.
-    fn repeat(&self, context: &Context<'_>, arguments: &[&str]) -> Result<GitOutput, Failure> {
-        let until = clock::boot_now() + GATEWAY_RETRY;
-        loop {
-            let output = self.git(context, arguments, b"")?;
-            let now = clock::boot_now();
-            if output.exit_code == 0 || !output.is_transient() || now >= until {
-                return Ok(output);
-            }
-            if let Woken::Stopping(stopping) = context.stop.wait(Some(now + RETRY_PAUSE), || false)
-            {
-                return Err(stopping.into());
-            }
+        let output = self.transfer(context, &arguments)?;
+        if output.exit_code != 0 && output.is_transient() {
+            let words = output.last_words();
+            let message = format!("the push did not reach the gateway: {words}");
+            return Err(Failure::new(Reason::ProviderUnavailable, message));
         }
+        accepted(&output, "push")
     }
 
     fn must(
@@ -248,6 +213,17 @@ impl Workspace {
         arguments: &[&str],
         input: &[u8],
     ) -> Result<GitOutput, Failure> {
+        self.git_unless(context, arguments, input, &|| false)
+    }
+
+    /// As [`Workspace::git`], killed when `given_up` becomes true.
+    fn git_unless(
+        &self,
+        context: &Context<'_>,
+        arguments: &[&str],
+        input: &[u8],
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<GitOutput, Failure> {
         let mut command = vec!["git".to_owned()];
         command.extend(arguments.iter().map(|&argument| argument.to_owned()));
         let invocation = Invocation {
@@ -258,7 +234,8 @@ impl Workspace {
         let mut stdout = Capture::new(GIT_OUTPUT_BYTES_MAX);
         let mut stderr = Capture::new(GIT_OUTPUT_BYTES_MAX);
         let ended = context
-            .run(&invocation, input, &mut stdout, Errors::Apart(&mut stderr))
+            .processes
+            .run_unless(&invocation, input, &mut stdout, Errors::Apart(&mut stderr), given_up)
             .map_err(|error| Failure::new(Reason::AgentFailed, error.to_string()))?;
         if let Some(stopping) = ended.stopped {
             return Err(stopping.into());
@@ -360,6 +337,8 @@ fn is_plain_name(name: &str) -> bool {
         && !name.starts_with(['.', '-'])
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
+
+mod transfer;
 
 #[cfg(test)]
 mod tests;

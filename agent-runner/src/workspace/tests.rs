@@ -1,7 +1,10 @@
 use std::{path::Path, process::Command};
 
 use super::*;
-use crate::testing::{Fixture, spec};
+use crate::{
+    clock,
+    testing::{Fixture, spec},
+};
 use agent_operator::domain::StepName;
 
 /// Plain git, as the agent would call it.
@@ -20,7 +23,7 @@ fn git(directory: &Path, arguments: &[&str]) -> String {
 }
 
 /// An implement step whose work tree holds one commit.
-fn cloned() -> (Fixture, Workspace) {
+pub(super) fn cloned() -> (Fixture, Workspace) {
     let mut fixture = Fixture::new();
     fixture.spec = spec(StepName::Implement);
     let directory = fixture.layout.workspace.join("main");
