@@ -17,10 +17,14 @@ use crate::{
 
 /// Search path when the image names none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Scratch folder of the pod.
+const TMP_DIR: &str = "/tmp";
 /// Variables of the image or the cluster that must not reach a child: our own, the API server's
 /// address, and everything that would redirect git, the model or the proxy.
 const DROPPED_PREFIXES: [&str; 5] =
     ["AGENT_OPERATOR_", "KUBERNETES_", "ANTHROPIC_", "CLAUDE_", "GIT_"];
+/// Port of a gateway whose address names none.
+const HTTP_PORT: u16 = 80;
 /// User name of git and of the proxy; the token is the password.
 const TOKEN_USER: &str = "agent";
 
@@ -36,6 +40,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Where children may write: the pod's emptyDirs.
+    pub(crate) fn writable(&self) -> Vec<PathBuf> {
+        vec![self.workspace.clone(), self.home.clone(), TMP_DIR.into()]
+    }
+
     /// Files between runner and agent: outside the work tree, so they are never committed.
     pub(crate) fn files(&self) -> PathBuf {
         self.workspace.join(".agent-operator")
@@ -93,6 +102,12 @@ impl Context<'_> {
     pub(crate) fn gateway_authority(&self) -> &str {
         let rest = self.gateway.split_once("://").map_or(self.gateway, |(_, rest)| rest);
         rest.split('/').next().unwrap_or(rest)
+    }
+
+    /// TCP port of the gateway.
+    pub(crate) fn gateway_port(&self) -> u16 {
+        let port = self.gateway_authority().rsplit_once(':').map(|(_, port)| port);
+        port.and_then(|port| port.parse().ok()).unwrap_or(HTTP_PORT)
     }
 
     /// Environment of every child: what the image sets, without what could mislead it.

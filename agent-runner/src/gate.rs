@@ -10,6 +10,7 @@ use agent_operator::{
 use crate::{
     attempt::{Client, until_stopped},
     clock,
+    confine::probe::Reached,
     result::Failure,
     stop::Stop,
 };
@@ -50,8 +51,13 @@ pub(crate) fn fetch_step(client: &Client, stop: &Arc<Stop>) -> Result<StepSpec, 
 }
 
 /// Stands at the gate until it opens; returns the time left for the step.
-pub(crate) fn pass(client: &Client, stop: &Arc<Stop>) -> Result<Duration, Failure> {
-    let request = GateRequest { sandbox: sandbox_status(Path::new("/")), iflink: iflink() };
+pub(crate) fn pass(
+    client: &Client,
+    reached: Reached,
+    stop: &Arc<Stop>,
+) -> Result<Duration, Failure> {
+    let sandbox = sandbox_status(Path::new("/"), reached);
+    let request = GateRequest { sandbox, iflink: iflink() };
     loop {
         let (client, request) = (client.clone(), request.clone());
         let answer = until_stopped(stop, clock::boot_now() + GATEWAY_RETRY, move || {
@@ -73,13 +79,15 @@ pub(crate) fn pass(client: &Client, stop: &Arc<Stop>) -> Result<Duration, Failur
 }
 
 /// Isolation as seen from inside; what only the node can know stays empty.
-fn sandbox_status(root: &Path) -> SandboxStatus {
+fn sandbox_status(root: &Path, reached: Reached) -> SandboxStatus {
     let read = |path: &str| fs::read_to_string(root.join(path)).ok();
     let pids = read("sys/fs/cgroup/pids.max").or_else(|| read("sys/fs/cgroup/pids/pids.max"));
     SandboxStatus {
         // `max` is no number, and no limit.
         pids_limit: pids.and_then(|text| text.trim().parse().ok()),
         user_namespace: read("proc/self/uid_map").map(|map| !maps_every_uid(&map)),
+        landlock: reached.landlock,
+        seccomp_filter: Some(reached.seccomp),
         ..SandboxStatus::default()
     }
 }
@@ -105,7 +113,11 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        assert_eq!(sandbox_status(root.path()), SandboxStatus::default());
+        let sandbox_status =
+            |root| super::sandbox_status(root, Reached { landlock: Some(6), seccomp: true });
+        let reached = sandbox_status(root.path());
+        assert_eq!((reached.landlock, reached.seccomp_filter), (Some(6), Some(true)));
+        assert_eq!((reached.pids_limit, reached.user_namespace), (None, None));
         write("sys/fs/cgroup/pids.max", "max\n");
         write("proc/self/uid_map", "         0          0 4294967295\n");
         let status = sandbox_status(root.path());

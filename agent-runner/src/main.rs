@@ -40,7 +40,10 @@ use agent_operator::attempt::{HOME_DIR, RUNNER_DIR, WORKSPACE_DIR};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-use crate::context::Layout;
+use crate::{
+    confine::{Walls, probe},
+    context::Layout,
+};
 
 /// Exit code of a runner that could not begin (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: i32 = 64;
@@ -71,9 +74,17 @@ enum Command {
         #[arg(long, default_value = "/claude")]
         claude: PathBuf,
     },
+    /// Says how far the confinement of children holds on this kernel.
+    #[command(name = probe::PROBE, hide = true)]
+    Probe {
+        #[command(flatten)]
+        walls: Walls,
+    },
     /// Becomes a program, confined; how the runner starts its own children.
     #[command(name = confine::EXEC, hide = true)]
     Exec {
+        #[command(flatten)]
+        walls: Walls,
         /// Program and arguments.
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
@@ -83,8 +94,9 @@ enum Command {
 fn main() {
     let arguments = Arguments::parse();
     let code = match arguments.command {
-        Some(Command::Exec { command }) => {
-            let (code, message) = confine::become_program(&command);
+        Some(Command::Probe { walls }) => finish(show_probe(&walls).map(|()| 0)),
+        Some(Command::Exec { walls, command }) => {
+            let (code, message) = confine::become_program(&walls, &command);
             complain(&message);
             code
         }
@@ -95,6 +107,11 @@ fn main() {
         }
     };
     exit(code);
+}
+
+fn show_probe(walls: &Walls) -> anyhow::Result<()> {
+    let reached = serde_json::to_vec(&probe::probe(walls)?)?;
+    std::io::stdout().write_all(&reached).context("nobody reads the answer")
 }
 
 fn install(folder: &std::path::Path, claude: &std::path::Path) -> anyhow::Result<()> {

@@ -99,15 +99,21 @@ impl Ownership {
 /// Starts children and knows which of them are alive.
 pub(crate) struct Processes {
     own_binary: PathBuf,
+    writable: Vec<PathBuf>,
     ownership: Ownership,
     stop: Arc<Stop>,
     tracked: Mutex<HashSet<i32>>,
 }
 
 impl Processes {
-    /// `own_binary` is the path of agent-runner itself.
-    pub(crate) fn new(own_binary: PathBuf, ownership: Ownership, stop: Arc<Stop>) -> Self {
-        Self { own_binary, ownership, stop, tracked: Mutex::default() }
+    /// `own_binary` is the path of agent-runner itself; children may write below `writable`.
+    pub(crate) fn new(
+        own_binary: PathBuf,
+        writable: Vec<PathBuf>,
+        ownership: Ownership,
+        stop: Arc<Stop>,
+    ) -> Self {
+        Self { own_binary, writable, ownership, stop, tracked: Mutex::default() }
     }
 
     /// Runs `invocation` to its end, feeding it `input`. A stop order sends SIGTERM to its process
@@ -134,7 +140,7 @@ impl Processes {
     ) -> Result<Ended, ProcessError> {
         let program = invocation.command.first().map_or("", String::as_str);
         let failed = |source| ProcessError::Start { program: program.to_owned(), source };
-        let mut command = confined_command(&self.own_binary, invocation);
+        let mut command = confined_command(&self.own_binary, &self.writable, invocation);
         command.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
         let (output_pipe, writer) = io::pipe().map_err(failed)?;
         let error_pipe = match &errors {

@@ -12,6 +12,7 @@ use nix::sys::prctl;
 use crate::{
     attempt::{Client, patiently},
     clock,
+    confine::probe::{self, Reached},
     context::{Context, Layout},
     deadline::{self, LAST_WORDS},
     events::Events,
@@ -31,6 +32,7 @@ const EARLY_RESULT_LIMIT: Duration = Duration::from_mins(1);
 /// The parts that live as long as the process.
 struct Runner {
     layout: Layout,
+    reached: Reached,
     gateway: String,
     stop: Arc<Stop>,
     processes: Arc<Processes>,
@@ -51,14 +53,17 @@ pub(crate) fn run(layout: Layout) -> anyhow::Result<i32> {
     let own_binary = env::current_exe().context("cannot find this program's own file")?;
     let stop = Arc::<Stop>::default();
     let ownership = Ownership::detect();
-    let processes = Arc::new(Processes::new(own_binary, ownership, Arc::clone(&stop)));
+    let reached = probe::ask(&own_binary, &layout.writable());
+    let processes = Processes::new(own_binary, layout.writable(), ownership, Arc::clone(&stop));
+    let processes = Arc::new(processes);
     signals::start(descriptor, Arc::clone(&processes), Arc::clone(&stop), GRACE);
     let (printer, _) = Printer::start(io::stdout());
     let image_environment = env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
         .collect();
     let events = Arc::<Events>::default();
-    let runner = Runner { layout, gateway, stop, processes, printer, events, image_environment };
+    let runner =
+        Runner { layout, reached, gateway, stop, processes, printer, events, image_environment };
     let code = runner.attempt(&token);
     runner.printer.flush(FLUSH_LIMIT);
     Ok(code)
@@ -93,7 +98,7 @@ impl Runner {
         let spec = gate::fetch_step(client, &self.stop)?;
         self.printer.print(&format!("[{}] waiting at the start gate", spec.step));
         self.poll_orders(client.clone());
-        let remaining = gate::pass(client, &self.stop)?;
+        let remaining = gate::pass(client, self.reached, &self.stop)?;
         let deadline = clock::boot_now() + remaining;
         let grace = Duration::from_secs(spec.grace_seconds);
         deadline::start(Arc::clone(&self.stop), deadline, grace);

@@ -95,7 +95,7 @@ impl Fixture {
             spec: spec(StepName::Plan),
             layout,
             image_environment: BTreeMap::from([("PATH".to_owned(), path)]),
-            processes: Processes::new(shim(), Ownership::Group, Arc::clone(&stop)),
+            processes: Processes::new(shim(), Vec::new(), Ownership::Group, Arc::clone(&stop)),
             stop,
             events: Events::default(),
             client: Client::new("http://127.0.0.1:1"),
@@ -127,7 +127,8 @@ pub(crate) fn shim() -> PathBuf {
     let (_, path) = SHIM.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("shim");
-        fs::write(&path, "#!/bin/sh\nshift 2\nexec \"$@\"\n").unwrap();
+        fs::write(&path, "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$@\"\n")
+            .unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         (folder, path)
     });

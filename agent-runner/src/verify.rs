@@ -50,8 +50,12 @@ fn run(context: &Context<'_>, directory: &Path, command: Vec<String>) -> Result<
     context.add_proxy(&mut environment);
     // Test runners then run once, without watching and without asking.
     environment.insert("CI".to_owned(), "true".into());
-    let invocation =
-        Invocation { command: command.clone(), directory: directory.to_owned(), environment };
+    let invocation = Invocation {
+        command: command.clone(),
+        directory: directory.to_owned(),
+        environment,
+        only_port: None,
+    };
     let mut output = Shown::new(context.printer, OUTPUT_BYTES_MAX);
     let ended = context
         .run(&invocation, b"", &mut output, Errors::Merged)

@@ -230,6 +230,7 @@ impl Workspace {
             command,
             directory: self.directory.clone(),
             environment: git_environment(context),
+            only_port: Some(context.gateway_port()),
         };
         let mut stdout = Capture::new(GIT_OUTPUT_BYTES_MAX);
         let mut stderr = Capture::new(GIT_OUTPUT_BYTES_MAX);

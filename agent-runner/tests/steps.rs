@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
+mod confinement;
 mod stub;
 
 use std::{fs, io::Read as _, process::Command};

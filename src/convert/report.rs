@@ -199,6 +199,7 @@ impl From<v1::SandboxStatus> for SandboxStatus {
             pids_limit: wire.pids_limit,
             user_namespace: wire.user_namespace,
             landlock: wire.landlock,
+            seccomp_filter: wire.seccomp_filter,
         }
     }
 }
@@ -211,6 +212,7 @@ impl From<&SandboxStatus> for v1::SandboxStatus {
             pids_limit: sandbox.pids_limit,
             user_namespace: sandbox.user_namespace,
             landlock: sandbox.landlock,
+            seccomp_filter: sandbox.seccomp_filter,
         }
     }
 }

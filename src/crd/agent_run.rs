@@ -251,10 +251,14 @@ pub struct SandboxReached {
     /// Whether the pod has a user namespace of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_namespace: Option<bool>,
-    /// Landlock ABI applied to the agent.
+    /// Landlock ABI applied to the agent. From 6 on it cannot signal the runner.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub landlock: Option<i32>,
+    /// Whether the runner's filter of system calls holds around the agent: no look into other
+    /// processes, no limits or priorities for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp_filter: Option<bool>,
 }
 
 /// Size of the log.

@@ -145,6 +145,8 @@ pub struct SandboxStatus {
     pub user_namespace: Option<bool>,
     /// Landlock ABI applied to the agent; none is none.
     pub landlock: Option<i32>,
+    /// Whether the runner's filter of system calls holds around the agent.
+    pub seccomp_filter: Option<bool>,
 }
 
 /// The log as the node recorded it.

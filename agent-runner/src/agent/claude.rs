@@ -48,6 +48,7 @@ pub(super) fn run(
         command: command_line(context),
         directory: directory.to_owned(),
         environment: claude_environment(context, files),
+        only_port: None,
     };
     context.status("starting Claude Code");
     let mut stream = Stream::new(context.printer, context.events);

@@ -24,6 +24,7 @@ pub(crate) fn run(
         command: command.to_vec(),
         directory: directory.to_owned(),
         environment: environment(context, files),
+        only_port: None,
     };
     let mut output = Shown::new(context.printer, OUTPUT_BYTES_MAX);
     let mut errors = Shown::new(context.printer, OUTPUT_BYTES_MAX);

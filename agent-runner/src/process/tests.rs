@@ -7,7 +7,7 @@ use crate::{output::Capture, testing::shim};
 
 fn processes() -> (Arc<Stop>, Processes) {
     let stop = Arc::<Stop>::default();
-    (Arc::clone(&stop), Processes::new(shim(), Ownership::Group, stop))
+    (Arc::clone(&stop), Processes::new(shim(), Vec::new(), Ownership::Group, stop))
 }
 
 fn sh(script: &str) -> Invocation {
@@ -15,6 +15,7 @@ fn sh(script: &str) -> Invocation {
         command: ["sh", "-c", script].map(str::to_owned).to_vec(),
         directory: "/".into(),
         environment: [("PATH".to_owned(), std::env::var_os("PATH").unwrap())].into(),
+        only_port: None,
     }
 }
 

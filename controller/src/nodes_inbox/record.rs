@@ -195,6 +195,7 @@ fn sandbox(status: &SandboxStatus) -> SandboxReached {
         pids_limit: status.pids_limit.filter(|limit| *limit >= 0),
         user_namespace: status.user_namespace,
         landlock: status.landlock.filter(|abi| *abi >= 0),
+        seccomp_filter: status.seccomp_filter,
     }
 }
 

@@ -1,0 +1,78 @@
+//! A filter of system calls: what acts on other processes fails with EPERM. The runner has the same
+//! user as its children, so the kernel's own rules do not keep them apart.
+
+use std::{collections::BTreeMap, env::consts::ARCH};
+
+use nix::libc;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use super::ConfineError;
+
+/// Calls that only debuggers and attackers need.
+const NEVER: [libc::c_long; 7] = [
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_process_madvise,
+    libc::SYS_process_mrelease,
+];
+/// Calls whose first argument names a process, and 0 the caller's own. A thread that names itself by
+/// number is refused too: the filter cannot tell it from a thread of the runner.
+const ONLY_ON_ITSELF: [libc::c_long; 7] = [
+    libc::SYS_prlimit64,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+];
+/// `which` of `setpriority(2)` that means: all processes of a user.
+const PRIO_USER: u64 = 2;
+/// `which` of `ioprio_set(2)` that means the same.
+const IOPRIO_WHO_USER: u64 = 3;
+
+/// Installs the filter for this process and its children to come.
+pub(super) fn restrict() -> Result<(), ConfineError> {
+    let failed = |error: String| ConfineError::Syscalls(error);
+    let program = program().map_err(|error| failed(error.to_string()))?;
+    seccompiler::apply_filter(&program).map_err(|error| failed(error.to_string()))
+}
+
+fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+    let names_another = |argument| condition(argument, SeccompCmpOp::Ne, 0);
+    let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
+    for call in NEVER {
+        rules.insert(call, Vec::new());
+    }
+    for call in ONLY_ON_ITSELF {
+        rules.insert(call, vec![SeccompRule::new(vec![names_another(0)?])?]);
+    }
+    for (call, user) in
+        [(libc::SYS_setpriority, PRIO_USER), (libc::SYS_ioprio_set, IOPRIO_WHO_USER)]
+    {
+        let of_user = condition(0, SeccompCmpOp::Eq, user)?;
+        let of_another = names_another(1)?;
+        rules.insert(
+            call,
+            vec![SeccompRule::new(vec![of_user])?, SeccompRule::new(vec![of_another])?],
+        );
+    }
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let arch = TargetArch::try_from(ARCH)?;
+    SeccompFilter::new(rules, SeccompAction::Allow, refused, arch)?.try_into()
+}
+
+fn condition(
+    argument: u8,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition, seccompiler::BackendError> {
+    // Process numbers and these constants have 32 bits; the kernel ignores what stands above.
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+}
