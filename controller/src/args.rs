@@ -35,6 +35,9 @@ pub enum Command {
     /// Prepare the release for its removal: cancel tasks, stop the controller, remove agent pods and
     /// what the controller made at run time. The chart runs it in front of `helm uninstall`.
     Uninstall(UninstallArgs),
+    /// Wait until the pods of a DaemonSet have removed what the release kept on its nodes. The chart
+    /// runs it after `uninstall` where `uninstall.purgeNodes` is set.
+    AwaitPurge(AwaitPurgeArgs),
     /// Print the custom resource definitions as YAML, for `kubectl apply --server-side -f -`.
     Crd,
 }
@@ -168,6 +171,34 @@ pub struct UninstallArgs {
     pub ca_config_map: String,
     /// How long cancelled tasks have to end, for example 60s; then their pods are deleted.
     #[arg(long, default_value = "60s")]
+    pub wait: GoDuration,
+    /// DaemonSet of the supervisors, to be deleted as well, so that nobody writes to the folders on
+    /// the nodes any more; left out: it stays for Helm to delete.
+    #[arg(long, value_parser = name)]
+    pub stop_daemon_set: Option<String>,
+    /// Kubeconfig file; left out: the service account inside a cluster, else KUBECONFIG or
+    /// ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Form of log lines on standard error.
+    #[arg(long, env = "AO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What is logged, for example info or info,kube=debug.
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+}
+
+/// Options of `await-purge`.
+#[derive(Clone, Debug, Args)]
+pub struct AwaitPurgeArgs {
+    /// Namespace of the release.
+    #[arg(long, value_parser = name)]
+    pub namespace: String,
+    /// DaemonSet whose pods remove the folders; a pod that is ready has done so.
+    #[arg(long, value_parser = name)]
+    pub daemon_set: String,
+    /// How long they have.
+    #[arg(long, default_value = "2m")]
     pub wait: GoDuration,
     /// Kubeconfig file; left out: the service account inside a cluster, else KUBECONFIG or
     /// ~/.kube/config.

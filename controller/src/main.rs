@@ -4,7 +4,7 @@ use std::{io::Write as _, process::ExitCode};
 
 use agent_operator::crd::all_crds;
 use agent_operator_controller::{
-    args::{CheckArgs, Cli, Command, RunArgs, UninstallArgs},
+    args::{AwaitPurgeArgs, CheckArgs, Cli, Command, RunArgs, UninstallArgs},
     check, run, telemetry, uninstall,
 };
 use anyhow::Context as _;
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Some(Command::Crd) => print_crds(),
         Some(Command::Check(args)) => check_release(&args),
         Some(Command::Uninstall(args)) => prepare_removal(&args),
+        Some(Command::AwaitPurge(args)) => await_purge(&args),
         Some(Command::Run(args)) => start(*args),
         None => start(cli.run),
     };
@@ -39,6 +40,14 @@ fn prepare_removal(args: &UninstallArgs) -> anyhow::Result<()> {
     block_on(async {
         let client = run::client(args.kubeconfig.as_deref()).await?;
         uninstall::uninstall(client, args).await.context("prepare the release for its removal")
+    })
+}
+
+fn await_purge(args: &AwaitPurgeArgs) -> anyhow::Result<()> {
+    telemetry::start(args.log_format, &args.log)?;
+    block_on(async {
+        let client = run::client(args.kubeconfig.as_deref()).await?;
+        uninstall::await_purge(client, args).await.context("remove what is kept on the nodes")
     })
 }
 

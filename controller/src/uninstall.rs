@@ -4,6 +4,8 @@
 //! Live tasks are cancelled by the controller that still runs, then the controller is stopped, then
 //! the agent pods and what the controller made at run time are deleted. Every step may be repeated,
 //! has a limit, and says what it does. Custom resources, task namespaces and Secrets of users stay.
+//! What is on the nodes stays too, unless the chart asks for its removal: then the supervisors are
+//! stopped here as well, and [`await_purge`] waits for the pods that remove it.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -12,10 +14,11 @@ use agent_operator::{
     domain::names,
 };
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{DaemonSet, Deployment},
     coordination::v1::Lease,
     core::v1::{ConfigMap, Namespace, Pod, Secret},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
@@ -26,13 +29,17 @@ use tokio::time::Instant;
 
 use crate::{args::UninstallArgs, clock};
 
+mod purge;
+
+pub use purge::await_purge;
+
 /// Longest wait for one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks at what is still there.
 const POLL: Duration = Duration::from_secs(1);
 /// How often it is said that nothing has changed.
 const REMIND: Duration = Duration::from_secs(10);
-/// The controller's termination grace, and some more for a busy node.
+/// The termination grace of controller and supervisors, and some more for a busy node.
 const STOP_WAIT: Duration = Duration::from_secs(40);
 /// Kubelets end a deleted pod within its grace of seconds.
 const PODS_WAIT: Duration = Duration::from_secs(45);
@@ -75,6 +82,11 @@ pub enum UninstallError {
         "agent pods are still there: {0}. Their nodes do not answer: bring them back, or delete the pods with kubectl delete pod --force, then run helm uninstall again"
     )]
     PodsRemain(String),
+    /// Folders on nodes do not go.
+    #[error(
+        "what the release kept is still on these nodes: {0}; bring them back, or delete them with kubectl delete node, then run helm uninstall again, or leave it there with helm uninstall --no-hooks"
+    )]
+    FoldersRemain(String),
 }
 
 impl UninstallError {
@@ -97,8 +109,15 @@ pub async fn uninstall(client: Client, args: &UninstallArgs) -> Result<(), Unins
     work.stop_controller().await?;
     work.remove_pods(&namespaces).await?;
     work.remove_own_objects().await?;
+    let folders = match &args.stop_daemon_set {
+        Some(name) => {
+            work.stop_supervisors(name).await?;
+            "next: the folders on the nodes"
+        }
+        None => "and on each node the folder of supervisor.hostPath",
+    };
     tracing::info!(
-        "done; kept: the custom resource definitions with their tasks and runs, the task namespaces, Secrets of users, and on each node the folder of supervisor.hostPath"
+        "done; kept: the custom resource definitions with their tasks and runs, the task namespaces, Secrets of users; {folders}"
     );
     Ok(())
 }
@@ -177,23 +196,45 @@ impl Work<'_> {
         let plain = PatchParams::default();
         let scaled = api.patch_scale(name, &plain, &scale);
         ignore(&[404], call("scale down Deployment", name, scaled).await)?;
-        let selector = deployment.spec.unwrap_or_default().selector.match_labels;
-        let labels: Vec<_> = selector
-            .unwrap_or_default()
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
+        let labels = selector(&deployment.spec.unwrap_or_default().selector);
+        let left = self.wait_for_pods(&labels, "waiting for the controller").await?;
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(UninstallError::ControllerRemains(name.clone()))
+        }
+    }
+
+    /// Takes the supervisors and gateways down: what they write to must not be removed under them.
+    /// One that does not go is on a node that does not answer, which [`await_purge`] tells about.
+    async fn stop_supervisors(&self, name: &str) -> Result<(), UninstallError> {
+        let api: Api<DaemonSet> = Api::namespaced(self.client.clone(), &self.args.namespace);
+        let found = call("look for DaemonSet", name, api.get_opt(name)).await?;
+        let Some(set) = found else { return Ok(()) };
+        tracing::info!(daemon_set = name, "stopping the supervisors");
+        let now = DeleteParams::default();
+        ignore(&[404], call("delete DaemonSet", name, api.delete(name, &now)).await)?;
+        let labels = selector(&set.spec.unwrap_or_default().selector);
+        let left = self.wait_for_pods(&labels, "waiting for the supervisors").await?;
+        if !left.is_empty() {
+            tracing::warn!(left = shown(&left), "supervisors did not end; going on without");
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of pods of the release; the names of those that are left.
+    async fn wait_for_pods(
+        &self,
+        labels: &str,
+        doing: &'static str,
+    ) -> Result<Vec<String>, UninstallError> {
         let mut progress = Progress::until(STOP_WAIT);
         loop {
             let pods: Vec<Pod> =
-                self.list("list pods of", namespace, Some(&labels.join(","))).await?;
+                self.list("list pods of", &self.args.namespace, Some(labels)).await?;
             let left: Vec<_> = pods.iter().map(full_name).collect();
-            if !progress.goes_on("waiting for the controller", &left) {
-                return if left.is_empty() {
-                    Ok(())
-                } else {
-                    Err(UninstallError::ControllerRemains(name.clone()))
-                };
+            if !progress.goes_on(doing, &left) {
+                return Ok(left);
             }
             tokio::time::sleep(POLL).await;
         }
@@ -314,6 +355,12 @@ impl Progress {
         }
         true
     }
+}
+
+/// The labels of a selector, as list calls take them.
+fn selector(selector: &LabelSelector) -> String {
+    let labels = selector.match_labels.iter().flatten();
+    labels.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 fn live(run: &AgentRun) -> bool {
