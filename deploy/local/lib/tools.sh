@@ -9,6 +9,8 @@ CRANE_VERSION=0.22.1
 HELM_VERSION=4.3.1
 GRPCURL_VERSION=1.9.4
 KUBECONFORM_VERSION=0.8.0
+ACTIONLINT_VERSION=1.7.12
+PROMETHEUS_OPERATOR_VERSION=0.85.0
 COREDNS_VERSION=1.15.0
 GITEA_VERSION=1.26.4
 
@@ -43,6 +45,7 @@ apt_install() {
 tool_version() {
   case $1 in
     kubeconform) echo "$KUBECONFORM_VERSION" ;;
+    actionlint) echo "$ACTIONLINT_VERSION" ;;
     kube*) echo "$KUBERNETES_VERSION" ;;
     etcd) echo "$ETCD_VERSION" ;;
     containerd* | ctr) echo "$CONTAINERD_VERSION" ;;
@@ -64,6 +67,7 @@ tool_package() {
     helm) echo helm.sh/helm/v4/cmd/helm ;;
     grpcurl) echo github.com/fullstorydev/grpcurl/cmd/grpcurl ;;
     kubeconform) echo github.com/yannh/kubeconform/cmd/kubeconform ;;
+    actionlint) echo github.com/rhysd/actionlint/cmd/actionlint ;;
     coredns) echo github.com/coredns/coredns ;;
     *) die "no Go package known for $1" ;;
   esac
