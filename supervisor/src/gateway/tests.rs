@@ -3,7 +3,6 @@
 mod connect;
 mod journey;
 mod model;
-mod network;
 mod proxied;
 mod raw;
 mod reports;

@@ -8,8 +8,11 @@
 //! - [`conversation`]: what a request says about step, turn and script.
 //! - [`script`]: the answer to it.
 //! - [`wire`]: the answer as JSON or as server-sent events.
+//!
+//! [`network`] is a company's network: a proxy with a password, and a certificate authority of its own.
 
 pub mod conversation;
+pub mod network;
 pub mod script;
 pub mod server;
 pub mod wire;

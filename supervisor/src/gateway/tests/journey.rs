@@ -7,10 +7,7 @@ use agent_operator::{
     domain::{Credential, Epoch, Reason, Secret, StepName},
 };
 
-use super::{
-    network::Network,
-    rig::{Options, POD, Rig, Supervisor, bearer, credentials, eventually, grant},
-};
+use super::rig::{Options, POD, Rig, Supervisor, bearer, company, credentials, eventually, grant};
 use crate::{
     gateway::git::tests::upstream::{TOKEN, TestUpstream, client_async, run},
     link::contract::{DurableEvent, FromGateway, ToGateway},
@@ -148,10 +145,10 @@ async fn whole_way(journey: &Journey) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn git_goes_through_a_proxy_with_a_password_to_an_upstream_under_a_private_authority() {
-    let network = Network::start(Some("user:p@ss")).await;
+    let network = company(Some("user:p@ss")).await;
     let journey = Journey::start_with(StepName::Implement, TOKEN, |address| {
-        network.serve_tls("forge.example", address);
-        Options { forge: "https://forge.example".to_owned(), ..network.options() }
+        network.serve_tls("forge.example", address).unwrap();
+        Options { forge: "https://forge.example".to_owned(), ..Options::within(&network) }
     })
     .await;
     whole_way(&journey).await;

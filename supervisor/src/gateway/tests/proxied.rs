@@ -1,6 +1,7 @@
 //! Upstreams behind a proxy, under a private certificate authority.
 
 use agent_operator::domain::StepName;
+use agent_operator_doubles::network::Network;
 use axum::{Router, body::Body};
 use http::Request;
 use http_body_util::BodyExt as _;
@@ -11,10 +12,7 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::{
-    network::Network,
-    rig::{KEY, Options, POD, Rig, grant, proxy},
-};
+use super::rig::{KEY, Options, POD, Rig, company, grant, proxy};
 use crate::gateway::{
     egress::sni::tests::client_hello,
     http_client,
@@ -23,10 +21,11 @@ use crate::gateway::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn model_calls_go_through_a_proxy_with_a_password_to_a_server_under_a_private_authority() {
-    let network = Network::start(Some("user:p@ss")).await;
-    let options = Options { llm: Some("https://model.example".to_owned()), ..network.options() };
+    let network = company(Some("user:p@ss")).await;
+    let options =
+        Options { llm: Some("https://model.example".to_owned()), ..Options::within(&network) };
     let rig = Rig::start_with(options).await;
-    network.serve_tls("model.example", rig.model_address);
+    network.serve_tls("model.example", rig.model_address).unwrap();
     let supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;
     let tokens = rig.running(&supervisor, "a").await;
 
@@ -41,8 +40,9 @@ async fn model_calls_go_through_a_proxy_with_a_password_to_a_server_under_a_priv
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_refuses_the_model_is_told_to_the_agent() {
-    let network = Network::start(None).await;
-    let options = Options { llm: Some("https://model.example".to_owned()), ..network.options() };
+    let network = company(None).await;
+    let options =
+        Options { llm: Some("https://model.example".to_owned()), ..Options::within(&network) };
     let rig = Rig::start_with(options).await;
     let supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;
     let tokens = rig.running(&supervisor, "a").await;
@@ -56,7 +56,7 @@ async fn a_proxy_that_refuses_the_model_is_told_to_the_agent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_tunnels_go_through_the_proxy_which_alone_knows_the_names() {
-    let network = Network::start(None).await;
+    let network = company(None).await;
     let listener = TcpListener::bind((POD, 0)).await.unwrap();
     network.serve_plain("packages.example:443", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -65,7 +65,7 @@ async fn agents_tunnels_go_through_the_proxy_which_alone_knows_the_names() {
         tokio::io::copy(&mut read, &mut write).await
     });
     let allowed_hosts = vec!["packages.example".to_owned(), "gone.example".to_owned()];
-    let options = Options { allowed_hosts, allow_private: false, ..network.options() };
+    let options = Options { allowed_hosts, allow_private: false, ..Options::within(&network) };
     let rig = Rig::start_with(options).await;
     let supervisor = rig.with_attempt(grant("a", StepName::Test, None)).await;
     let tokens = rig.running(&supervisor, "a").await;
@@ -110,12 +110,12 @@ async fn get(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_tunnels_tls_forwards_plain_requests_and_leaves_exceptions_alone() {
-    let network = Network::start(None).await;
+    let network = company(None).await;
     let listener = TcpListener::bind((POD, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = Router::new().fallback(async |request: Request<Body>| request.uri().to_string());
     tokio::spawn(async move { axum::serve(listener, router).await });
-    network.serve_tls("forge.example", address);
+    network.serve_tls("forge.example", address).unwrap();
     network.serve_plain("plain.example", address);
 
     let secure = get(&network, "https://forge.example/api", true, "other.example").await;
@@ -138,7 +138,7 @@ async fn the_client_tunnels_tls_forwards_plain_requests_and_leaves_exceptions_al
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_wants_a_password_is_named_with_the_remedy() {
-    let network = Network::start(Some("user:secret")).await;
+    let network = company(Some("user:secret")).await;
     let error = get(&network, "https://forge.example/", true, "other.example").await.unwrap_err();
     assert!(error.contains("status 407") && error.contains("credentialsSecret"), "{error}");
 }

@@ -16,6 +16,7 @@ use agent_operator::{
         names::sha256_hex,
     },
 };
+use agent_operator_doubles::network::Network;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
@@ -136,6 +137,25 @@ pub(super) struct Options {
     pub(super) ca_bundle: Option<PathBuf>,
     /// The gateway gets a runtime of its own, so that [`Rig::restart`] can end it as SIGKILL would.
     pub(super) killable: bool,
+}
+
+impl Options {
+    /// Those of a gateway in this network.
+    pub(super) fn within(network: &Network) -> Self {
+        let proxy = format!("http://{}", network.proxy);
+        let no_proxy = ["direct.example"];
+        Self {
+            proxy: serde_json::json!({"http": proxy, "https": proxy, "noProxy": no_proxy}),
+            proxy_credentials: network.password_file(),
+            ca_bundle: Some(network.bundle()),
+            ..Self::default()
+        }
+    }
+}
+
+/// A company's network on loopback, whose proxy wants `password`, if one is given.
+pub(super) async fn company(password: Option<&str>) -> Network {
+    Network::start(POD, password).await.unwrap()
 }
 
 impl Default for Options {
