@@ -198,11 +198,7 @@ impl Work<'_> {
         ignore(&[404], call("scale down Deployment", name, scaled).await)?;
         let labels = selector(&deployment.spec.unwrap_or_default().selector);
         let left = self.wait_for_pods(&labels, "waiting for the controller").await?;
-        if left.is_empty() {
-            Ok(())
-        } else {
-            Err(UninstallError::ControllerRemains(name.clone()))
-        }
+        if left.is_empty() { Ok(()) } else { Err(UninstallError::ControllerRemains(name.clone())) }
     }
 
     /// Takes the supervisors and gateways down: what they write to must not be removed under them.

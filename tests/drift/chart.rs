@@ -55,7 +55,8 @@ fn flags_of_the_chart_are_flags_of_the_programs() {
     let file = |path: &str| root().join(path).exists().then(|| path.to_owned());
     if let Some(file) = file("controller/src/args.rs") {
         hold_flags(&file, &flags("controller.yaml", "args:", "env:"));
-        hold_flags(&file, &flags("uninstall.yaml", "- uninstall\n", "resources:"));
+        hold_flags(&file, &flags("uninstall.yaml", "- uninstall\n", "- end }}\n{{- end }}"));
+        hold_flags(&file, &flags("purge-nodes.yaml", "- await-purge\n", "- end }}"));
     }
     if let Some(file) = file("supervisor/src/args.rs") {
         hold_flags(
@@ -64,6 +65,23 @@ fn flags_of_the_chart_are_flags_of_the_programs() {
         );
     }
     hold_flags("supervisor/src/gateway/args.rs", &flags("supervisor.yaml", "- gateway\n", "env:"));
+}
+
+#[test]
+fn a_purge_knows_every_folder_that_is_kept_on_nodes() {
+    let kept = read(format!("{CHART}/templates/supervisor.yaml"));
+    let purge = read(format!("{CHART}/templates/purge-nodes.yaml"));
+    let named = purge.lines().find_map(|line| line.trim().strip_prefix("for folder in "));
+    let named: BTreeSet<_> = named.unwrap().trim_end_matches("; do").split(' ').collect();
+    let folders: BTreeSet<_> = kept
+        .lines()
+        .filter_map(|line| {
+            line.split_once("hostPath: {path: {{ $own.hostPath }}/")?.1.split_once(',')
+        })
+        .map(|(folder, _)| format!("/host/{folder}"))
+        .collect();
+    assert_eq!(folders.len(), 2, "the folders must be seen: {folders:?}");
+    assert_eq!(named, folders.iter().map(String::as_str).collect());
 }
 
 #[test]

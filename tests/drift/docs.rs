@@ -146,6 +146,18 @@ fn tables_of_kubectl_show_the_columns_that_there_are() {
     assert!(seen >= 2, "tables must be seen");
 }
 
+/// The block that is run is the page's; the README shows the same one.
+#[test]
+fn commands_of_the_readme_to_follow_a_task_are_those_that_a_test_runs() {
+    let blocks = |page: &str| -> Vec<String> {
+        let all = blocks(&read(page), "console").into_iter();
+        all.filter(|block| block.contains("StepService/Follow")).collect()
+    };
+    let shown = blocks("README.md");
+    assert_eq!(shown, blocks("docs/how-to/watch-and-debug.md"));
+    assert_eq!(shown.len(), 1, "the block must be seen");
+}
+
 #[test]
 fn scripts_that_pages_name_exist() {
     for page in pages() {
@@ -160,4 +172,30 @@ fn scripts_that_pages_name_exist() {
             }
         }
     }
+}
+
+/// The commands of these pages are run by `tests/e2e/disruptive`, in blocks of the first two kinds; nothing else on them
+/// may look like a command, or it would stand there untried.
+#[test]
+fn pages_whose_commands_are_run_have_no_other_blocks() {
+    let run = read("tests/e2e/disruptive/tutorial.rs")
+        + &read("tests/e2e/disruptive/pages.rs")
+        + &read("tests/e2e/disruptive/company.rs")
+        + &read("tests/e2e/disruptive/platform.rs");
+    let mut seen = 0;
+    for page in pages().into_iter().filter(|page| run.contains(&format!("\"{page}\""))) {
+        let text = read(&page);
+        let fences = text.lines().filter_map(|line| line.trim_start().strip_prefix("```"));
+        let openings: Vec<&str> = fences.step_by(2).collect();
+        for language in openings {
+            let known = ["sh", "console", "text", "yaml"].contains(&language);
+            assert!(known, "{page} has a block of {language:?}, which no test runs");
+            seen += 1;
+        }
+        // Blocks by indentation alone are seen by no test.
+        let indented =
+            text.lines().any(|line| line.starts_with("    kubectl") || line.starts_with("    $ "));
+        assert!(!indented, "{page} has a command outside of a block");
+    }
+    assert!(seen >= 20, "blocks must be seen: {seen}");
 }

@@ -1,6 +1,7 @@
 //! Tests that take a process, a node or the release away from everybody: they run alone, one after the other, after
 //! all scenarios, and leave the system as they found it.
 
+mod company;
 mod deadlines;
 mod fence;
 mod follow_resumes;
@@ -8,5 +9,8 @@ mod gateway_restart;
 mod kill_points;
 mod nodes;
 mod notes;
+mod pages;
+mod platform;
+mod tutorial;
 mod uninstall;
 mod upgrade;

@@ -1,11 +1,11 @@
 //! The release goes, comes back under another namespace, and goes again (class 24); and a task
 //! namespace is deleted in mid-step.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use crate::support::{
     cluster::{Cluster, NAMESPACE, SYSTEM, phase},
-    eventually, processes,
+    env, eventually, processes,
     release::{self, RELEASE, must, run},
     task::{command_agent, task, unique},
 };
@@ -57,9 +57,16 @@ async fn there_and_back(values: String) {
     assert!(message.contains("agent-operator is being uninstalled"), "{message}");
     assert!(processes::of_pod(&pod).is_empty(), "processes of the step are left");
     nothing_is_left_in(SYSTEM).await;
+    for node in kept_on_nodes() {
+        assert!(
+            node.contains("git") && node.contains("supervisor"),
+            "{node:?}: it says it keeps them"
+        );
+    }
 
     let task_namespaces = format!("taskNamespaces={{{OTHER_TASKS}}}");
-    release::install(&chart, OTHER, &values, &["--set", &task_namespaces]).await;
+    let more = ["--set", &task_namespaces, "--set", "uninstall.purgeNodes=true"];
+    release::install(&chart, OTHER, &values, &more).await;
     cluster.copy_secret("agent-secrets", OTHER_TASKS).await;
     let moved = unique("moved");
     let quick = command_agent(
@@ -69,6 +76,20 @@ async fn there_and_back(values: String) {
     cluster.complete(OTHER_TASKS, &moved).await;
     must("helm", &["uninstall", RELEASE, "-n", OTHER, "--wait", "--timeout", "5m"]).await;
     nothing_is_left_in(OTHER).await;
+    for node in kept_on_nodes() {
+        assert!(node.is_empty(), "on a node is left: {node:?}");
+    }
+}
+
+/// What is in the folder of `supervisor.hostPath`, for each node. They all are on this machine.
+fn kept_on_nodes() -> Vec<BTreeSet<String>> {
+    let nodes = env("AO_NODES");
+    let nodes = nodes.split(' ').map(|node| {
+        let folder = format!("{}/{node}/host/var/lib/agent-operator", env("AO_STATE"));
+        let found = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        found.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    });
+    nodes.collect()
 }
 
 async fn refuses_a_second_release(chart: &str, values: &str) {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::{
     cluster::{Cluster, NAMESPACE, SYSTEM},
     eventually, grpcurl, processes,
-    release::{self, RELEASE, must},
+    release::{self, RELEASE, must, run},
     task::{command_agent, merge, task, unique},
 };
 
@@ -50,12 +50,12 @@ async fn upgrade_and_back(values: String) {
         ["controller", "supervisor"].map(|name| format!("{name}.podAnnotations.e2e=next"));
     let more = ["--set-string", &annotate[0], "--set-string", &annotate[1]];
     release::install(&next, SYSTEM, &values, &more).await;
-    let explain = must("kubectl", &["explain", "codingtasks.spec.addedByTheNextVersion"]).await;
-    assert!(explain.contains("FIELD: addedByTheNextVersion"), "{explain}");
+    has_the_new_field(true).await;
     survived(&cluster, &live).await;
 
     must("helm", &["rollback", RELEASE, &before, "-n", SYSTEM]).await;
     release::rolled_out(SYSTEM).await;
+    has_the_new_field(false).await;
     survived(&cluster, &live).await;
 
     // Once more, and now the steps end while their gateways are away: what they send has to wait.
@@ -85,6 +85,19 @@ async fn upgrade_and_back(values: String) {
         assert_eq!(cluster.forge.pull_requests(&branch).await.len(), 1);
         whole_log(&token, name).await;
     }
+}
+
+/// Whether the definitions are those of the next version. The API server describes a changed definition a moment
+/// after it was stored.
+async fn has_the_new_field(wanted: bool) {
+    eventually("the definitions are those of the release", Duration::from_mins(1), || async {
+        match run("kubectl", &["explain", "codingtasks.spec.addedByTheNextVersion"]).await {
+            Ok(text) if wanted && text.contains("FIELD: addedByTheNextVersion") => Ok(()),
+            Err(text) if !wanted && text.contains("does not exist") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
 }
 
 /// The pods are those of before, run, and have written since.

@@ -17,7 +17,7 @@ async fn the_sample_applies_unchanged_and_ends_as_a_pull_request() {
     let cluster = Cluster::connect().await;
     let sample: CodingTask = serde_saphyr::from_str(SAMPLE).expect("the sample parses");
     let name = sample.metadata.name.clone().expect("the sample has a name");
-    forget_earlier(&cluster, &name).await;
+    cluster.forget(NAMESPACE, &name).await;
     cluster.create(NAMESPACE, &sample).await;
 
     let task = cluster.complete(NAMESPACE, &name).await;
@@ -89,19 +89,4 @@ async fn assert_events(cluster: &Cluster, name: &str) {
         }
     })
     .await;
-}
-
-/// Removes the task of an earlier run of this test.
-async fn forget_earlier(cluster: &Cluster, name: &str) {
-    let tasks = cluster.tasks(NAMESPACE);
-    if tasks.get_opt(name).await.expect("a look at tasks").is_some() {
-        cluster.delete(NAMESPACE, name).await;
-        eventually("the earlier task is gone", Duration::from_mins(1), || async {
-            match tasks.get_opt(name).await {
-                Ok(None) => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
-        })
-        .await;
-    }
 }

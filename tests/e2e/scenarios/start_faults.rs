@@ -1,7 +1,7 @@
 //! What keeps a pod from starting: the task says so in the server's own words with the remedy, charges
 //! nobody, leaves no dead pods, and goes on by itself once it is mended.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use agent_operator::crd::{CodingTask, shared::Condition};
 use k8s_openapi::api::core::v1::Node;
@@ -11,11 +11,12 @@ use kube::{
     core::GroupVersionKind,
 };
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt as _, net::TcpListener, process::Command};
+use tokio::process::Command;
 
 use crate::support::{
     cluster::{Cluster, NAMESPACE, phase},
     env, eventually,
+    registry::{PrivateRegistry, image_in_registry},
     task::{command_agent, merge, task, unique},
 };
 
@@ -111,14 +112,6 @@ async fn goes_on(cluster: &Cluster, namespace: &str, name: &str) {
     cluster.delete(namespace, name).await;
 }
 
-/// The image of agent pods in the local registry.
-fn agent_image() -> String {
-    let file = PathBuf::from(env("AO_STATE")).join("images.env");
-    let text = fs::read_to_string(file).expect("references of the images");
-    let line = text.lines().find_map(|line| line.strip_prefix("agent="));
-    line.expect("the agent's image").to_owned()
-}
-
 async fn crane(arguments: &[&str]) {
     let output = Command::new("crane").args(arguments).arg("--insecure").output().await;
     let output = output.expect("crane runs");
@@ -162,7 +155,7 @@ async fn f21_a_missing_image_is_named_and_the_task_goes_on_once_it_is_pushed() {
     assert_eq!(status.reason.as_deref(), Some("Unstarted"));
     assert!(status.message.expect("a message").contains("spec.imagePullSecrets"));
 
-    crane(&["copy", &agent_image(), &image]).await;
+    crane(&["copy", &image_in_registry("agent"), &image]).await;
     goes_on(&cluster, NAMESPACE, &name).await;
 }
 
@@ -195,71 +188,20 @@ async fn assert_no_harm_but_cancelled(cluster: &Cluster, name: &str) {
     }
 }
 
-/// A registry that answers every request with 401, reachable from the nodes.
-struct ClosedRegistry {
-    address: String,
-    hosts: Vec<PathBuf>,
-    server: tokio::task::JoinHandle<()>,
-}
-
-impl ClosedRegistry {
-    async fn start() -> Self {
-        let host = env("AO_REGISTRY");
-        let host = host.split(':').next().expect("a host");
-        let listener = TcpListener::bind((host, 0)).await.expect("a port");
-        let address = listener.local_addr().expect("an address").to_string();
-        let server = tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let body =
-                    r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
-                let answer = format!(
-                    "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"closed\"\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-                    body.len()
-                );
-                let mut request = [0; 4096];
-                let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut request).await;
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-        });
-        let toml = format!(
-            "server = \"http://{address}\"\n[host.\"http://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
-        );
-        // The nodes' runtimes read these folders at each pull; others stay as they are.
-        let mut hosts = Vec::new();
-        for node in fs::read_dir(env("AO_STATE")).expect("the state folder").flatten() {
-            let registry = node.path().join("registry");
-            if registry.join(env("AO_REGISTRY")).is_dir() {
-                let folder = registry.join(&address);
-                fs::create_dir_all(&folder).expect("a folder for the registry");
-                fs::write(folder.join("hosts.toml"), &toml).expect("its settings");
-                hosts.push(folder);
-            }
-        }
-        assert!(!hosts.is_empty(), "no node's registry folder was found");
-        Self { address, hosts, server }
-    }
-}
-
-impl Drop for ClosedRegistry {
-    fn drop(&mut self) {
-        self.server.abort();
-        for folder in &self.hosts {
-            let _ = fs::remove_dir_all(folder);
-        }
-    }
-}
-
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
-async fn f21_a_registry_that_wants_credentials_is_named_with_the_field_for_them() {
+async fn f21_a_registry_that_wants_credentials_is_named_and_the_task_goes_on_once_it_has_them() {
     let cluster = Cluster::connect().await;
-    let registry = ClosedRegistry::start().await;
-    let image = format!("{}/private/agent:1", registry.address);
-    let name = start(&cluster, NAMESPACE, "closed-registry", json!({"agentImage": image})).await;
+    let registry = PrivateRegistry::start().await;
+    let image = registry.image("agent");
+    let pull = unique("pull");
+    let overrides = json!({"agentImage": image, "imagePullSecrets": [{"name": pull}]});
+    let name = start(&cluster, NAMESPACE, "private-registry", overrides).await;
     let message = held_up(&cluster, NAMESPACE, &name, "ImageNotPullable").await;
     assert_helps(&message, &["authorization failed", "spec.imagePullSecrets"]);
-    assert_no_harm(&cluster, NAMESPACE, &name).await;
-    cluster.delete(NAMESPACE, &name).await;
+    registry.pull_secret(NAMESPACE, &pull).await;
+    goes_on(&cluster, NAMESPACE, &name).await;
+    cluster.delete_secret(NAMESPACE, &pull).await;
 }
 
 #[tokio::test]
@@ -268,7 +210,15 @@ async fn f21_an_image_for_another_architecture_is_named_as_such() {
     let cluster = Cluster::connect().await;
     let image = format!("{}/{}", env("AO_REGISTRY"), unique("foreign"));
     let (single, image) = (format!("{image}:single"), format!("{image}:index"));
-    crane(&["mutate", &agent_image(), "--set-platform", "linux/s390x", "--tag", &single]).await;
+    crane(&[
+        "mutate",
+        &image_in_registry("agent"),
+        "--set-platform",
+        "linux/s390x",
+        "--tag",
+        &single,
+    ])
+    .await;
     // As images for several architectures are published, without ours among them.
     crane(&["index", "append", "--manifest", &single, "--tag", &image]).await;
     let name = start(&cluster, NAMESPACE, "foreign", json!({"agentImage": image})).await;

@@ -138,6 +138,21 @@ impl Cluster {
             .unwrap_or_else(|error| panic!("deleting task {name}: {error}"));
     }
 
+    /// Removes a task of a fixed name that an earlier run of a test may have left, and waits for its end.
+    pub(crate) async fn forget(&self, namespace: &str, name: &str) {
+        let tasks = self.tasks(namespace);
+        if tasks.get_opt(name).await.expect("a look at tasks").is_some() {
+            self.delete(namespace, name).await;
+        }
+        eventually(&format!("{name} is gone"), Duration::from_mins(1), || async {
+            match tasks.get_opt(name).await {
+                Ok(None) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+
     /// Creates a Secret in `namespace`, or replaces it.
     pub(crate) async fn put_secret(&self, namespace: &str, secret: &Secret) {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
