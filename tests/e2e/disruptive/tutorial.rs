@@ -59,7 +59,9 @@ async fn follow(values: String) {
 
     let mut page = Page::read(PAGE);
     let blocks = page.scripts(&STANDS_FOR);
-    let script: String = blocks.iter().map(|block| format!("echo '{MARK}'\n{block}\n")).collect();
+    let marked: Vec<String> =
+        blocks.iter().map(|block| format!("echo '{MARK}'\n{block}\n")).collect();
+    let script = marked.concat();
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path().to_str().expect("UTF-8");
     let environment = [
