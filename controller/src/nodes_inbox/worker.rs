@@ -302,8 +302,9 @@ impl Worker {
             "Pending" => ("Waiting", true),
             _ => (status.reason.as_deref().unwrap_or("Failed"), true),
         };
-        let message = status.message.clone().unwrap_or_default();
-        let note = format!("step {} on node {}: {message}", run.spec.step, run.spec.node_name);
+        let said = status.message.as_deref().filter(|message| !message.is_empty());
+        let said = said.map(|message| format!(": {message}")).unwrap_or_default();
+        let note = format!("step {} on node {}{said}", run.spec.step, run.spec.node_name);
         self.applier.events.publish_run(run, run_event(reason, warning, note));
     }
 

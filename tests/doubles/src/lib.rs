@@ -9,9 +9,10 @@
 //! - [`script`]: the answer to it.
 //! - [`wire`]: the answer as JSON or as server-sent events.
 //!
-//! [`network`] is a company's network: a proxy with a password, and a certificate authority of its own.
+//! `network` is a company's network: a proxy with a password, and a certificate authority of its own.
 
 pub mod conversation;
+#[cfg(feature = "network")]
 pub mod network;
 pub mod script;
 pub mod server;

@@ -52,7 +52,7 @@ async fn commands_of_the_page_about_watching_print_what_it_shows() {
     let folder = folder.path().to_str().expect("UTF-8");
     let forge = format!("{}/", env("AO_FORGE_URL"));
     // The forge here, as github.com writes the same address.
-    let as_github = format!("| sed -E 's#{forge}([^ ]*)/pulls/#https://github.com/\\1/pull/#'");
+    let as_github = format!("| sed -E 's#{forge}([^ ]*)/pulls/#https://github.com/\\1/pull/#g'");
     let wide = format!("-o wide {as_github}\n");
     let stands_for = [
         ("-o wide\n", wide.as_str()),
