@@ -148,6 +148,21 @@ pub struct CheckArgs {
     pub patience_seconds: u64,
 }
 
+/// Options of what runs once, as a Job.
+#[derive(Clone, Debug, Args)]
+pub struct JobArgs {
+    /// Kubeconfig file; left out: the service account inside a cluster, else KUBECONFIG or
+    /// ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Form of log lines on standard error.
+    #[arg(long, env = "AO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What is logged, for example info or info,kube=debug.
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+}
+
 /// Options of `uninstall`.
 #[derive(Clone, Debug, Args)]
 pub struct UninstallArgs {
@@ -176,16 +191,9 @@ pub struct UninstallArgs {
     /// the nodes any more; left out: it stays for Helm to delete.
     #[arg(long, value_parser = name)]
     pub stop_daemon_set: Option<String>,
-    /// Kubeconfig file; left out: the service account inside a cluster, else KUBECONFIG or
-    /// ~/.kube/config.
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Form of log lines on standard error.
-    #[arg(long, env = "AO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
-    /// What is logged, for example info or info,kube=debug.
-    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
-    pub log: String,
+    /// How it reaches the cluster, and what it says.
+    #[command(flatten)]
+    pub job: JobArgs,
 }
 
 /// Options of `await-purge`.
@@ -200,16 +208,9 @@ pub struct AwaitPurgeArgs {
     /// How long they have.
     #[arg(long, default_value = "2m")]
     pub wait: GoDuration,
-    /// Kubeconfig file; left out: the service account inside a cluster, else KUBECONFIG or
-    /// ~/.kube/config.
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Form of log lines on standard error.
-    #[arg(long, env = "AO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
-    /// What is logged, for example info or info,kube=debug.
-    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
-    pub log: String,
+    /// How it reaches the cluster, and what it says.
+    #[command(flatten)]
+    pub job: JobArgs,
 }
 
 impl RunArgs {

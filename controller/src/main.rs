@@ -36,17 +36,17 @@ fn start(args: RunArgs) -> anyhow::Result<()> {
 }
 
 fn prepare_removal(args: &UninstallArgs) -> anyhow::Result<()> {
-    telemetry::start(args.log_format, &args.log)?;
+    telemetry::start(args.job.log_format, &args.job.log)?;
     block_on(async {
-        let client = run::client(args.kubeconfig.as_deref()).await?;
+        let client = run::client(args.job.kubeconfig.as_deref()).await?;
         uninstall::uninstall(client, args).await.context("prepare the release for its removal")
     })
 }
 
 fn await_purge(args: &AwaitPurgeArgs) -> anyhow::Result<()> {
-    telemetry::start(args.log_format, &args.log)?;
+    telemetry::start(args.job.log_format, &args.job.log)?;
     block_on(async {
-        let client = run::client(args.kubeconfig.as_deref()).await?;
+        let client = run::client(args.job.kubeconfig.as_deref()).await?;
         uninstall::await_purge(client, args).await.context("remove what is kept on the nodes")
     })
 }

@@ -22,14 +22,12 @@ const FORGE: &str = "git.corp.example";
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
 async fn a_task_behind_a_proxy_and_a_private_authority_ends_as_a_pull_request() {
-    let before = release::values().await;
-    let before = before.path().to_str().expect("UTF-8").to_owned();
-    let work = tokio::spawn(behind_the_proxy(before.clone())).await;
-    release::install(&release::chart().to_string_lossy(), SYSTEM, &before, &[]).await;
-    for object in ["secret/proxy-credentials", "configmap/company-ca"] {
-        must("kubectl", &["-n", SYSTEM, "delete", object, "--ignore-not-found"]).await;
-    }
-    work.expect("the test itself");
+    let undo = async {
+        for object in ["secret/proxy-credentials", "configmap/company-ca"] {
+            must("kubectl", &["-n", SYSTEM, "delete", object, "--ignore-not-found"]).await;
+        }
+    };
+    release::restored(behind_the_proxy, undo).await;
 }
 
 fn address(of: &str) -> SocketAddr {

@@ -28,16 +28,14 @@ const TAINT: &str = "agents=only:NoSchedule";
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
 async fn a_task_runs_from_a_private_registry_on_nodes_set_apart() {
-    let before = release::values().await;
-    let before = before.path().to_str().expect("UTF-8").to_owned();
-    let work = tokio::spawn(set_apart(before.clone())).await;
-    let _ = run("kubectl", &["taint", "node", NODE, &format!("{TAINT}-")]).await;
-    release::install(&release::chart().to_string_lossy(), SYSTEM, &before, &[]).await;
-    for namespace in [SYSTEM, NAMESPACE] {
-        must("kubectl", &["-n", namespace, "delete", "secret/registry", "--ignore-not-found"])
-            .await;
-    }
-    work.expect("the test itself");
+    let undo = async {
+        let _ = run("kubectl", &["taint", "node", NODE, &format!("{TAINT}-")]).await;
+        for namespace in [SYSTEM, NAMESPACE] {
+            let secret = ["-n", namespace, "delete", "secret/registry", "--ignore-not-found"];
+            must("kubectl", &secret).await;
+        }
+    };
+    release::restored(set_apart, undo).await;
 }
 
 /// Values of the page and of `docs/how-to/clusters.md`, and those that a platform team adds.

@@ -40,13 +40,7 @@ const STANDS_FOR: [(&str, &str); 8] = [
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
 async fn every_command_of_the_tutorial_leads_from_an_empty_cluster_to_a_pull_request() {
-    let values = release::values().await;
-    let values = values.path().to_str().expect("UTF-8").to_owned();
-    let work = tokio::spawn(follow(values.clone())).await;
-    // Whatever happened, the next test finds the release as it was.
-    release::install(&release::chart().to_string_lossy(), SYSTEM, &values, &[]).await;
-    release::refresh_ca().await;
-    work.expect("the test itself");
+    release::restored(follow, async {}).await;
 }
 
 async fn follow(values: String) {

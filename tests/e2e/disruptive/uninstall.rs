@@ -21,22 +21,18 @@ const GONE_LIMIT: Duration = Duration::from_mins(2);
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
 async fn an_uninstalled_release_leaves_only_what_it_says_and_can_be_installed_anywhere() {
-    let values = release::values().await;
-    let values = values.path().to_str().expect("UTF-8").to_owned();
-    let work = tokio::spawn(there_and_back(values.clone()));
-    let ended = work.await;
-    // Whatever happened, the next test finds the release where it was.
-    for leftover in [
-        &["uninstall", RELEASE, "-n", OTHER, "--ignore-not-found", "--no-hooks"][..],
-        &["uninstall", "second", "-n", OTHER, "--ignore-not-found", "--no-hooks"],
-    ] {
-        let _ = run("helm", leftover).await;
-    }
-    let gone = ["delete", "namespace", OTHER, OTHER_TASKS, "--ignore-not-found", "--timeout=120s"];
-    let _ = run("kubectl", &gone).await;
-    release::install(&release::chart().to_string_lossy(), SYSTEM, &values, &[]).await;
-    release::refresh_ca().await;
-    ended.expect("the test itself");
+    let undo = async {
+        for leftover in [
+            &["uninstall", RELEASE, "-n", OTHER, "--ignore-not-found", "--no-hooks"][..],
+            &["uninstall", "second", "-n", OTHER, "--ignore-not-found", "--no-hooks"],
+        ] {
+            let _ = run("helm", leftover).await;
+        }
+        let gone =
+            ["delete", "namespace", OTHER, OTHER_TASKS, "--ignore-not-found", "--timeout=120s"];
+        let _ = run("kubectl", &gone).await;
+    };
+    release::restored(there_and_back, undo).await;
 }
 
 async fn there_and_back(values: String) {

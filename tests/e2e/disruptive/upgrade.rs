@@ -19,11 +19,7 @@ const SCRIPT: &str = "[ \"$AGENT_STEP\" = implement ] || { echo in step $AGENT_S
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
 async fn live_steps_survive_an_upgrade_and_its_rollback() {
-    let values = release::values().await;
-    let values = values.path().to_str().expect("UTF-8").to_owned();
-    let ended = tokio::spawn(upgrade_and_back(values.clone())).await;
-    release::install(&release::chart().to_string_lossy(), SYSTEM, &values, &[]).await;
-    ended.expect("the test itself");
+    release::restored(upgrade_and_back, async {}).await;
 }
 
 async fn upgrade_and_back(values: String) {

@@ -59,6 +59,22 @@ pub(crate) async fn install(chart: &str, namespace: &str, values: &str, more: &[
     rolled_out(namespace).await;
 }
 
+/// Does `work` with a file of the release's present values. Whatever becomes of it, `undo` is done and the release is as
+/// it was before, where it was, for the next test.
+pub(crate) async fn restored<W: Future<Output = ()> + Send + 'static>(
+    work: impl FnOnce(String) -> W,
+    undo: impl Future<Output = ()>,
+) {
+    let values = values().await;
+    let values = values.path().to_str().expect("UTF-8").to_owned();
+    // A task of its own, so that its panic does not keep the rest from happening.
+    let ended = tokio::spawn(work(values.clone())).await;
+    undo.await;
+    install(&chart().to_string_lossy(), SYSTEM, &values, &[]).await;
+    refresh_ca().await;
+    ended.expect("the test itself");
+}
+
 /// Waits until all pods of the release are of its present revision and ready.
 pub(crate) async fn rolled_out(namespace: &str) {
     for object in ["deployment/agent-operator-controller", "daemonset/agent-operator-supervisor"] {
