@@ -2,11 +2,13 @@
 //! all scenarios, and leave the system as they found it.
 
 mod deadlines;
+mod delivery;
 mod fence;
 mod follow_resumes;
 mod gateway_restart;
 mod kill_points;
 mod nodes;
 mod notes;
+mod slow_api_server;
 mod uninstall;
 mod upgrade;
