@@ -3,6 +3,7 @@
 
 mod company;
 mod deadlines;
+mod delivery;
 mod fence;
 mod follow_resumes;
 mod gateway_restart;
@@ -11,6 +12,7 @@ mod nodes;
 mod notes;
 mod pages;
 mod platform;
+mod slow_api_server;
 mod tutorial;
 mod uninstall;
 mod upgrade;

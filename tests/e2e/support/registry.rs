@@ -1,4 +1,4 @@
-//! Image registries: references of our images in the local one, and a registry that wants a password.
+//! An image registry that wants a password.
 
 use std::{fs, path::PathBuf};
 
@@ -9,7 +9,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{env, release::must, task::unique};
+use super::{env, images, release::must, task::unique};
 
 /// User of the registry.
 const USER: &str = "robot";
@@ -17,14 +17,6 @@ const USER: &str = "robot";
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// What it says to strangers.
 const REFUSAL: &str = r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
-
-/// The reference of one of our images (controller, supervisor, runner, agent) in the local registry.
-pub(crate) fn image_in_registry(name: &str) -> String {
-    let file = PathBuf::from(env("AO_STATE")).join("images.env");
-    let text = fs::read_to_string(file).expect("references of the images");
-    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    found.unwrap_or_else(|| panic!("no image {name}")).to_owned()
-}
 
 /// The local registry behind a password, reachable from the nodes.
 pub(crate) struct PrivateRegistry {
@@ -68,7 +60,7 @@ impl PrivateRegistry {
 
     /// The reference of one of our images here.
     pub(crate) fn image(&self, name: &str) -> String {
-        let open = image_in_registry(name);
+        let open = images::of_release(name);
         let (_, path) = open.split_once('/').expect("a registry");
         format!("{}/{path}", self.address)
     }
