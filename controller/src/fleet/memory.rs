@@ -17,8 +17,6 @@ const FORGOTTEN_MAX: usize = 100_000;
 
 /// What this process knows about nodes beyond their sessions.
 pub struct NodeMemory {
-    /// Nodes never seen count as absent from here.
-    started: Timestamp,
     inner: Mutex<Inner>,
     /// Preflights that nodes were asked for.
     pub preflights: Preflights,
@@ -26,6 +24,9 @@ pub struct NodeMemory {
 
 #[derive(Default)]
 struct Inner {
+    /// Absence counts from here: sessions are there for whoever leads, so a process that has waited
+    /// for hours knows nothing of nodes when its term begins.
+    term_began: Timestamp,
     nodes: BTreeMap<NodeName, PerNode>,
     forgotten: HashSet<RunKey>,
 }
@@ -39,7 +40,8 @@ struct PerNode {
 impl NodeMemory {
     /// An empty memory of a process that started at `started`.
     pub fn new(started: Timestamp) -> Self {
-        Self { started, inner: Mutex::default(), preflights: Preflights::default() }
+        let inner = Inner { term_began: started, ..Inner::default() };
+        Self { inner: Mutex::new(inner), preflights: Preflights::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -65,9 +67,11 @@ impl NodeMemory {
         entry.runs.clear();
     }
 
-    /// A new term has begun: what was sent under an older epoch has to be confirmed.
-    pub fn new_term(&self) {
+    /// A new term has begun: what was sent under an older epoch has to be confirmed, and nodes without
+    /// a session get the node lease to find this leader.
+    pub fn new_term(&self, now: Timestamp) {
         let mut inner = self.lock();
+        inner.term_began = now;
         inner.forgotten.clear();
         for delivery in inner.nodes.values_mut().flat_map(|node| node.runs.values_mut()) {
             *delivery = Delivery::Known;
@@ -112,7 +116,7 @@ impl NodeMemory {
     pub fn absent_since(&self, node: &NodeName, now: Timestamp) -> Timestamp {
         let inner = self.lock();
         let since = inner.nodes.get(node).and_then(|node| node.absent_since);
-        since.unwrap_or(self.started).min(now)
+        since.map_or(inner.term_began, |since| since.max(inner.term_began)).min(now)
     }
 }
 
@@ -146,8 +150,21 @@ mod tests {
     fn a_new_term_confirms_everything_again() {
         let (memory, node) = (NodeMemory::new(at(0)), NodeName::from("n1"));
         memory.sent(&node, &key("a"), Delivery::CancelSent);
-        memory.new_term();
+        memory.new_term(at(1));
         assert_eq!(memory.delivery(&node, &key("a")), Delivery::Known);
+    }
+
+    #[test]
+    fn absence_begins_anew_with_a_term_so_that_nodes_can_find_the_new_leader() {
+        let (memory, node) = (NodeMemory::new(at(10)), NodeName::from("n1"));
+        memory.disconnected(&node, at(15));
+        memory.new_term(at(4000));
+        for node in [&node, &NodeName::from("never seen")] {
+            assert_eq!(memory.absent_since(node, at(4001)), at(4000));
+        }
+        memory.connected(&node, []);
+        memory.disconnected(&node, at(4005));
+        assert_eq!(memory.absent_since(&node, at(4010)), at(4005));
     }
 
     #[test]
