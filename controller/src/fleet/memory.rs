@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use agent_operator::domain::{NodeName, RunKey};
+use agent_operator::domain::{NodeName, RunKey, assignment::TaskBudget};
 use jiff::Timestamp;
 
 use super::preflights::Preflights;
@@ -35,6 +35,15 @@ struct Inner {
 struct PerNode {
     absent_since: Option<Timestamp>,
     runs: HashMap<RunKey, Delivery>,
+    /// What of the budget was told with the order or since.
+    budgets: HashMap<RunKey, TaskBudget>,
+}
+
+impl PerNode {
+    fn drop_run(&mut self, run: &RunKey) {
+        self.runs.remove(run);
+        self.budgets.remove(run);
+    }
 }
 
 impl NodeMemory {
@@ -55,6 +64,7 @@ impl NodeMemory {
         let entry = inner.nodes.entry(node.clone()).or_default();
         entry.absent_since = None;
         self.preflights.lost(node);
+        entry.budgets.clear();
         entry.runs = known.into_iter().map(|run| (run, Delivery::Known)).collect();
     }
 
@@ -64,6 +74,7 @@ impl NodeMemory {
         let entry = inner.nodes.entry(node.clone()).or_default();
         entry.absent_since.get_or_insert(now);
         self.preflights.lost(node);
+        entry.budgets.clear();
         entry.runs.clear();
     }
 
@@ -84,10 +95,25 @@ impl NodeMemory {
         inner.nodes.entry(node.clone()).or_default().runs.insert(run.clone(), delivery);
     }
 
+    /// Takes note of the budget that was told.
+    pub fn tell_budget(&self, node: &NodeName, run: &RunKey, left: Option<TaskBudget>) {
+        let mut inner = self.lock();
+        let budgets = &mut inner.nodes.entry(node.clone()).or_default().budgets;
+        match left {
+            Some(left) => drop(budgets.insert(run.clone(), left)),
+            None => drop(budgets.remove(run)),
+        }
+    }
+
+    /// What of the budget the node was last told.
+    pub fn told_budget(&self, node: &NodeName, run: &RunKey) -> Option<TaskBudget> {
+        self.lock().nodes.get(node)?.budgets.get(run).copied()
+    }
+
     /// The node does not have the run after all.
     pub fn refused(&self, node: &NodeName, run: &RunKey) {
         if let Some(entry) = self.lock().nodes.get_mut(node) {
-            entry.runs.remove(run);
+            entry.drop_run(run);
         }
     }
 
@@ -99,7 +125,7 @@ impl NodeMemory {
         }
         inner.forgotten.insert(run.clone());
         if let Some(entry) = inner.nodes.get_mut(node) {
-            entry.runs.remove(run);
+            entry.drop_run(run);
         }
     }
 
