@@ -276,6 +276,7 @@ impl Election {
         let seen = Seen::of(lease, started, self.config.duration);
         let epoch = Epoch(u64::try_from(seen.transitions).unwrap_or(0));
         let term = Term { epoch, valid_until: started + self.config.duration };
+        self.floor.raise(epoch);
         self.note_leader(None);
         self.terms.send_replace(Some(term));
         (seen, term)
