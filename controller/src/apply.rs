@@ -224,14 +224,14 @@ impl Applier {
 
     fn assign(&self, observed: &Observed, run: &RunView, credentials: &[Credential]) {
         let Ok(epoch) = self.epoch() else { return };
-        let command = Command::Assign {
-            assignment: Box::new(assignment(observed, run, epoch)),
-            credentials: credentials.to_vec(),
-        };
+        let assignment = Box::new(assignment(observed, run, epoch));
+        let budget = assignment.budget;
+        let command = Command::Assign { assignment, credentials: credentials.to_vec() };
         let node = run.node();
         let sent = self.nodes.send(&node, command);
         if noted(&sent) {
             self.memory.sent(&node, &run.key(), Delivery::Sent);
+            self.memory.tell_budget(&node, &run.key(), budget);
         }
     }
 
@@ -269,6 +269,13 @@ impl Applier {
                 };
                 if noted(&self.nodes.send(node, cancel)) {
                     self.memory.sent(node, &key, Delivery::CancelSent);
+                }
+            }
+            Order::Budget { left } => {
+                let Ok(epoch) = self.epoch() else { return };
+                let budget = Command::Budget { run: key.clone(), epoch, budget: *left };
+                if noted(&self.nodes.send(node, budget)) {
+                    self.memory.tell_budget(node, &key, *left);
                 }
             }
             Order::Forget => {

@@ -1,6 +1,9 @@
 //! Command line and environment, with bounds checked before anything starts.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use agent_operator::domain::GoDuration;
 use clap::{Args, Parser, Subcommand};
@@ -63,6 +66,10 @@ pub struct RunArgs {
     /// Address of the gRPC port (TLS, reflection, health).
     #[arg(long, env = "AO_GRPC_ADDRESS", default_value = "0.0.0.0:8443", value_name = "IP:PORT")]
     pub grpc_address: SocketAddr,
+    /// Address at which nodes and other replicas reach the gRPC port while this one leads; its port is
+    /// that of --grpc-address. Left out: they find the leader through the Service alone.
+    #[arg(long, env = "POD_IP", value_name = "IP")]
+    pub advertise_ip: Option<IpAddr>,
     /// Address of the plain HTTP port: /livez, /readyz, /metrics.
     #[arg(long, env = "AO_HTTP_ADDRESS", default_value = "0.0.0.0:8080", value_name = "IP:PORT")]
     pub http_address: SocketAddr,
@@ -222,6 +229,12 @@ impl RunArgs {
         format!("system:serviceaccount:{namespace}:{name}")
     }
 
+    /// `host:port` of the gRPC port for others.
+    pub fn advertised_address(&self) -> Option<String> {
+        let port = self.grpc_address.port();
+        self.advertise_ip.map(|ip| SocketAddr::new(ip, port).to_string())
+    }
+
     /// Name of the ConfigMap with the CA.
     pub fn ca_config_map(&self) -> String {
         self.ca_config_map.clone().unwrap_or_else(|| {
@@ -275,6 +288,14 @@ mod tests {
             assert_eq!(args.supervisor_user(), "system:serviceaccount:x:agent-operator-supervisor");
             assert_eq!(args.ca_config_map(), "agent-operator-ca");
         }
+    }
+
+    #[test]
+    fn the_advertised_address_has_the_port_of_the_service_and_brackets_where_needed() {
+        let args = parse(&["--advertise-ip=10.244.0.7", "--grpc-address=0.0.0.0:9443"]).unwrap();
+        assert_eq!(args.advertised_address().as_deref(), Some("10.244.0.7:9443"));
+        let args = parse(&["--advertise-ip=fd00::7"]).unwrap();
+        assert_eq!(args.advertised_address().as_deref(), Some("[fd00::7]:8443"));
     }
 
     #[test]

@@ -4,16 +4,11 @@
 //! resourceVersion, the loss has to be judged by an own monotonic deadline, and a watch has to end
 //! the wait when the holder lets go. Safety never rests on the Lease: nodes refuse older epochs.
 
-use std::{
-    fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+mod standing;
 
-use agent_operator::domain::{Epoch, limits, text::error_chain};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+
+use agent_operator::domain::{Epoch, limits, names::ANNOTATION_GRPC_ADDRESS, text::error_chain};
 use futures::StreamExt as _;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::{
@@ -25,6 +20,7 @@ use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+pub use self::standing::{EpochFloor, Leader, Leadership, Term};
 use crate::clock;
 
 /// Field manager of the Lease. Shared by all replicas: the guard is the resourceVersion.
@@ -35,53 +31,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Random bytes of an identity: two process starts never share one.
 const IDENTITY_BYTES: usize = 5;
-
-/// A term of leadership.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Term {
-    /// Its number.
-    pub epoch: Epoch,
-    /// When it ends unless renewed, by this process's monotonic clock.
-    pub valid_until: Instant,
-}
-
-/// Whether this process leads, for everybody who has to ask before a write.
-#[derive(Clone, Debug)]
-pub struct Leadership(watch::Receiver<Option<Term>>);
-
-impl Leadership {
-    /// Wraps the election's channel.
-    pub fn new(terms: watch::Receiver<Option<Term>>) -> Self {
-        Self(terms)
-    }
-
-    /// The present term, if it holds at `now`.
-    pub fn term(&self, now: Instant) -> Option<Term> {
-        self.0.borrow().filter(|term| now < term.valid_until)
-    }
-
-    /// Waits for the next change of term.
-    pub async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
-        self.0.changed().await
-    }
-}
-
-/// The highest epoch that a supervisor reported: a Lease that was deleted and made again must not
-/// bring the epoch below it. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct EpochFloor(Arc<AtomicU64>);
-
-impl EpochFloor {
-    /// Takes note of an epoch that a node has obeyed.
-    pub fn raise(&self, epoch: Epoch) {
-        self.0.fetch_max(epoch.0, Ordering::SeqCst);
-    }
-
-    /// The highest epoch noted.
-    pub fn get(&self) -> Epoch {
-        Epoch(self.0.load(Ordering::SeqCst))
-    }
-}
 
 /// Why an election cannot be held.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +53,9 @@ pub struct ElectionConfig {
     pub duration: Duration,
     /// Interval of renewals.
     pub renew: Duration,
+    /// `host:port` at which nodes and other replicas reach this one while it leads; it stands in the
+    /// Lease beside the holder.
+    pub address: Option<String>,
 }
 
 impl ElectionConfig {
@@ -119,7 +71,14 @@ impl ElectionConfig {
             identity: identity.into(),
             duration: limits::LEASE_DURATION,
             renew: limits::HEARTBEAT_INTERVAL,
+            address: None,
         }
+    }
+
+    /// The same with an address for others.
+    #[must_use]
+    pub fn at(self, address: Option<String>) -> Self {
+        Self { address, ..self }
     }
 }
 
@@ -139,6 +98,7 @@ pub fn identity(base: &str) -> Result<String, ElectionError> {
 struct Seen {
     version: String,
     holder: Option<String>,
+    address: Option<String>,
     transitions: i32,
     duration: Duration,
     /// When this version was first seen: another's silence is measured by the own clock.
@@ -148,10 +108,12 @@ struct Seen {
 impl Seen {
     fn of(lease: &Lease, at: Instant, default: Duration) -> Self {
         let spec = lease.spec.clone().unwrap_or_default();
+        let annotations = lease.metadata.annotations.as_ref();
         let seconds = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok());
         Self {
             version: lease.metadata.resource_version.clone().unwrap_or_default(),
             holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
+            address: annotations.and_then(|all| all.get(ANNOTATION_GRPC_ADDRESS)).cloned(),
             transitions: spec.lease_transitions.unwrap_or(0),
             duration: seconds.map_or(default, Duration::from_secs),
             at,
@@ -170,14 +132,17 @@ pub struct Election {
     config: ElectionConfig,
     floor: EpochFloor,
     terms: watch::Sender<Option<Term>>,
+    leader: watch::Sender<Option<Leader>>,
 }
 
 impl Election {
     /// Prepares an election; nothing happens before [`Election::run`].
     pub fn new(client: Client, config: ElectionConfig, floor: EpochFloor) -> (Self, Leadership) {
-        let (terms, receiver) = watch::channel(None);
+        let (terms, terms_seen) = watch::channel(None);
+        let (leader, leader_seen) = watch::channel(None);
         let api = Api::namespaced(client, &config.namespace);
-        (Self { api, config, floor, terms }, Leadership::new(receiver))
+        let election = Self { api, config, floor, terms, leader };
+        (election, Leadership::beside(terms_seen, leader_seen))
     }
 
     /// Gains, renews and loses terms until `shutdown`; then lets go of the Lease.
@@ -233,11 +198,28 @@ impl Election {
         let ours = present.holder.as_ref() == Some(&self.config.identity);
         let free = ours || clock::instant() >= present.free_at();
         *seen = Some(present.clone());
+        // Whoever takes it next starts above this, also if the Lease itself is gone by then.
+        self.floor.raise(Epoch(u64::try_from(present.transitions).unwrap_or(0)));
+        self.note_leader((!free).then_some(&present));
         if !free {
             return Ok(None);
         }
         let transitions = self.next_transition(present.transitions);
         self.take(&present.version, transitions).await
+    }
+
+    /// Tells who leads instead of this process. A process that was started anew in the same pod finds
+    /// its own address there until the Lease of the one before runs out: that is nobody.
+    fn note_leader(&self, holder: Option<&Seen>) {
+        let own = |address: &Option<String>| address.is_some() && *address == self.config.address;
+        let other = holder
+            .filter(|seen| !own(&seen.address))
+            .map(|seen| Leader { address: seen.address.clone() });
+        self.leader.send_if_modified(|known| {
+            let changed = *known != other;
+            *known = other;
+            changed
+        });
     }
 
     /// One above everything that was ever said.
@@ -248,19 +230,23 @@ impl Election {
 
     async fn create(&self, started: Instant) -> Result<Option<(Seen, Term)>, CallError> {
         let transitions = self.next_transition(0);
-        let lease = Lease {
-            metadata: ObjectMeta {
-                name: Some(self.config.name.clone()),
-                namespace: Some(self.config.namespace.clone()),
-                ..ObjectMeta::default()
-            },
-            spec: Some(LeaseSpec {
-                holder_identity: Some(self.config.identity.clone()),
-                lease_duration_seconds: Some(self.seconds()),
-                lease_transitions: Some(transitions),
-                ..LeaseSpec::default()
-            }),
-        };
+        let lease =
+            Lease {
+                metadata: ObjectMeta {
+                    name: Some(self.config.name.clone()),
+                    namespace: Some(self.config.namespace.clone()),
+                    annotations: self.config.address.clone().map(|address| {
+                        BTreeMap::from([(ANNOTATION_GRPC_ADDRESS.to_owned(), address)])
+                    }),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(LeaseSpec {
+                    holder_identity: Some(self.config.identity.clone()),
+                    lease_duration_seconds: Some(self.seconds()),
+                    lease_transitions: Some(transitions),
+                    ..LeaseSpec::default()
+                }),
+            };
         let params =
             PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         match call(self.api.create(&params, &lease)).await {
@@ -290,6 +276,8 @@ impl Election {
         let seen = Seen::of(lease, started, self.config.duration);
         let epoch = Epoch(u64::try_from(seen.transitions).unwrap_or(0));
         let term = Term { epoch, valid_until: started + self.config.duration };
+        self.floor.raise(epoch);
+        self.note_leader(None);
         self.terms.send_replace(Some(term));
         (seen, term)
     }
@@ -327,6 +315,8 @@ impl Election {
         match self.write(&held.version, Some(&self.config.identity), raised).await {
             Ok(lease) => Ok(Some(self.won(&lease, started))),
             Err(CallError::Api(error)) if is_conflict(&error) => self.look_again(held).await,
+            // Somebody has deleted it: the next term begins at once, above this one.
+            Err(CallError::Api(error)) if has_code(&error, 404) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -366,7 +356,14 @@ impl Election {
             spec["leaseTransitions"] = json!(transitions);
             spec["acquireTime"] = json!(now);
         }
-        let patch = json!({ "metadata": { "resourceVersion": version }, "spec": spec });
+        let address = holder.and(self.config.address.as_deref());
+        let patch = json!({
+            "metadata": {
+                "resourceVersion": version,
+                "annotations": { ANNOTATION_GRPC_ADDRESS: address },
+            },
+            "spec": spec,
+        });
         let params =
             PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         call(self.api.patch(&self.config.name, &params, &Patch::Merge(&patch))).await
@@ -398,5 +395,9 @@ async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Ca
 }
 
 fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 409)
+    has_code(error, 409)
+}
+
+fn has_code(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agent_operator::{
     crd::{AgentRunSpec, CodingTaskStatus},
-    domain::{Attempt, NodeName, Reason, RunPhase, RunRef},
+    domain::{Attempt, NodeName, Reason, RunPhase, RunRef, assignment::TaskBudget},
 };
 use serde::Serialize;
 
@@ -104,6 +104,11 @@ pub enum Order {
         reason: Reason,
         /// One sentence.
         message: String,
+    },
+    /// What is left of the task's budget is not what the node was told: somebody has raised it.
+    Budget {
+        /// What is left; none means unlimited.
+        left: Option<TaskBudget>,
     },
     /// Everything about it is recorded: its pod may go.
     Forget,

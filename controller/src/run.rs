@@ -22,7 +22,7 @@ use crate::{
     clock,
     fleet::{Nodes, sessions::Sessions, watchdog},
     grpc::{
-        self, Edge,
+        self, Edge, Peers,
         auth::{Authority, KubeReviewer},
     },
     health::{self, Health},
@@ -113,7 +113,8 @@ async fn start(args: &RunArgs, stop: &CancellationToken, tasks: &mut Tasks) -> a
     let (events, node_events) = mpsc::channel(NODE_EVENTS_MAX);
     let sessions = Sessions::new(events);
     let (identity, floor) = (lease::identity(&args.identity)?, EpochFloor::default());
-    let config = ElectionConfig::new(&args.namespace, &args.lease_name, &identity);
+    let config = ElectionConfig::new(&args.namespace, &args.lease_name, &identity)
+        .at(args.advertised_address());
     let (election, leadership) = Election::new(client.clone(), config, floor.clone());
     let (world, watches) = observe::watches(client.clone());
     let deps = Deps {
@@ -187,8 +188,9 @@ async fn port(
         .with_context(|| format!("listen on {}", args.grpc_address))?;
     health.set_serving();
     let config = tls.server_config();
+    let peers = Peers::new(args.tls_service_name.clone(), tls.ca());
     tokio::select! {
-        served = grpc::serve(listener, config, edge, stop.clone()) => served.context("serve gRPC"),
+        served = grpc::serve(listener, config, peers, edge, stop.clone()) => served.context("serve gRPC"),
         // Returns only at the end, and then the port has some seconds to close.
         () = tls.keep_fresh(CancellationToken::new()) => Ok(()),
     }

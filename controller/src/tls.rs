@@ -33,6 +33,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -284,6 +285,7 @@ pub struct Tls {
     config_maps: Api<ConfigMap>,
     current: Arc<Current>,
     material: Material,
+    ca: watch::Sender<String>,
 }
 
 impl Tls {
@@ -294,7 +296,13 @@ impl Tls {
         let material = load(&secrets, &settings).await?;
         publish(&config_maps, &settings, &material.ca_cert).await?;
         let current = Arc::new(Current(RwLock::new(Arc::new(usable(&settings, &material)?))));
-        Ok(Self { settings, secrets, config_maps, current, material })
+        let ca = watch::Sender::new(material.ca_cert.clone());
+        Ok(Self { settings, secrets, config_maps, current, material, ca })
+    }
+
+    /// The CA (PEM) by which replicas know one another; follows renewals.
+    pub fn ca(&self) -> watch::Receiver<String> {
+        self.ca.subscribe()
     }
 
     /// The rustls configuration of the gRPC listener; follows renewals.
@@ -327,6 +335,7 @@ impl Tls {
         publish(&self.config_maps, &self.settings, &material.ca_cert).await?;
         let key = Arc::new(usable(&self.settings, &material)?);
         *self.current.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = key;
+        self.ca.send_replace(material.ca_cert.clone());
         self.material = material;
         tracing::info!("serving a renewed certificate");
         Ok(())

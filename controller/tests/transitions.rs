@@ -16,6 +16,7 @@ use agent_operator_controller::{
     plan::Order,
 };
 use decide::{Model, node};
+use serde_json::json;
 
 const OK: Reason = Reason::Completed;
 
@@ -560,6 +561,28 @@ fn an_exceeded_budget_pauses_until_it_is_raised_or_fails_as_asked() {
         Some(serde_json::from_str(r#"{"maxTokens": 20, "onExceeded": "Fail"}"#).unwrap());
     model.through(Reason::BudgetExceeded, None);
     assert_eq!(model.phase(), "Failed");
+}
+
+#[test]
+fn a_budget_that_is_raised_in_mid_step_reaches_the_live_run_once() {
+    let budget = |tokens: i64| Some(serde_json::from_value(json!({"maxTokens": tokens})).unwrap());
+    let mut model = Model::new();
+    model.task.spec.budget = budget(100);
+    model.settle();
+    model.start_live();
+    model.settle();
+    assert!(model.pass().commands.is_empty(), "the order has said what is left");
+    model.task.spec.budget = budget(700);
+    let plan = model.pass();
+    let Order::Budget { left } = plan.commands[0].order else { panic!("{plan:#?}") };
+    assert_eq!(left.and_then(|left| left.tokens), Some(700));
+    assert!(model.pass().commands.is_empty(), "once");
+    // A controller that was started anew does not know what was told, and says all of it again.
+    for run in &mut model.runs {
+        (run.delivery, run.told_budget) = (Delivery::Known, None);
+    }
+    assert!(matches!(model.pass().commands[0].order, Order::Assign));
+    assert!(model.pass().commands.is_empty());
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub const ANNOTATION_ALLOWED_HOSTS: &str = "agents.wearn.dev/allowed-hosts";
 pub const ANNOTATION_FENCE: &str = "agents.wearn.dev/fence";
 /// Annotation of a task: end it, for the reason that is its value. The task stays, as `Failed`.
 pub const ANNOTATION_CANCEL: &str = "agents.wearn.dev/cancel";
+/// Annotation of the controller's Lease: `host:port` of the holder's gRPC port.
+pub const ANNOTATION_GRPC_ADDRESS: &str = "agents.wearn.dev/grpc-address";
 /// Finalizer of an agent pod until its outcome stands in the run.
 pub const POD_FINALIZER: &str = "agents.wearn.dev/outcome";
 /// Trailer of every commit made by a task.

@@ -3,12 +3,18 @@
 //! which goes on alone while there is no session.
 //!
 //! - [`dial`]: TLS connections, with the CA from the release's `ConfigMap`.
+//! - [`seek`]: another leader, when the present one seems to be none any more.
 //! - [`wire`]: messages <> inputs and outgoing.
 
 pub mod dial;
+mod seek;
 pub mod wire;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use agent_operator::{
     domain::{
@@ -143,20 +149,37 @@ fn backoff() -> impl Iterator<Item = Duration> {
 /// Keeps a session until `shutdown`.
 pub async fn run(session: Session, shutdown: CancellationToken) {
     let mut pauses = backoff();
+    // Where the leader is, as another replica said; it is believed once.
     let mut leader: Option<String> = None;
+    let mut opened: Option<Opened> = None;
     loop {
-        let address = leader.take().unwrap_or_else(|| session.settings.address.clone());
+        let pointed = leader.take();
+        let address = pointed.clone().unwrap_or_else(|| session.settings.address.clone());
         let began = crate::clock::instant();
-        let error = tokio::select! {
+        let ended = tokio::select! {
             () = shutdown.cancelled() => return,
-            Err(error) = session.once(&address) => error,
+            ended = session.once(&address, opened.take()) => ended,
         };
         if session.inputs.send(Input::SessionDown).await.is_err() {
             return;
         }
+        let error = match ended {
+            Ok(better) => {
+                tracing::info!(
+                    "another controller leads; its session takes the place of the old one"
+                );
+                opened = Some(better);
+                continue;
+            }
+            Err(error) => error,
+        };
         tracing::warn!(address, error = %error_chain(&error), "no session with the controller");
-        if let SessionError::Rejected { leader: Some(other), .. } = &error {
-            leader = Some(other.clone());
+        if let SessionError::Rejected { leader: Some(other), .. } = error {
+            leader = Some(other);
+            // At once, but not from one replica to the next for ever.
+            if pointed.is_none() {
+                continue;
+            }
         }
         if began.elapsed() > GOOD_SESSION {
             pauses = backoff();
@@ -174,9 +197,40 @@ fn client(channel: Channel) -> SupervisorServiceClient<Channel> {
         .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX)
 }
 
+/// A session that the controller has accepted.
+struct Opened {
+    /// Of the controller, for the upload.
+    address: String,
+    epoch: Epoch,
+    pace: Duration,
+    wire: mpsc::Sender<v1::SupervisorMessage>,
+    inbound: tonic::Streaming<v1::ControllerMessage>,
+}
+
 impl Session {
-    /// One session from dialling to its end, which is always an error.
-    async fn once(&self, address: &str) -> Result<std::convert::Infallible, SessionError> {
+    /// One session from dialling (unless it was `opened` before) to its end: an error, or a session
+    /// with a controller that leads while this one does not any more.
+    async fn once(&self, address: &str, opened: Option<Opened>) -> Result<Opened, SessionError> {
+        let opened = match opened {
+            Some(opened) => opened,
+            None => self.open(address).await?,
+        };
+        let Opened { address, epoch, pace, wire, mut inbound } = opened;
+        tracing::info!(address, %epoch, "session with the controller");
+        let (outgoing, reports) = mpsc::channel(OUTGOING_MAX);
+        self.input(Input::SessionUp { epoch, outgoing }).await?;
+        let permitted = Mutex::new(tokio::time::Instant::now());
+        // The upload lives and dies with the session, but on a connection of its own.
+        tokio::select! {
+            end = self.read(&mut inbound, &wire, &permitted) => end.map(|never| match never {}),
+            end = self.write(reports, &wire, pace) => end.map(|never| match never {}),
+            never = self.upload(&address) => match never {},
+            better = self.seek(&permitted) => Ok(better),
+        }
+    }
+
+    /// Dials, and says Hello until it is answered.
+    async fn open(&self, address: &str) -> Result<Opened, SessionError> {
         let snapshot = self.snapshot().await?;
         let highest_epoch = snapshot.highest_epoch;
         let channel = self.dial.dial(address).await?;
@@ -194,20 +248,12 @@ impl Session {
         if epoch < highest_epoch {
             return Err(SessionError::Stale { found: epoch, known: highest_epoch });
         }
-        tracing::info!(address, %epoch, "session with the controller");
-        let (outgoing, reports) = mpsc::channel(OUTGOING_MAX);
-        self.input(Input::SessionUp { epoch, outgoing }).await?;
         let pace = accepted
             .heartbeat_interval
             .and_then(|pace| Duration::try_from(pace).ok())
             .filter(|pace| !pace.is_zero())
             .unwrap_or(HEARTBEAT_INTERVAL);
-        // The upload lives and dies with the session, but on a connection of its own.
-        tokio::select! {
-            end = self.read(&mut inbound, &wire) => end,
-            end = self.write(reports, &wire, pace) => end,
-            never = self.upload(address) => match never {},
-        }
+        Ok(Opened { address: address.to_owned(), epoch, pace, wire, inbound })
     }
 
     async fn snapshot(&self) -> Result<Snapshot, SessionError> {
@@ -238,15 +284,23 @@ impl Session {
         Ok(request)
     }
 
-    /// Orders in.
+    /// Orders in. Notes in `permitted` when the controller last showed that it leads.
     async fn read(
         &self,
         inbound: &mut tonic::Streaming<v1::ControllerMessage>,
         wire: &mpsc::Sender<v1::SupervisorMessage>,
+        permitted: &Mutex<tokio::time::Instant>,
     ) -> Result<std::convert::Infallible, SessionError> {
         while let Some(message) = inbound.message().await? {
-            let Some(message) = message.message else { continue };
-            match wire::order(message) {
+            let order = match message.message {
+                Some(controller_message::Message::Rejected(why)) => return Err(rejected(why)),
+                Some(order) => order,
+                None => continue,
+            };
+            if matches!(order, controller_message::Message::WritePermit(_)) {
+                seek::note(permitted);
+            }
+            match wire::order(order) {
                 Ok(input) => self.input(input).await?,
                 Err(wire::Unusable { error, answer }) => {
                     tracing::error!(%error, "the controller sent something unusable");
@@ -325,12 +379,16 @@ async fn send(
 fn accepted(first: Option<controller_message::Message>) -> Result<v1::Accepted, SessionError> {
     match first {
         Some(controller_message::Message::Accepted(accepted)) => Ok(accepted),
-        Some(controller_message::Message::Rejected(rejected)) => Err(SessionError::Rejected {
-            reason: rejected.reason,
-            message: rejected.message,
-            leader: (!rejected.leader_address.is_empty()).then_some(rejected.leader_address),
-        }),
+        Some(controller_message::Message::Rejected(why)) => Err(rejected(why)),
         _ => Err(SessionError::Greet),
+    }
+}
+
+fn rejected(why: v1::Rejected) -> SessionError {
+    SessionError::Rejected {
+        reason: why.reason,
+        message: why.message,
+        leader: (!why.leader_address.is_empty()).then_some(why.leader_address),
     }
 }
 

@@ -59,7 +59,7 @@ async fn chart_is_valid_with_its_defaults_and_with_every_option() {
     let mut set = in_namespace(&namespace);
     apply(&client, &render("plain", &namespace, &set), true).await;
     let values = [
-        json!({"controller.replicas": 2, "controller.persistence.enabled": true}),
+        json!({"controller.replicas": 1, "controller.persistence.enabled": true}),
         json!({"controller.service": {"type": "NodePort", "nodePort": 30443, "annotations": {"a": "b"}}}),
         json!({"controller.tls.extraSANs": ["10.0.0.1", "ao.example.com"], "imagePullSecrets": [{"name": "x"}]}),
         json!({"supervisor.tolerations": [{"operator": "Exists"}], "supervisor.priorityClassName": "system-node-critical"}),
@@ -101,6 +101,7 @@ async fn wrong_values_are_refused_by_the_chart_itself() {
             "controller.podDisruptionBudget.maxUnavailable=\"half\"",
             "/controller/podDisruptionBudget",
         ),
+        ("controller.persistence.enabled=true", "controller.replicas=1"),
         ("headroom.priority=5", "/headroom/priority"),
         ("agent.priorityClassName=\"No Class\"", "/agent/priorityClassName"),
     ] {

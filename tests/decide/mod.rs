@@ -19,7 +19,8 @@ use agent_operator::{
 use agent_operator_controller::{
     decide::{
         Amounts, CredentialState, Delivery, NodeFacts, Observed, PreflightAnswer, PreflightView,
-        RunView, TaskView, Used, decide, invariants::violations, status::is_finished,
+        RunView, TaskView, Used, decide, invariants::violations, progress::budget_left,
+        status::is_finished,
     },
     fleet::NodeView,
     plan::{Order, Plan},
@@ -179,6 +180,7 @@ impl Model {
     }
 
     fn carry_out(&mut self, plan: &Plan) {
+        let told_budget = budget_left(&self.observed());
         for create in &plan.run_creates {
             let step: StepName = create.spec.step.parse().expect("a step");
             let attempt = Attempt(u32::try_from(create.spec.attempt).expect("positive"));
@@ -197,6 +199,7 @@ impl Model {
                 phase: RunPhase::Pending,
                 reason: None,
                 delivery: Delivery::Sent,
+                told_budget,
                 spec: create.spec.clone(),
                 status: AgentRunStatus::default(),
             });
@@ -221,7 +224,14 @@ impl Model {
         for command in &plan.commands {
             let run = self.run_mut(&command.run.name);
             run.delivery = match command.order {
-                Order::Assign => Delivery::Sent,
+                Order::Assign => {
+                    run.told_budget = told_budget;
+                    Delivery::Sent
+                }
+                Order::Budget { left } => {
+                    run.told_budget = left;
+                    run.delivery
+                }
                 Order::Cancel { .. } => Delivery::CancelSent,
                 Order::Forget => Delivery::Forgotten,
             };

@@ -6,7 +6,7 @@ use agent_operator::{
     crd::{AgentRunSpec, AgentRunStatus, CodingTaskSpec, CodingTaskStatus, coding_task::AgentType},
     domain::{
         Attempt, NodeName, PreflightReport, Reason, RunKey, RunPhase, RunRef, RunUid, StepName,
-        TaskUid,
+        TaskUid, assignment::TaskBudget,
     },
 };
 use jiff::Timestamp;
@@ -76,6 +76,8 @@ pub struct RunView {
     pub reason: Option<Reason>,
     /// What its node knows of it.
     pub delivery: Delivery,
+    /// What the node was last told to be left of the task's budget, once it was [`Delivery::Sent`].
+    pub told_budget: Option<TaskBudget>,
     /// What was asked for.
     pub spec: AgentRunSpec,
     /// What became of it.

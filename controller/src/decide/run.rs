@@ -5,7 +5,7 @@ use std::time::Duration;
 use agent_operator::domain::{Reason, RunPhase};
 use jiff::Timestamp;
 
-use super::{Delivery, NodeFacts, Observed, RunView, deadline};
+use super::{Delivery, NodeFacts, Observed, RunView, deadline, progress::budget_left};
 use crate::plan::{EventNote, NodeCommand, Order, Plan, RunUpdate};
 use crate::settings::OVERRUN_SLACK;
 
@@ -92,6 +92,10 @@ pub fn requeue(plan: &mut Plan, after: Duration) {
 
 fn assign(observed: &Observed, run: &RunView, now: Timestamp, plan: &mut Plan) {
     let overdue_at = deadline::overdue_at(observed, run);
+    let left = budget_left(observed);
+    if run.delivery == Delivery::Sent && run.told_budget != left {
+        plan.commands.push(command(run, Order::Budget { left }));
+    }
     match run.delivery {
         Delivery::Unsent | Delivery::Known => plan.commands.push(command(run, Order::Assign)),
         Delivery::Sent | Delivery::CancelSent | Delivery::Forgotten if now >= overdue_at => {

@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use agent_operator::domain::{NodeName, RunKey};
+use agent_operator::domain::{NodeName, RunKey, assignment::TaskBudget};
 use jiff::Timestamp;
 
 use super::preflights::Preflights;
@@ -17,8 +17,6 @@ const FORGOTTEN_MAX: usize = 100_000;
 
 /// What this process knows about nodes beyond their sessions.
 pub struct NodeMemory {
-    /// Nodes never seen count as absent from here.
-    started: Timestamp,
     inner: Mutex<Inner>,
     /// Preflights that nodes were asked for.
     pub preflights: Preflights,
@@ -26,6 +24,9 @@ pub struct NodeMemory {
 
 #[derive(Default)]
 struct Inner {
+    /// Absence counts from here: sessions are there for whoever leads, so a process that has waited
+    /// for hours knows nothing of nodes when its term begins.
+    term_began: Timestamp,
     nodes: BTreeMap<NodeName, PerNode>,
     forgotten: HashSet<RunKey>,
 }
@@ -34,12 +35,22 @@ struct Inner {
 struct PerNode {
     absent_since: Option<Timestamp>,
     runs: HashMap<RunKey, Delivery>,
+    /// What of the budget was told with the order or since.
+    budgets: HashMap<RunKey, TaskBudget>,
+}
+
+impl PerNode {
+    fn drop_run(&mut self, run: &RunKey) {
+        self.runs.remove(run);
+        self.budgets.remove(run);
+    }
 }
 
 impl NodeMemory {
     /// An empty memory of a process that started at `started`.
     pub fn new(started: Timestamp) -> Self {
-        Self { started, inner: Mutex::default(), preflights: Preflights::default() }
+        let inner = Inner { term_began: started, ..Inner::default() };
+        Self { inner: Mutex::new(inner), preflights: Preflights::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -53,6 +64,7 @@ impl NodeMemory {
         let entry = inner.nodes.entry(node.clone()).or_default();
         entry.absent_since = None;
         self.preflights.lost(node);
+        entry.budgets.clear();
         entry.runs = known.into_iter().map(|run| (run, Delivery::Known)).collect();
     }
 
@@ -62,12 +74,15 @@ impl NodeMemory {
         let entry = inner.nodes.entry(node.clone()).or_default();
         entry.absent_since.get_or_insert(now);
         self.preflights.lost(node);
+        entry.budgets.clear();
         entry.runs.clear();
     }
 
-    /// A new term has begun: what was sent under an older epoch has to be confirmed.
-    pub fn new_term(&self) {
+    /// A new term has begun: what was sent under an older epoch has to be confirmed, and nodes without
+    /// a session get the node lease to find this leader.
+    pub fn new_term(&self, now: Timestamp) {
         let mut inner = self.lock();
+        inner.term_began = now;
         inner.forgotten.clear();
         for delivery in inner.nodes.values_mut().flat_map(|node| node.runs.values_mut()) {
             *delivery = Delivery::Known;
@@ -80,10 +95,25 @@ impl NodeMemory {
         inner.nodes.entry(node.clone()).or_default().runs.insert(run.clone(), delivery);
     }
 
+    /// Takes note of the budget that was told.
+    pub fn tell_budget(&self, node: &NodeName, run: &RunKey, left: Option<TaskBudget>) {
+        let mut inner = self.lock();
+        let budgets = &mut inner.nodes.entry(node.clone()).or_default().budgets;
+        match left {
+            Some(left) => drop(budgets.insert(run.clone(), left)),
+            None => drop(budgets.remove(run)),
+        }
+    }
+
+    /// What of the budget the node was last told.
+    pub fn told_budget(&self, node: &NodeName, run: &RunKey) -> Option<TaskBudget> {
+        self.lock().nodes.get(node)?.budgets.get(run).copied()
+    }
+
     /// The node does not have the run after all.
     pub fn refused(&self, node: &NodeName, run: &RunKey) {
         if let Some(entry) = self.lock().nodes.get_mut(node) {
-            entry.runs.remove(run);
+            entry.drop_run(run);
         }
     }
 
@@ -95,7 +125,7 @@ impl NodeMemory {
         }
         inner.forgotten.insert(run.clone());
         if let Some(entry) = inner.nodes.get_mut(node) {
-            entry.runs.remove(run);
+            entry.drop_run(run);
         }
     }
 
@@ -112,7 +142,7 @@ impl NodeMemory {
     pub fn absent_since(&self, node: &NodeName, now: Timestamp) -> Timestamp {
         let inner = self.lock();
         let since = inner.nodes.get(node).and_then(|node| node.absent_since);
-        since.unwrap_or(self.started).min(now)
+        since.map_or(inner.term_began, |since| since.max(inner.term_began)).min(now)
     }
 }
 
@@ -146,8 +176,21 @@ mod tests {
     fn a_new_term_confirms_everything_again() {
         let (memory, node) = (NodeMemory::new(at(0)), NodeName::from("n1"));
         memory.sent(&node, &key("a"), Delivery::CancelSent);
-        memory.new_term();
+        memory.new_term(at(1));
         assert_eq!(memory.delivery(&node, &key("a")), Delivery::Known);
+    }
+
+    #[test]
+    fn absence_begins_anew_with_a_term_so_that_nodes_can_find_the_new_leader() {
+        let (memory, node) = (NodeMemory::new(at(10)), NodeName::from("n1"));
+        memory.disconnected(&node, at(15));
+        memory.new_term(at(4000));
+        for node in [&node, &NodeName::from("never seen")] {
+            assert_eq!(memory.absent_since(node, at(4001)), at(4000));
+        }
+        memory.connected(&node, []);
+        memory.disconnected(&node, at(4005));
+        assert_eq!(memory.absent_since(&node, at(4010)), at(4005));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 pub mod auth;
 mod follow;
+mod front;
+mod peers;
 mod session;
 mod status;
 mod step;
@@ -22,7 +24,11 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 
-use self::auth::{AuthLayer, Authority};
+pub use self::peers::Peers;
+use self::{
+    auth::{AuthLayer, Authority},
+    front::Front,
+};
 use crate::{
     catalog::Catalog, fleet::sessions::Sessions, lease::Leadership, metrics::Metrics,
     streams::StreamStore,
@@ -76,14 +82,15 @@ pub enum ServeError {
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    peers: Peers,
     edge: Edge,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let tasks = TaskTracker::new();
     let (reporter, health) = tonic_health::server::health_reporter();
     let supervisors = supervisors(&edge, &tasks, &stop);
-    let steps = steps(&edge, &tasks, &stop);
-    reporter.set_serving::<StepServiceServer<step::Steps>>().await;
+    let steps = steps(&edge, peers, &tasks, &stop);
+    reporter.set_serving::<StepServiceServer<Front>>().await;
     reporter.set_serving::<SupervisorServiceServer<supervisor::Supervisors>>().await;
     let reflection = |builder: tonic_reflection::server::Builder<'static>| {
         builder
@@ -148,18 +155,20 @@ fn supervisors(
 
 fn steps(
     edge: &Edge,
+    peers: Peers,
     tasks: &TaskTracker,
     stop: &CancellationToken,
-) -> StepServiceServer<step::Steps> {
-    let service = step::Steps::new(
+) -> StepServiceServer<Front> {
+    let own = step::Steps::new(
         edge.authority.clone(),
         edge.catalog.clone(),
         edge.store.clone(),
+        edge.leadership.clone(),
         edge.metrics.clone(),
         tasks.clone(),
         stop.clone(),
     );
-    StepServiceServer::new(service)
+    StepServiceServer::new(Front::new(own, edge.leadership.clone(), peers, stop.clone()))
         .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX)
 }

@@ -22,7 +22,7 @@ use crate::{
         Command,
         sessions::{Ending, SessionId, Sessions},
     },
-    lease::Leadership,
+    lease::{Leader, Leadership},
     metrics::Metrics,
 };
 
@@ -107,7 +107,7 @@ async fn run(
         return End::Rejected(wire::rejected(wire::UNAUTHORIZED, problem));
     }
     let Some(term) = context.leadership.term(clock::instant()) else {
-        return End::Rejected(wire::rejected(wire::NOT_LEADER, "this replica does not lead"));
+        return not_leading(context.leadership.other());
     };
     let (view, known) = match wire::hello(hello) {
         Ok(hello) => hello,
@@ -130,6 +130,8 @@ async fn run(
         end = listen(context, &id, node, inbound) => end,
         end = speak(&context.leadership, session.commands, answers) => end,
         end = ended(session.ending) => end,
+        // A term that was lost ends no session: the node would find nobody. Another leader does.
+        other = context.leadership.superseded() => not_leading(Some(other)),
         () = context.stop.cancelled() => {
             Status::unavailable("the controller is shutting down").into()
         }
@@ -137,6 +139,14 @@ async fn run(
     context.sessions.close(&id).await;
     context.metrics.set_sessions(context.sessions.count());
     end
+}
+
+/// Sends the node to whoever leads, as far as that is known.
+fn not_leading(other: Option<Leader>) -> End {
+    End::Rejected(v1::Rejected {
+        leader_address: other.and_then(|other| other.address).unwrap_or_default(),
+        ..wire::rejected(wire::NOT_LEADER, "this replica does not lead")
+    })
 }
 
 /// Waits for the table to end the session.

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     catalog::{Catalog, RunView},
     clock,
+    lease::Leadership,
     metrics::Metrics,
     streams::StreamStore,
 };
@@ -29,7 +30,7 @@ const RIGHTS_PERIOD: Duration = Duration::from_mins(5);
 const RIGHTS_TRUST: Duration = Duration::from_mins(15);
 
 /// Followers at once in this process.
-const FOLLOWERS_MAX: usize = 1024;
+pub(super) const FOLLOWERS_MAX: usize = 1024;
 
 /// Runs in an answer when the caller names no number.
 const PAGE_SIZE: u32 = 100;
@@ -48,6 +49,7 @@ pub(super) struct Steps {
     authority: Arc<Authority>,
     catalog: Catalog,
     store: Arc<StreamStore>,
+    leadership: Leadership,
     metrics: Metrics,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -60,12 +62,13 @@ impl Steps {
         authority: Arc<Authority>,
         catalog: Catalog,
         store: Arc<StreamStore>,
+        leadership: Leadership,
         metrics: Metrics,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
         let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
-        Self { authority, catalog, store, metrics, tasks, stop, followers }
+        Self { authority, catalog, store, leadership, metrics, tasks, stop, followers }
     }
 
     /// Lets the caller read in `namespace`, or refuses. Comes before every look at an object, so
@@ -154,11 +157,16 @@ impl StepService for Steps {
             Follower::new(catalog, store, target, from, wanted.follow, out.clone()).await?;
         let rights = rights(self.authority.clone(), user, wanted.namespace);
         let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
+        let leadership = self.leadership.clone();
         self.tasks.spawn(async move {
             metrics.followers(1);
             let ended = tokio::select! {
                 ended = follower.run() => ended,
                 lost = rights => Err(lost.into()),
+                // The nodes go there with their streams, and nothing more would come here.
+                _ = leadership.superseded() => {
+                    Err(Status::unavailable("another replica leads; go on from the last cursor").into())
+                }
                 () = stop.cancelled() => {
                     Err(Status::unavailable("shutting down; go on from the last cursor").into())
                 }

@@ -4,5 +4,6 @@ mod access;
 mod crowds;
 mod follows;
 mod sessions;
+mod standbys;
 mod support;
 mod uploads;

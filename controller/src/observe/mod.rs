@@ -324,6 +324,7 @@ impl Observer {
             views::run_view(run).map_err(|source| understand("AgentRun", run, source))?;
         let key = RunKey { uid: view.run.uid.clone(), attempt: view.attempt };
         view.delivery = self.memory.delivery(&view.node(), &key);
+        view.told_budget = self.memory.told_budget(&view.node(), &key);
         Ok(view)
     }
 

@@ -74,6 +74,7 @@ pub fn run_view(run: &AgentRun) -> Result<RunView, ViewError> {
         // A reason of a later version stays unknown; the decision fails closed on it.
         reason: status.reason.as_deref().and_then(|reason| reason.parse::<Reason>().ok()),
         delivery: Delivery::Unsent,
+        told_budget: None,
         spec: run.spec.clone(),
         status,
     })

@@ -164,7 +164,7 @@ async fn terms(
     }
     loop {
         if let Some(term) = leadership.term(clock::instant()) {
-            context.observer.memory.new_term();
+            context.observer.memory.new_term(clock::timestamp());
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 ended = term_over(leadership.clone(), term) => ended?,

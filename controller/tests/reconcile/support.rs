@@ -22,7 +22,7 @@ use agent_operator::{
 };
 use agent_operator_controller::{
     fleet::{Command, KnownAttempt, NodeEvent, NodeView, Nodes, SendError},
-    lease::{Election, ElectionConfig, EpochFloor, Leadership, identity},
+    lease::{Election, ElectionConfig, EpochFloor, Leadership, Term, identity},
     metrics::Metrics,
     observe,
     reconcile::{self, Deps},
@@ -266,6 +266,36 @@ pub struct Controller {
 
 impl Controller {
     pub async fn start(ground: &Ground, fleet: Arc<Fleet>) -> Self {
+        let config =
+            ElectionConfig::new(&ground.namespace, "controller", identity("controller").unwrap());
+        let floor = EpochFloor::default();
+        let (election, leadership) = Election::new(ground.client.clone(), config, floor.clone());
+        let mut controller = Self::with(ground, fleet, leadership, floor).await;
+        let token = controller.shutdown.clone();
+        controller.tasks.spawn(async move { election.run(token).await });
+        controller
+    }
+
+    /// A controller without a Lease, which believes that it leads under `epoch` for good.
+    pub async fn leading(ground: &Ground, fleet: Arc<Fleet>, epoch: Epoch) -> Self {
+        let valid_until = tokio::time::Instant::now() + Duration::from_hours(1);
+        let (terms, seen) = tokio::sync::watch::channel(Some(Term { epoch, valid_until }));
+        let mut controller =
+            Self::with(ground, fleet, Leadership::new(seen), EpochFloor::default()).await;
+        let token = controller.shutdown.clone();
+        controller.tasks.spawn(async move {
+            token.cancelled().await;
+            drop(terms);
+        });
+        controller
+    }
+
+    async fn with(
+        ground: &Ground,
+        fleet: Arc<Fleet>,
+        leadership: Leadership,
+        floor: EpochFloor,
+    ) -> Self {
         let mut settings = Settings::default();
         "registry.test/agent:1".clone_into(&mut settings.agent.image);
         "100m".clone_into(&mut settings.agent.requests.cpu);
@@ -273,10 +303,7 @@ impl Controller {
         settings.task_namespaces = vec![ground.namespace.clone()];
         let shutdown = CancellationToken::new();
         let (events, receiver) = mpsc::channel(256);
-        let floor = EpochFloor::default();
         let identity = identity("controller").unwrap();
-        let config = ElectionConfig::new(&ground.namespace, "controller", &identity);
-        let (election, leadership) = Election::new(ground.client.clone(), config, floor.clone());
         let (world, watches) = observe::watches(ground.client.clone());
         let deps = Deps {
             client: ground.client.clone(),
@@ -290,8 +317,6 @@ impl Controller {
             metrics: Metrics::new(),
         };
         let mut tasks = JoinSet::new();
-        let token = shutdown.clone();
-        tasks.spawn(async move { election.run(token).await });
         let token = shutdown.clone();
         tasks.spawn(async move { reconcile::run(deps, receiver, token).await.unwrap() });
         fleet.attach(events).await;
@@ -339,6 +364,10 @@ pub struct Fleet {
 #[derive(Default)]
 struct FleetInner {
     events: Option<mpsc::Sender<NodeEvent>>,
+    /// All controllers that were attached, the last one as `events`.
+    attached: Vec<mpsc::Sender<NodeEvent>>,
+    /// How often a node began an attempt.
+    started: BTreeMap<RunKey, u32>,
     /// Every command with a name of its kind, in order.
     commands: Vec<(NodeName, Command)>,
     /// Attempts the nodes hold: what became of them, if it is not acknowledged.
@@ -352,6 +381,11 @@ impl Fleet {
     pub fn new(nodes: &[&str], script: Script) -> Arc<Self> {
         let nodes = nodes.iter().copied().map(NodeName::from).collect();
         Arc::new(Self { nodes, script, inner: Mutex::default() })
+    }
+
+    /// How often the nodes began each attempt.
+    pub fn started(&self) -> BTreeMap<RunKey, u32> {
+        self.inner.lock().unwrap().started.clone()
     }
 
     /// What preflights find from now on.
@@ -374,7 +408,12 @@ impl Fleet {
 
     /// All nodes say hello to a controller, and then report what it does not know.
     async fn attach(&self, events: mpsc::Sender<NodeEvent>) {
-        self.inner.lock().unwrap().events = Some(events.clone());
+        {
+            let mut inner = self.inner.lock().unwrap();
+            inner.events = Some(events.clone());
+            inner.attached.retain(|events| !events.is_closed());
+            inner.attached.push(events.clone());
+        }
         for name in &self.nodes {
             let held: Vec<_> = {
                 let inner = self.inner.lock().unwrap();
@@ -466,6 +505,17 @@ impl Fleet {
     }
 }
 
+impl FleetInner {
+    fn tell_all(&self, event: NodeEvent) {
+        for events in self.attached.clone() {
+            let event = event.clone();
+            tokio::spawn(async move {
+                let _ = events.send(event).await;
+            });
+        }
+    }
+}
+
 impl Nodes for Fleet {
     fn snapshot(&self) -> Vec<NodeView> {
         self.nodes.iter().map(|name| self.view(name)).collect()
@@ -476,24 +526,37 @@ impl Nodes for Fleet {
         inner.commands.push((node.clone(), command.clone()));
         match command {
             Command::Assign { assignment, .. } => {
-                assert!(assignment.epoch >= inner.highest, "an older epoch");
+                if assignment.epoch < inner.highest {
+                    // As a supervisor: told, and not obeyed.
+                    let refused = Some(("StaleEpoch".to_owned(), "an older epoch".to_owned()));
+                    inner.tell_all(NodeEvent::AssignmentAck {
+                        node: node.clone(),
+                        run: assignment.key(),
+                        refused,
+                    });
+                    return Ok(());
+                }
                 inner.highest = assignment.epoch;
                 if inner.ledger.contains_key(&assignment.key()) {
                     return Ok(());
                 }
                 let outcome = (self.script)(&assignment);
                 let key = assignment.key();
+                *inner.started.entry(key.clone()).or_default() += 1;
                 inner.ledger.insert(key, (node.clone(), (*assignment).clone(), outcome.clone()));
-                let events = inner.events.clone().unwrap();
-                let node = node.clone();
-                tokio::spawn(async move {
-                    let report = Box::new(started(&assignment));
-                    let _ = events.send(NodeEvent::Report { node: node.clone(), report }).await;
-                    if let Some(outcome) = outcome {
-                        let report = finished(&assignment, outcome);
-                        let _ = events.send(NodeEvent::Report { node, report }).await;
-                    }
-                });
+                // A session has one controller; that of two at once is not known here, so both hear it.
+                for events in inner.attached.clone() {
+                    let (node, assignment) = (node.clone(), assignment.clone());
+                    let outcome = outcome.clone();
+                    tokio::spawn(async move {
+                        let report = Box::new(started(&assignment));
+                        let _ = events.send(NodeEvent::Report { node: node.clone(), report }).await;
+                        if let Some(outcome) = outcome {
+                            let report = finished(&assignment, outcome);
+                            let _ = events.send(NodeEvent::Report { node, report }).await;
+                        }
+                    });
+                }
             }
             Command::Preflight { order, .. } => {
                 let report = PreflightReport {
@@ -501,11 +564,8 @@ impl Nodes for Fleet {
                     findings: inner.findings.clone(),
                     notes: Vec::new(),
                 };
-                let events = inner.events.clone().unwrap();
-                let event = NodeEvent::Preflight { node: node.clone(), report: Box::new(report) };
-                tokio::spawn(async move {
-                    let _ = events.send(event).await;
-                });
+                let report = Box::new(report);
+                inner.tell_all(NodeEvent::Preflight { node: node.clone(), report });
             }
             Command::ReportAck { run, sequence: 2 } => inner.acknowledged.push(run),
             _ => {}

@@ -13,6 +13,9 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 /// Limit of a connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Limit of connect and TLS handshake together: the kernel accepts for a process that stands still,
+/// and the library bounds the first part alone.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(6);
 /// Pause between two HTTP/2 pings.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Unanswered for this long, the connection is dead: well within the node lease of 15 s.
@@ -34,6 +37,9 @@ pub enum DialError {
     /// Connect or TLS failed.
     #[error("could not connect to the controller")]
     Connect(#[source] tonic::transport::Error),
+    /// The other side accepted and then said nothing.
+    #[error("the controller did not complete the connection in time")]
+    Silent,
 }
 
 /// Opens connections to the controller.
@@ -110,7 +116,9 @@ impl Dial for TlsDial {
             .domain_name(&self.server_name);
         let endpoint = endpoint(&format!("https://{address}"))?;
         let connected = match endpoint.tls_config(tls) {
-            Ok(endpoint) => endpoint.connect().await,
+            Ok(endpoint) => tokio::time::timeout(DIAL_TIMEOUT, endpoint.connect())
+                .await
+                .map_err(|_| DialError::Silent)?,
             Err(error) => Err(error),
         };
         connected.map_err(|error| {

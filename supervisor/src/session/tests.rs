@@ -179,6 +179,32 @@ impl Rig {
         tokio::time::timeout(LIMIT, self.sessions.recv()).await.expect("a session").unwrap()
     }
 
+    /// The next session that this rig's own double is offered; snapshots are answered on the way.
+    async fn next_peer(&mut self) -> Peer {
+        let (_none, mut taken) = mpsc::channel(1);
+        std::mem::swap(&mut self.sessions, &mut taken);
+        let peer = self.peer_of(&mut taken).await;
+        self.sessions = taken;
+        peer
+    }
+
+    /// The next session of a double; snapshots are answered on the way. Nobody is looked for before
+    /// some seconds have passed, so this waits longer than others do.
+    async fn peer_of(&mut self, sessions: &mut mpsc::Receiver<Peer>) -> Peer {
+        let until = tokio::time::Instant::now() + 6 * LIMIT;
+        loop {
+            tokio::select! {
+                peer = sessions.recv() => return peer.unwrap(),
+                input = self.inputs.recv() => match input.unwrap() {
+                    Input::Snapshot(answer) => answer.send(snapshot()).unwrap(),
+                    Input::SessionDown => {}
+                    other => panic!("{other:?}"),
+                },
+                () = tokio::time::sleep_until(until) => panic!("no session"),
+            }
+        }
+    }
+
     /// The next input; asks for snapshots are answered on the way.
     async fn input(&mut self) -> Input {
         loop {
@@ -335,18 +361,49 @@ async fn a_standby_passes_on_to_the_leader() {
         leader_address: leader,
     };
     standby.say(controller_message::Message::Rejected(rejected)).await;
-    let mut peer = loop {
-        tokio::select! {
-            peer = sessions.recv() => break peer.unwrap(),
-            input = rig.inputs.recv() => match input.unwrap() {
-                Input::SessionDown => {}
-                Input::Snapshot(answer) => answer.send(snapshot()).unwrap(),
-                other => panic!("{other:?}"),
-            }
-        }
-    };
+    let mut peer = rig.peer_of(&mut sessions).await;
     peer.accept(3).await;
     assert!(matches!(rig.input().await, Input::SessionUp { .. }));
+}
+
+#[tokio::test]
+async fn a_controller_that_is_superseded_in_mid_session_points_to_the_leader() {
+    let mut rig = rig().await;
+    let (leader, mut sessions, _chunks) = serve().await;
+    let (superseded, _, _outgoing) = greet(&mut rig, 3).await;
+    let rejected = v1::Rejected {
+        reason: "NotLeader".into(),
+        message: "another one leads".into(),
+        leader_address: leader,
+    };
+    superseded.say(controller_message::Message::Rejected(rejected)).await;
+    let mut peer = rig.peer_of(&mut sessions).await;
+    peer.accept(4).await;
+    let Input::SessionUp { epoch, .. } = rig.input().await else { panic!("no session") };
+    assert_eq!(epoch, Epoch(4));
+}
+
+#[tokio::test]
+async fn without_permits_another_leader_is_looked_for_beside_the_session_that_there_is() {
+    let mut rig = rig().await;
+    let (mut old, _, outgoing) = greet(&mut rig, 3).await;
+    // It never gives permission to write. The next session is offered while this one is still there.
+    let mut first = rig.next_peer().await;
+    first.hear().await;
+    let rejected = v1::Rejected {
+        reason: "NotLeader".into(),
+        message: "nobody leads here".into(),
+        leader_address: String::new(),
+    };
+    first.say(controller_message::Message::Rejected(rejected)).await;
+    let run = assignment().key();
+    outgoing.send(Outgoing::NeedCredentials(vec![run])).await.unwrap();
+    assert!(matches!(old.hear().await, supervisor_message::Message::NeedCredentials(_)), "kept");
+    let mut better = rig.next_peer().await;
+    better.accept(4).await;
+    let Input::SessionUp { epoch, .. } = rig.input().await else { panic!("no session") };
+    assert_eq!(epoch, Epoch(4));
+    assert!(outgoing.is_closed(), "the old session is over");
 }
 
 #[tokio::test]

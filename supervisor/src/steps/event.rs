@@ -6,6 +6,7 @@ use agent_operator::{
     attempt::{GateRequest, StepResult, StopOrder},
     domain::{
         Epoch, Reason, RunRef, Usage,
+        assignment::TaskBudget,
         ids::PodUid,
         report::{LogSummary, PullRequest, Refusal, RunState},
     },
@@ -102,6 +103,8 @@ pub enum Event {
     },
     /// The assignment came again under a higher epoch.
     EpochRaised(Epoch),
+    /// Another amount is left of the task's budget.
+    BudgetChanged(Option<TaskBudget>),
     /// Its pod exists and is ours.
     PodCreated {
         /// The pod's uid.

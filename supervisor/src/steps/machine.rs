@@ -247,6 +247,7 @@ impl Step<'_> {
             Event::Accepted => self.accepted(),
             Event::Restarted { one_time_hash } => self.restarted(one_time_hash),
             Event::EpochRaised(epoch) => self.record(Record::Epoch { epoch }),
+            Event::BudgetChanged(budget) => self.record(Record::Budget { budget }),
             Event::PodCreated { uid, one_time_hash } => self.pod_created(uid, one_time_hash),
             Event::PodCreateFailed(failure) => self.pod_create_failed(failure),
             Event::PodCreateDelayed(hindrance) => self.pod_create_delayed(hindrance),

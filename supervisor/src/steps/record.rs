@@ -6,6 +6,7 @@ use agent_operator::{
     attempt::{GateRequest, StepResult},
     domain::{
         Assignment, Epoch, Reason, StartFault, Usage,
+        assignment::TaskBudget,
         ids::PodUid,
         report::{Outcome, PullRequest, Refusal},
     },
@@ -34,6 +35,11 @@ pub enum Record {
     Epoch {
         /// The new epoch.
         epoch: Epoch,
+    },
+    /// Another amount is left of the task's budget.
+    Budget {
+        /// What is left; none means unlimited.
+        budget: Option<TaskBudget>,
     },
     /// A new one-time token was made (the old one died with the process, no pod exists yet), or the
     /// adopted pod turned out to carry this one.
@@ -139,7 +145,7 @@ pub struct Exit {
 /// An attempt as the journal knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// The order; its epoch is the highest seen for it.
+    /// The order; its epoch is the highest seen for it, its budget the last one told.
     pub assignment: Assignment,
     /// SHA-256 (hex) of the one-time token in use.
     pub one_time_hash: String,
@@ -207,6 +213,7 @@ impl Facts {
             Record::Epoch { epoch } => {
                 self.assignment.epoch = self.assignment.epoch.max(*epoch);
             }
+            Record::Budget { budget } => self.assignment.budget = *budget,
             Record::OneTime { hash } => self.one_time_hash.clone_from(hash),
             Record::PodCreated { uid } => {
                 self.pod_uid.get_or_insert_with(|| uid.clone());

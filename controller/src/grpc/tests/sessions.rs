@@ -6,7 +6,10 @@ use tonic::Code;
 use v1::{controller_message::Message as Down, supervisor_message::Message as Up};
 
 use super::support::{Port, hello, soon};
-use crate::fleet::{Command, NodeEvent, Nodes as _};
+use crate::{
+    fleet::{Command, NodeEvent, Nodes as _},
+    lease::Leader,
+};
 
 fn key() -> RunKey {
     RunKey { uid: "u".into(), attempt: Attempt(1) }
@@ -66,7 +69,33 @@ async fn a_hello_is_accepted_and_followed_at_once_by_the_permit_to_write() {
 async fn a_replica_that_does_not_lead_says_so() {
     let port = Port::start().await;
     port.terms.send_replace(None);
-    assert_eq!(rejection(&port, "node:n1", hello("n1")).await.reason, "NotLeader");
+    let rejected = rejection(&port, "node:n1", hello("n1")).await;
+    assert_eq!((rejected.reason.as_str(), rejected.leader_address.as_str()), ("NotLeader", ""));
+    let address = Some("10.0.0.9:8443".to_owned());
+    port.leader.send_replace(Some(Leader { address }));
+    let rejected = rejection(&port, "node:n1", hello("n1")).await;
+    assert_eq!(rejected.leader_address, "10.0.0.9:8443");
+}
+
+#[tokio::test]
+async fn a_lost_term_ends_no_session_but_another_leader_does() {
+    let mut port = Port::start().await;
+    let mut talk = port.session("node:n1").await.unwrap();
+    talk.say(Up::Hello(hello("n1"))).await;
+    assert!(matches!(talk.hear_else().await, Down::Accepted(_)));
+    assert!(matches!(port.event().await, NodeEvent::Connected { .. }));
+    port.terms.send_replace(None);
+    // It is still served: what the node says is heard, and it is told what there is to tell.
+    talk.say(Up::Report(report(1))).await;
+    assert!(matches!(port.event().await, NodeEvent::Report { .. }));
+    port.sessions.send(&"n1".into(), Command::Forget { run: key() }).unwrap();
+    assert!(matches!(talk.hear_else().await, Down::Forget(_)));
+    let address = Some("10.0.0.9:8443".to_owned());
+    port.leader.send_replace(Some(Leader { address }));
+    let Down::Rejected(rejected) = talk.hear_else().await else { panic!("not sent away") };
+    assert_eq!(rejected.reason, "NotLeader");
+    assert_eq!(rejected.leader_address, "10.0.0.9:8443");
+    assert!(matches!(port.event().await, NodeEvent::Disconnected { .. }));
 }
 
 #[tokio::test]

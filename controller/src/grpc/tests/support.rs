@@ -26,14 +26,14 @@ use crate::{
     clock,
     fleet::{NodeEvent, sessions::Sessions},
     grpc::{
-        Edge, ServeError,
+        Edge, Peers, ServeError,
         auth::{
             Authority,
             tests::{FakeReviewer, SUPERVISOR},
         },
         serve,
     },
-    lease::{Leadership, Term},
+    lease::{Leader, Leadership, Term},
     metrics::Metrics,
     streams::{Limits, StreamStore},
 };
@@ -53,6 +53,7 @@ pub(super) struct Port {
     stop: CancellationToken,
     served: JoinHandle<Result<(), ServeError>>,
     pub(super) terms: watch::Sender<Option<Term>>,
+    pub(super) leader: watch::Sender<Option<Leader>>,
     pub(super) events: mpsc::Receiver<NodeEvent>,
     pub(super) sessions: Sessions,
     pub(super) catalog: Catalog,
@@ -91,11 +92,29 @@ impl Port {
 
     /// The same with a store of another size.
     pub(super) async fn with(limits: Limits) -> Self {
+        Self::build(limits, None).await
+    }
+
+    /// A replica that knows nothing by itself and that `leader` leads.
+    pub(super) async fn standby_of(leader: &Port) -> Self {
+        let port = Self::build(Limits::default(), Some(leader.certificate.clone())).await;
+        port.terms.send_replace(None);
+        port.leader.send_replace(Some(leader.as_leader()));
+        port
+    }
+
+    /// What others read of this replica in the Lease while it leads.
+    pub(super) fn as_leader(&self) -> Leader {
+        Leader { address: Some(self.address.to_string()) }
+    }
+
+    async fn build(limits: Limits, trusted: Option<String>) -> Self {
         let (certificate, config) = identity();
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(StreamStore::open(folder.path(), limits).unwrap());
         let (sender, events) = mpsc::channel(64);
-        let (terms, leadership) = watch::channel(Some(term(7)));
+        let (terms, terms_seen) = watch::channel(Some(term(7)));
+        let (leader, leader_seen) = watch::channel(None);
         let metrics = Metrics::new();
         let catalog = Catalog::new(metrics.clone());
         catalog.set_tasks(vec![]);
@@ -106,7 +125,7 @@ impl Port {
         let edge = Edge {
             authority: Authority::new(reviewer, SUPERVISOR.into()),
             sessions: sessions.clone(),
-            leadership: Leadership::new(leadership),
+            leadership: Leadership::beside(terms_seen, leader_seen),
             catalog: catalog.clone(),
             store: store.clone(),
             metrics,
@@ -114,13 +133,16 @@ impl Port {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let served = tokio::spawn(serve(listener, Arc::new(config), edge, stop.clone()));
+        let ca = watch::channel(trusted.unwrap_or_else(|| certificate.clone())).1;
+        let peers = Peers::new("localhost".to_owned(), ca);
+        let served = tokio::spawn(serve(listener, Arc::new(config), peers, edge, stop.clone()));
         Self {
             address,
             certificate,
             stop,
             served,
             terms,
+            leader,
             events,
             sessions,
             catalog,

@@ -131,12 +131,16 @@ impl Attempt {
     }
 
     /// Takes what a repeated registration knows more of than we do. Our own counts and redemption
-    /// are newer than the supervisor's, so they stay.
+    /// are newer than the supervisor's, so they stay; the budget is the supervisor's.
     pub(super) fn update(&self, grant: &Grant, now: Instant) {
         {
             let mut state = self.state();
             if state.redemption.is_none() {
                 state.redemption.clone_from(&grant.redemption);
+            }
+            if state.budget != grant.assignment.budget {
+                state.budget = grant.assignment.budget;
+                state.budget_exhausted = false;
             }
         }
         if let Some(until) = open_until(grant, now) {
@@ -314,7 +318,7 @@ impl Attempt {
         let open_until = self.signal().borrow().open_until;
         let left = open_until.map(|until| until.saturating_duration_since(now).as_millis());
         Survivor {
-            assignment: self.assignment.clone(),
+            assignment: Assignment { budget: self.budget(), ..self.assignment.clone() },
             redemption: self.state().redemption.clone(),
             open_remaining_millis: left.map(|left| u64::try_from(left).unwrap_or(u64::MAX)),
             usage,

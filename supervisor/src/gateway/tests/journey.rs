@@ -1,13 +1,18 @@
 //! A step's whole way through the gateway: task, clone, push, publish, with a real git on both ends.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use agent_operator::{
-    attempt::{ApiError, Published, Redeemed, StepSpec},
+    attempt::{ApiError, Published, Redeemed, StepSpec, StopOrder},
     domain::{Credential, Epoch, Reason, Secret, StepName},
 };
 
-use super::rig::{Options, POD, Rig, Supervisor, bearer, company, credentials, eventually, grant};
+use super::rig::{
+    Options, POD, Rig, Supervisor, bearer, company, credentials, eventually, grant, key,
+};
 use crate::{
     gateway::git::tests::upstream::{TOKEN, TestUpstream, client_async, run},
     link::contract::{DurableEvent, FromGateway, ToGateway},
@@ -95,17 +100,8 @@ async fn a_commit_goes_from_the_sandbox_to_the_work_branch_upstream() {
     whole_way(&Journey::start(StepName::Implement, TOKEN).await).await;
 }
 
-/// Clone, commit, push and publish.
-async fn whole_way(journey: &Journey) {
-    let answer = journey.step().await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert!(!answer.text().contains(TOKEN));
-    let step: StepSpec = answer.json();
-    assert_eq!((step.prompt.as_str(), step.repository.may_push), ("do", true));
-
-    let early = client_async(journey.path(), &["clone", "-q", &journey.remote(), "early"]).await;
-    assert!(!early.status.success(), "the gate is closed");
-    journey.open_gate().await;
+/// Clone, commit and push into quarantine: the work tree and the commit.
+async fn committed(journey: &Journey, step: &StepSpec) -> (PathBuf, String) {
     let clone = client_async(journey.path(), &["clone", "-q", &journey.remote(), "clone"]).await;
     assert!(clone.status.success(), "{}", String::from_utf8_lossy(&clone.stderr));
     let work = journey.path().join("clone");
@@ -117,7 +113,21 @@ async fn whole_way(journey: &Journey) {
     let branch = format!("HEAD:refs/heads/{}", step.repository.work_branch);
     let push = client_async(&work, &["push", "-q", &journey.remote(), &branch]).await;
     assert!(push.status.success(), "{}", String::from_utf8_lossy(&push.stderr));
+    (work, commit)
+}
 
+/// Clone, commit, push and publish.
+async fn whole_way(journey: &Journey) {
+    let answer = journey.step().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(!answer.text().contains(TOKEN));
+    let step: StepSpec = answer.json();
+    assert_eq!((step.prompt.as_str(), step.repository.may_push), ("do", true));
+
+    let early = client_async(journey.path(), &["clone", "-q", &journey.remote(), "early"]).await;
+    assert!(!early.status.success(), "the gate is closed");
+    journey.open_gate().await;
+    let (_, commit) = committed(journey, &step).await;
     let held = journey.publish(&commit).await;
     assert_eq!(held.status, 503, "no permission to write: {held:?}");
     assert!(held.json::<ApiError>().retryable);
@@ -141,6 +151,50 @@ async fn whole_way(journey: &Journey) {
             _ => None,
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_attempt_on_a_cut_off_node_neither_publishes_nor_pushes_when_the_link_is_back() {
+    let journey = Journey::start(StepName::Implement, TOKEN).await;
+    let step: StepSpec = journey.step().await.json();
+    journey.open_gate().await;
+    let (work, commit) = committed(&journey, &step).await;
+    // Cut off: the last permission has lapsed, and none comes any more. The commit waits.
+    let lapsing = ToGateway::Permit { epoch: Epoch(4), valid_millis: 1 };
+    journey.supervisor.say(lapsing).await;
+    let held = eventually(async || {
+        let held = journey.publish(&commit).await;
+        held.text().contains("lapsed").then_some(held)
+    })
+    .await;
+    assert!(held.status == 503 && held.json::<ApiError>().retryable, "{held:?}");
+    // Healed: the leader of term 5 has given the run up meanwhile. Its permission is for the node, but
+    // the attempt is ended by name, and a leader of the past gives no permission at all.
+    let attempt = key("a");
+    let order = StopOrder {
+        reason: Reason::Cancelled,
+        message: "the run was given up while its node was away".to_owned(),
+        grace_millis: 10_000,
+    };
+    journey.supervisor.say(ToGateway::Stop { run: attempt.clone(), order }).await;
+    for epoch in [5, 4] {
+        let permit = ToGateway::Permit { epoch: Epoch(epoch), valid_millis: 30_000 };
+        journey.supervisor.say(permit).await;
+    }
+    let refused = eventually(async || {
+        let answer = journey.publish(&commit).await;
+        (answer.status != 503).then_some(answer)
+    })
+    .await;
+    assert_eq!(refused.status, 403, "{refused:?}");
+    let branch = format!("HEAD:refs/heads/{}", step.repository.work_branch);
+    let push = client_async(&work, &["push", "-q", "-f", &journey.remote(), &branch]).await;
+    assert!(!push.status.success(), "the agent's token is dead");
+    journey.supervisor.say(ToGateway::Revoke { run: attempt }).await;
+    eventually(async || (journey.publish(&commit).await.status == 401).then_some(())).await;
+    let bare = journey.upstream.root.join("o/r.git");
+    let branches = run(&bare, "git", &["branch", "--list", "ai/*"]);
+    assert_eq!(branches, "", "nothing of it is upstream");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,10 @@ use agent_operator::{
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 
-use super::rig::{KEY, POD, PROMPT, Rig, Supervisor, bearer, grant};
+use super::rig::{
+    KEY, NONCE, OTHER_POD, POD, PROMPT, Rig, Supervisor, bearer, eventually, grant, key,
+};
+use crate::link::contract::{Grant, ToGateway};
 
 const START: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"model\":\"claude-x\",\"usage\":{\"input_tokens\":1000,\"output_tokens\":1}}}\n\n";
 const END: &str = "event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":50}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
@@ -187,6 +190,41 @@ async fn the_budget_stops_the_next_call_and_the_step() {
     let orders = rig.call(POD, "GET", "/v1/orders", &bearer(&tokens.runner_token), "").await;
     let stop = orders.json::<Orders>().stop.unwrap();
     assert_eq!((stop.reason, stop.grace_millis), (Reason::BudgetExceeded, 10_000));
+}
+
+#[tokio::test]
+async fn a_raised_budget_lets_the_running_attempt_go_on_also_when_it_comes_with_a_registration() {
+    let rig = Rig::start().await;
+    let of = |tokens| Some(TaskBudget { tokens: Some(tokens), cost_micro_usd: None });
+    let call = async |tokens: &Redeemed| {
+        rig.model.answer_json(50).await;
+        rig.model_call(tokens).await.status
+    };
+    // Each call counts 100 tokens.
+    let (supervisor, tokens) = running(&rig, of(100)).await;
+    assert_eq!(call(&tokens).await, 200);
+    supervisor.say(ToGateway::Budget { run: key("a"), budget: of(200) }).await;
+    heard(&rig, &supervisor, "b").await;
+    assert_eq!(call(&tokens).await, 200);
+    // Told while the link was down, it comes with the next registration.
+    let raised = grant("a", StepName::Implement, of(300));
+    let raised = Grant { open_remaining_millis: Some(50_000), ..raised };
+    let supervisor = rig.connect().await;
+    supervisor.say(ToGateway::Register(Box::new(raised))).await;
+    heard(&rig, &supervisor, "c").await;
+    assert_eq!(call(&tokens).await, 200);
+    assert_eq!(rig.model_call(&tokens).await.status, 429, "and it is still a limit");
+}
+
+/// Waits until the gateway has heard what was said so far: another attempt, named last, is known.
+async fn heard(rig: &Rig, supervisor: &Supervisor, uid: &str) {
+    let other = grant(uid, StepName::Plan, None);
+    supervisor.say(ToGateway::Register(Box::new(other))).await;
+    eventually(async || {
+        let known = rig.try_redeem(OTHER_POD, uid, NONCE).await;
+        (known.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 use agent_operator::{
     attempt::StepResult,
-    domain::{Epoch, report::LogSummary},
+    domain::{Epoch, assignment::TaskBudget, report::LogSummary},
 };
 use proptest::prelude::*;
 
@@ -698,6 +698,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0..5_u64).prop_map(Event::Acked),
         Just(Event::Forget),
         Just(Event::EpochRaised(Epoch(9))),
+        Just(Event::BudgetChanged(Some(TaskBudget { tokens: Some(7), cost_micro_usd: None }))),
         Just(Event::Restarted { one_time_hash: "fresh".into() }),
     ]
 }

@@ -44,6 +44,7 @@ impl Runner {
         credentials: Vec<Credential>,
     ) -> Result<(), RunnerError> {
         let (run, epoch) = (assignment.key(), assignment.epoch);
+        let budget = assignment.budget;
         let mut refused = self.judge(&assignment)?;
         if refused.is_none() && !self.machines.contains_key(&run) && self.must_look_first(&run) {
             self.look_first(assignment, credentials);
@@ -52,6 +53,7 @@ impl Runner {
         if refused.is_none() {
             if self.machines.contains_key(&run) {
                 self.step(&run, Event::EpochRaised(epoch))?;
+                self.budget(run.clone(), epoch, budget)?;
             } else {
                 refused = self.accept(assignment)?;
             }
@@ -167,7 +169,11 @@ impl Runner {
         epoch: Epoch,
         budget: Option<TaskBudget>,
     ) -> Result<(), RunnerError> {
-        if self.obey(epoch)? {
+        let obeyed = self.obey(epoch)?;
+        let machine = self.machines.get(&run).filter(|machine| obeyed && !machine.finished());
+        if machine.is_some_and(|machine| machine.facts.assignment.budget != budget) {
+            // Kept, so that a gateway that is away or starts anew learns of it with the attempt.
+            self.step(&run, Event::BudgetChanged(budget))?;
             self.tell_gateway(ToGateway::Budget { run, budget });
         }
         Ok(())

@@ -550,4 +550,5 @@ async fn events_and_log_reach_the_spools_and_complete() {
     life.kill().await;
 }
 
+mod epochs;
 mod lost_ledger;
