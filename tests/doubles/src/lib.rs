@@ -1,5 +1,7 @@
 //! Test doubles for what cannot run beside the tests.
 //!
+//! [`half_open`]: a connection that dies without a word.
+//!
 //! The scripted model speaks Anthropic's Messages API and answers by script instead of by model,
 //! so that the real Claude Code CLI runs whole steps without the real service. It keeps no state
 //! between requests but a record of them: each answer follows from the conversation alone.
@@ -10,6 +12,7 @@
 //! - [`wire`]: the answer as JSON or as server-sent events.
 
 pub mod conversation;
+pub mod half_open;
 pub mod script;
 pub mod server;
 pub mod wire;

@@ -10,3 +10,4 @@ mod nodes;
 mod notes;
 mod uninstall;
 mod upgrade;
+mod volume;

@@ -187,7 +187,11 @@ mod tests {
         while let Batch::Lines(lines) = read(&store, &key, offset, false).unwrap() {
             for line in lines {
                 assert!(!line.partial, "row {told} is cut at {}", line.next);
-                assert!(line.text.starts_with(&format!("row {told} ")), "row {told}: {}", line.text);
+                assert!(
+                    line.text.starts_with(&format!("row {told} ")),
+                    "row {told}: {}",
+                    line.text
+                );
                 (offset, told) = (line.next, told + 1);
             }
         }
