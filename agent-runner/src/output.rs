@@ -17,6 +17,10 @@ use crate::process::Sink;
 /// Lines waiting for a slow log reader: enough for a burst of a test run, small beside any limit
 /// of a pod.
 const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What a waiting line takes beside its text, so that empty lines fill the queue too.
+const LINE_BYTES: usize = 64;
+/// Lines are written together up to this size: half of the pipe to the container runtime.
+const WRITE_BYTES: usize = 32 * 1024;
 /// How long a writer waits for room before its line is dropped and counted: as long as a busy disk may
 /// take, and less than the grace of a stop, which must not wait for the log. Once a wait was in vain,
 /// no line waits until half of the queue is free.
@@ -85,10 +89,11 @@ impl Printer {
     }
 
     fn push(&self, line: String) {
-        let full = |queue: &mut Queue| queue.bytes + line.len() > QUEUE_BYTES_MAX && !queue.closed;
+        let size = line.len() + LINE_BYTES;
+        let full = |queue: &mut Queue| queue.bytes + size > QUEUE_BYTES_MAX && !queue.closed;
         let mut queue = self.lock();
         if queue.stalled {
-            queue.stalled = queue.bytes + line.len() > QUEUE_BYTES_MAX / 2;
+            queue.stalled = queue.bytes + size > QUEUE_BYTES_MAX / 2;
         } else {
             let waited = self.shared.changed.wait_timeout_while(queue, self.shared.full_wait, full);
             let (after, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -126,8 +131,23 @@ impl Queue {
     }
 
     fn add(&mut self, line: String) {
-        self.bytes += line.len();
+        self.bytes += line.len() + LINE_BYTES;
         self.lines.push_back(line);
+    }
+
+    /// Takes the next lines out, as they are written: at least one if there is any.
+    fn take(&mut self) -> String {
+        let mut text = String::new();
+        while let Some(line) = self.lines.front() {
+            if !text.is_empty() && text.len() + line.len() >= WRITE_BYTES {
+                break;
+            }
+            self.bytes -= line.len() + LINE_BYTES;
+            text.push_str(line);
+            text.push('\n');
+            self.lines.pop_front();
+        }
+        text
     }
 }
 
@@ -141,13 +161,14 @@ fn write_lines(shared: &Shared, mut target: impl Write) {
             // Perhaps nothing more comes that could bring the mark with it.
             queue.add_mark();
         }
-        let Some(mut line) = queue.lines.pop_front() else { return };
-        queue.bytes -= line.len();
+        let text = queue.take();
+        if text.is_empty() {
+            return;
+        }
         queue.writing = true;
         drop(queue);
-        line.push('\n');
         // A log that nobody can write to is no reason to fail the step.
-        let _ = target.write_all(line.as_bytes()).and_then(|()| target.flush());
+        let _ = target.write_all(text.as_bytes()).and_then(|()| target.flush());
         shared.queue.lock().unwrap_or_else(PoisonError::into_inner).writing = false;
         shared.changed.notify_all();
     }

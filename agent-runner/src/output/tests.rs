@@ -86,7 +86,7 @@ fn lines_that_nobody_takes_become_a_mark_of_their_size_and_only_the_first_is_wai
     let (open, gate) = mpsc::channel();
     let (sender, written) = mpsc::channel();
     let (printer, thread) = Printer::with_wait(Gate(gate, sender), Duration::from_millis(200));
-    let long = "x".repeat(QUEUE_BYTES_MAX / 2);
+    let long = "x".repeat(QUEUE_BYTES_MAX / 2 - LINE_BYTES);
     let before = clock::boot_now();
     // The first is being written, two fill the queue, the rest has no room.
     let lines = [&*long; 3].into_iter().chain(["xx"; 1000]);
@@ -109,11 +109,32 @@ fn lines_that_nobody_takes_become_a_mark_of_their_size_and_only_the_first_is_wai
 }
 
 #[test]
+fn f28_a_flood_of_empty_lines_fills_the_queue_like_any_other() {
+    const LINES: usize = 4 * QUEUE_BYTES_MAX / LINE_BYTES;
+    let (open, gate) = mpsc::channel();
+    let (sender, written) = mpsc::channel();
+    let (printer, thread) = Printer::with_wait(Gate(gate, sender), Duration::from_millis(10));
+    for _ in 0..LINES {
+        printer.print_line("");
+    }
+    assert!(printer.lock().lines.len() <= QUEUE_BYTES_MAX / LINE_BYTES);
+    drop(open);
+    printer.flush(Duration::from_secs(60));
+    printer.close();
+    thread.join().unwrap();
+    let text = String::from_utf8(written.into_iter().flatten().collect()).unwrap();
+    let (marks, lines): (Vec<_>, Vec<_>) =
+        text.lines().map(|line| Omitted::parse(line.as_bytes())).partition(Option::is_some);
+    let omitted: u64 = marks.into_iter().flatten().map(|mark| mark.lines).sum();
+    assert_eq!(lines.len() as u64 + omitted, LINES as u64);
+}
+
+#[test]
 fn the_last_lines_are_marked_too_when_nothing_comes_behind_them() {
     let (open, gate) = mpsc::channel();
     let (sender, written) = mpsc::channel();
     let (printer, thread) = Printer::with_wait(Gate(gate, sender), Duration::from_millis(10));
-    let long = "x".repeat(QUEUE_BYTES_MAX / 2);
+    let long = "x".repeat(QUEUE_BYTES_MAX / 2 - LINE_BYTES);
     for _ in 0..6 {
         printer.print_line(&long);
     }

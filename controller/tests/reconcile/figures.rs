@@ -41,7 +41,10 @@ async fn figure_a_restarted_controller_decides_beside_a_thousand_live_tasks() {
     let first = Controller::start(&ground, fleet.clone()).await;
     first.epoch().await;
     let made = stream::iter(0..tasks)
-        .map(|number| ground.task(&format!("task-{number}"), json!({})))
+        .map(|number| {
+            let ground = &ground;
+            async move { ground.task(&format!("task-{number}"), json!({})).await }
+        })
         .buffer_unordered(AT_ONCE);
     assert_eq!(made.count().await, tasks);
     until("all steps run", || fleet.hanging().len() == tasks).await;
