@@ -91,7 +91,9 @@ fn lines_that_nobody_takes_become_a_mark_of_their_size_and_only_the_first_is_wai
     // The first is being written, two fill the queue, the rest has no room.
     let lines = [&*long; 3].into_iter().chain(["xx"; 1000]);
     let pushed: usize = lines.clone().map(|line| line.len() + 1).sum();
-    lines.for_each(|line| printer.print_line(line));
+    for line in lines {
+        printer.print_line(line);
+    }
     let waited = clock::boot_now() - before;
     assert!(waited < Duration::from_mins(1), "each of 1000 lines was waited for: {waited:?}");
     drop(open);

@@ -1,4 +1,4 @@
-//! Figures of docs/reliability.md that need a real API server.
+//! Figures of `docs/reliability.md` that need a real API server.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::support::{Controller, Fleet, ground, hang_at, outcome};
 
-/// Live tasks; a quick look with fewer: AO_FIGURE_TASKS=50.
+/// Live tasks; a quick look with fewer: `AO_FIGURE_TASKS=50`.
 const TASKS: u32 = 1000;
 /// What must be reached, by the promise.
 const GOAL: Duration = Duration::from_secs(1);

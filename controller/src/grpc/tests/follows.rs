@@ -174,7 +174,8 @@ async fn a_long_log_that_is_followed_while_it_grows_comes_line_by_line_without_a
     port.catalog.put_run(run("plan-1", "Running"));
     port.catalog.put_task(task("Planning", &["plan-1"]));
     let mut events = open(&port, request(true)).await;
-    let rows: String = (0..ROWS).map(|row| format!("row {row} {:1000}\n", "x")).collect();
+    let rows: Vec<_> = (0..ROWS).map(|row| format!("row {row} {:1000}\n", "x")).collect();
+    let rows = rows.concat();
     let mut told = 0;
     for piece in rows.as_bytes().chunks(200_001) {
         write(&port, "plan-1", Channel::Log, std::str::from_utf8(piece).unwrap(), false);
