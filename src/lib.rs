@@ -2,9 +2,12 @@
 //!
 //! - [`domain`]: plain types and rules, without I/O, Kubernetes or gRPC.
 //! - [`attempt`]: the HTTP contract between agent-runner and gateway.
+//! - `api_client`: the client for the API server (feature `client`).
 //! - `crd`: the custom resources (feature `crd`).
 //! - `proto`, `convert`: the gRPC wire and its only translation (feature `proto`).
 
+#[cfg(feature = "client")]
+pub mod api_client;
 pub mod attempt;
 #[cfg(feature = "proto")]
 pub mod convert;

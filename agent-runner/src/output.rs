@@ -1,5 +1,6 @@
 //! What people read: lines on PID 1's standard output, and the bounded capture of a command's
-//! output. Nothing here blocks the agent for long, and nothing grows without a limit.
+//! output. Nothing here blocks the agent for long, and nothing grows without a limit. Lines that
+//! nobody takes are dropped, with a mark in their place that the supervisor turns into a gap.
 
 use std::{
     collections::VecDeque,
@@ -9,15 +10,21 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::domain::text::printable;
+use agent_operator::domain::{omitted::Omitted, text::printable};
 
 use crate::process::Sink;
 
 /// Lines waiting for a slow log reader: enough for a burst of a test run, small beside any limit
 /// of a pod.
 const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How long a writer waits for room before its line is dropped and counted.
-const FULL_WAIT: Duration = Duration::from_millis(500);
+/// What a waiting line takes beside its text, so that empty lines fill the queue too.
+const LINE_BYTES: usize = 64;
+/// Lines are written together up to this size: half of the pipe to the container runtime.
+const WRITE_BYTES: usize = 32 * 1024;
+/// How long a writer waits for room before its line is dropped and counted: as long as a busy disk may
+/// take, and less than the grace of a stop, which must not wait for the log. Once a wait was in vain,
+/// no line waits until half of the queue is free.
+const FULL_WAIT: Duration = Duration::from_secs(5);
 /// A line is shown in pieces of this size; the container runtime cuts at 16 KiB as well.
 const PIECE_BYTES_MAX: usize = 16 * 1024;
 
@@ -27,17 +34,20 @@ pub(crate) struct Printer {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
+    full_wait: Duration,
 }
 
 #[derive(Default)]
 struct Queue {
     lines: VecDeque<String>,
     bytes: usize,
-    dropped: u64,
+    /// What came behind these lines and had no room.
+    omitted: Omitted,
+    /// Whether a line has waited for room in vain.
+    stalled: bool,
     writing: bool,
     closed: bool,
 }
@@ -45,7 +55,15 @@ struct Queue {
 impl Printer {
     /// A printer to `target`, and its thread, which ends after [`Printer::close`].
     pub(crate) fn start(target: impl Write + Send + 'static) -> (Self, JoinHandle<()>) {
-        let shared = Arc::<Shared>::default();
+        Self::with_wait(target, FULL_WAIT)
+    }
+
+    fn with_wait(
+        target: impl Write + Send + 'static,
+        full_wait: Duration,
+    ) -> (Self, JoinHandle<()>) {
+        let (queue, changed) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { queue, changed, full_wait });
         let thread_shared = Arc::clone(&shared);
         (Self { shared }, thread::spawn(move || write_lines(&thread_shared, target)))
     }
@@ -59,7 +77,7 @@ impl Printer {
 
     /// Waits until everything is written, at most for `limit`.
     pub(crate) fn flush(&self, limit: Duration) {
-        let pending = |queue: &mut Queue| !queue.lines.is_empty() || queue.writing;
+        let pending = |queue: &mut Queue| !queue.is_empty() || queue.writing;
         drop(self.shared.changed.wait_timeout_while(self.lock(), limit, pending));
     }
 
@@ -71,21 +89,23 @@ impl Printer {
     }
 
     fn push(&self, line: String) {
-        let full = |queue: &mut Queue| queue.bytes + line.len() > QUEUE_BYTES_MAX && !queue.closed;
-        let (mut queue, waited) = self
-            .shared
-            .changed
-            .wait_timeout_while(self.lock(), FULL_WAIT, full)
-            .unwrap_or_else(PoisonError::into_inner);
-        if waited.timed_out() {
-            queue.dropped += 1;
+        let size = line.len() + LINE_BYTES;
+        let full = |queue: &mut Queue| queue.bytes + size > QUEUE_BYTES_MAX && !queue.closed;
+        let mut queue = self.lock();
+        if queue.stalled {
+            queue.stalled = queue.bytes + size > QUEUE_BYTES_MAX / 2;
+        } else {
+            let waited = self.shared.changed.wait_timeout_while(queue, self.shared.full_wait, full);
+            let (after, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            queue = after;
+            queue.stalled = timeout.timed_out();
+        }
+        if queue.stalled {
+            queue.omitted.lines += 1;
+            queue.omitted.bytes += line.len() as u64 + 1;
             return;
         }
-        if queue.dropped > 0 {
-            let mark = format!("[... {} lines left out: the log is not read ...]", queue.dropped);
-            queue.dropped = 0;
-            queue.add(mark);
-        }
+        queue.add_mark();
         queue.add(line);
         drop(queue);
         self.shared.changed.notify_all();
@@ -98,25 +118,57 @@ impl Printer {
 }
 
 impl Queue {
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.omitted.lines == 0
+    }
+
+    /// Puts a mark in the place of what had no room.
+    fn add_mark(&mut self) {
+        if self.omitted.lines > 0 {
+            let mark = std::mem::take(&mut self.omitted).to_string();
+            self.add(mark);
+        }
+    }
+
     fn add(&mut self, line: String) {
-        self.bytes += line.len();
+        self.bytes += line.len() + LINE_BYTES;
         self.lines.push_back(line);
+    }
+
+    /// Takes the next lines out, as they are written: at least one if there is any.
+    fn take(&mut self) -> String {
+        let mut text = String::new();
+        while let Some(line) = self.lines.front() {
+            if !text.is_empty() && text.len() + line.len() >= WRITE_BYTES {
+                break;
+            }
+            self.bytes -= line.len() + LINE_BYTES;
+            text.push_str(line);
+            text.push('\n');
+            self.lines.pop_front();
+        }
+        text
     }
 }
 
 fn write_lines(shared: &Shared, mut target: impl Write) {
     loop {
-        let idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.closed;
+        let idle = |queue: &mut Queue| queue.is_empty() && !queue.closed;
         let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mut queue =
             shared.changed.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
-        let Some(mut line) = queue.lines.pop_front() else { return };
-        queue.bytes -= line.len();
+        if queue.lines.is_empty() {
+            // Perhaps nothing more comes that could bring the mark with it.
+            queue.add_mark();
+        }
+        let text = queue.take();
+        if text.is_empty() {
+            return;
+        }
         queue.writing = true;
         drop(queue);
-        line.push('\n');
         // A log that nobody can write to is no reason to fail the step.
-        let _ = target.write_all(line.as_bytes()).and_then(|()| target.flush());
+        let _ = target.write_all(text.as_bytes()).and_then(|()| target.flush());
         shared.queue.lock().unwrap_or_else(PoisonError::into_inner).writing = false;
         shared.changed.notify_all();
     }

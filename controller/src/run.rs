@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use agent_operator::domain::RunUid;
+use agent_operator::{api_client, domain::RunUid};
 use anyhow::Context as _;
 use kube::{
     Client, Config,
@@ -205,7 +205,7 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
 
 /// A client for the cluster of `kubeconfig`, else of the surroundings, without hidden retries.
 pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    let mut config = match kubeconfig {
+    let config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path)
                 .with_context(|| format!("read kubeconfig {}", path.display()))?;
@@ -215,10 +215,7 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
         }
         None => Config::infer().await.context("find a cluster")?,
     };
-    // Every caller has a limit and a retry of its own; a hidden retry could land minutes after the
-    // decision, when another leader has acted.
-    config.default_retry = false;
-    Client::try_from(config).context("make a Kubernetes client")
+    api_client::client(config).context("make a Kubernetes client")
 }
 
 async fn open_store(args: &RunArgs) -> anyhow::Result<StreamStore> {

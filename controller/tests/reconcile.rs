@@ -6,6 +6,8 @@
 
 #[path = "reconcile/anything.rs"]
 mod anything;
+#[path = "reconcile/figures.rs"]
+mod figures;
 #[path = "reconcile/refused_writes.rs"]
 mod refused_writes;
 #[path = "../../tests/schema/mod.rs"]

@@ -7,6 +7,7 @@ pub mod event;
 pub mod ids;
 pub mod limits;
 pub mod names;
+pub mod omitted;
 pub mod outcome;
 pub mod preflight;
 pub mod report;

@@ -16,7 +16,10 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use agent_operator::domain::{NodeName, RunKey, ids::InstanceId, names};
+use agent_operator::{
+    api_client,
+    domain::{NodeName, RunKey, ids::InstanceId, names},
+};
 use anyhow::Context as _;
 use tokio::{
     runtime::Handle,
@@ -57,7 +60,7 @@ const INSTANCE_BYTES: usize = 8;
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     let config = kube::Config::infer().await.context("no access to the API server")?;
-    let client = watch::client(config.clone()).context("could not make an API client")?;
+    let client = api_client::client(config.clone()).context("could not make an API client")?;
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
     let kept = Retention { age: args.stream_retention.get(), bytes: args.streams_mib << 20 };
     let streams =
@@ -180,7 +183,7 @@ fn tools(
 /// Deadlines with a gateway connection and an API client of their own.
 fn guards(args: &Args, config: kube::Config) -> anyhow::Result<Guards> {
     let hand = OwnThread::start(args.gateway_socket.clone(), move || {
-        let client = watch::client(config).inspect_err(|error| {
+        let client = api_client::client(config).inspect_err(|error| {
             tracing::error!(%error, "deadlines are enforced without an API client of their own");
         });
         Some(Arc::new(KubePods::new(client.ok()?)) as Arc<dyn PodApi>)

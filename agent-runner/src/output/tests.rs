@@ -3,6 +3,7 @@ use std::sync::mpsc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock;
 
 fn lines(chunks: &[&[u8]]) -> Vec<String> {
     let (mut lines, mut all) = (Lines::default(), Vec::new());
@@ -81,23 +82,71 @@ impl Write for Gate {
 }
 
 #[test]
-fn a_log_that_nobody_reads_costs_lines_and_says_so_but_never_blocks() {
+fn lines_that_nobody_takes_become_a_mark_of_their_size_and_only_the_first_is_waited_for() {
     let (open, gate) = mpsc::channel();
     let (sender, written) = mpsc::channel();
-    let (printer, thread) = Printer::start(Gate(gate, sender));
-    let long = "x".repeat(QUEUE_BYTES_MAX / 2);
-    for _ in 0..4 {
-        printer.print_line(&long);
+    let (printer, thread) = Printer::with_wait(Gate(gate, sender), Duration::from_millis(200));
+    let long = "x".repeat(QUEUE_BYTES_MAX / 2 - LINE_BYTES);
+    let before = clock::boot_now();
+    // The first is being written, two fill the queue, the rest has no room.
+    let lines = [&*long; 3].into_iter().chain(["xx"; 1000]);
+    let pushed: usize = lines.clone().map(|line| line.len() + 1).sum();
+    for line in lines {
+        printer.print_line(line);
     }
+    let waited = clock::boot_now() - before;
+    assert!(waited < Duration::from_mins(1), "each of 1000 lines was waited for: {waited:?}");
     drop(open);
-    printer.flush(Duration::from_secs(5));
+    printer.flush(Duration::from_secs(60));
     printer.print_line("after");
     printer.close();
     thread.join().unwrap();
     let text: Vec<u8> = written.into_iter().flatten().collect();
     let text = String::from_utf8(text).unwrap();
-    assert!(text.contains("lines left out"), "no mark");
-    assert!(text.ends_with("after\n"));
+    let marks: Vec<_> = text.lines().filter_map(|line| Omitted::parse(line.as_bytes())).collect();
+    let [mark] = marks[..] else { panic!("{} marks", marks.len()) };
+    let shown: usize = text.lines().filter(|line| line.starts_with('x')).map(|l| l.len() + 1).sum();
+    assert_eq!(mark.bytes, (pushed - shown) as u64, "to the byte");
+    assert!(text.ends_with(&format!("{mark}\nafter\n")), "in its place");
+}
+
+#[test]
+fn f28_a_flood_of_empty_lines_fills_the_queue_like_any_other() {
+    const LINES: usize = 4 * QUEUE_BYTES_MAX / LINE_BYTES;
+    let (open, gate) = mpsc::channel();
+    let (sender, written) = mpsc::channel();
+    let (printer, thread) = Printer::with_wait(Gate(gate, sender), Duration::from_millis(10));
+    for _ in 0..LINES {
+        printer.print_line("");
+    }
+    assert!(printer.lock().lines.len() <= QUEUE_BYTES_MAX / LINE_BYTES);
+    drop(open);
+    printer.flush(Duration::from_secs(60));
+    printer.close();
+    thread.join().unwrap();
+    let text = String::from_utf8(written.into_iter().flatten().collect()).unwrap();
+    let (marks, lines): (Vec<_>, Vec<_>) =
+        text.lines().map(|line| Omitted::parse(line.as_bytes())).partition(Option::is_some);
+    let omitted: u64 = marks.into_iter().flatten().map(|mark| mark.lines).sum();
+    assert_eq!(lines.len() as u64 + omitted, LINES as u64);
+}
+
+#[test]
+fn the_last_lines_are_marked_too_when_nothing_comes_behind_them() {
+    let (open, gate) = mpsc::channel();
+    let (sender, written) = mpsc::channel();
+    let (printer, thread) = Printer::with_wait(Gate(gate, sender), Duration::from_millis(10));
+    let long = "x".repeat(QUEUE_BYTES_MAX / 2 - LINE_BYTES);
+    for _ in 0..6 {
+        printer.print_line(&long);
+    }
+    drop(open);
+    printer.flush(Duration::from_secs(60));
+    printer.close();
+    thread.join().unwrap();
+    let text: Vec<u8> = written.into_iter().flatten().collect();
+    let last = text.split(|byte| *byte == b'\n').rev().nth(1).unwrap();
+    assert!(Omitted::parse(last).is_some());
 }
 
 #[test]

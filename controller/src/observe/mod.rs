@@ -154,15 +154,23 @@ impl World {
 
     /// A run by uid.
     pub fn run_by_uid(&self, uid: &RunUid) -> Option<Arc<AgentRun>> {
-        self.all_runs().into_iter().find(|run| run.uid().as_deref() == Some(uid.as_str()))
+        self.runs_where(|run| run.metadata.uid.as_deref() == Some(uid.as_str())).pop()
     }
 
     /// All runs of a task, by its uid.
     pub fn runs_of(&self, namespace: &str, task_uid: &str) -> Vec<Arc<AgentRun>> {
-        let mut runs = self.all_runs();
-        runs.retain(|run| {
-            run.spec.task_ref.uid == task_uid && run.namespace().as_deref() == Some(namespace)
-        });
+        self.runs_where(|run| {
+            run.spec.task_ref.uid == task_uid
+                && run.metadata.namespace.as_deref() == Some(namespace)
+        })
+    }
+
+    /// All runs with something that never changes about a run, so that the rest costs no look at the
+    /// own writes: each pass asks, and a new term passes over every task.
+    fn runs_where(&self, wanted: impl Fn(&AgentRun) -> bool) -> Vec<Arc<AgentRun>> {
+        let stored = self.runs.state().into_iter().filter(|run| wanted(run));
+        let mut runs: Vec<_> = stored.map(|run| self.fresh_runs.newest(run)).collect();
+        runs.extend(self.fresh_runs.unseen(&self.runs).into_iter().filter(|run| wanted(run)));
         runs
     }
 
@@ -175,10 +183,7 @@ impl World {
 
     /// All runs, own writes included.
     pub fn all_runs(&self) -> Vec<Arc<AgentRun>> {
-        let stored = self.runs.state();
-        let mut runs: Vec<_> = stored.into_iter().map(|run| self.fresh_runs.newest(run)).collect();
-        runs.extend(self.fresh_runs.unseen(&self.runs));
-        runs
+        self.runs_where(|_| true)
     }
 
     /// Takes note of an own write of a task.

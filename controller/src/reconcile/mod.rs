@@ -21,6 +21,7 @@
 //! Tasks inside: the watches, the event writer, the inbox with its workers, and while this process
 //! leads one pass at a time for each task that changed, and the release of pods on fenced nodes. An end of any of them ends [`run`].
 
+mod backlog;
 mod error_policy;
 mod fences;
 mod queue;
@@ -197,6 +198,7 @@ async fn lead(context: Arc<Context>, metrics: Metrics) {
     let policy = Arc::clone(&failures);
     let store = context.observer.world.tasks();
     let queue = queue::tasks_to_look_at(Arc::clone(&context));
+    let of_passes = Arc::clone(&context);
     let config = Config::default().concurrency(CONCURRENCY);
     let mut passes = Box::pin(applier(
         move |task, context: Arc<Context>| {
@@ -219,6 +221,7 @@ async fn lead(context: Arc<Context>, metrics: Metrics) {
         config,
     ));
     while let Some(pass) = passes.next().await {
+        of_passes.passes.note_end();
         if let Err(error) = pass {
             // The error of a pass itself is logged by the policy; this is mostly a task that is gone.
             tracing::debug!(error = %error, "pass");

@@ -1,5 +1,5 @@
 //! Which tasks are to be looked at: all of them when a term begins, then those that a change
-//! concerns. Orders that follow from a deletion alone are given right here, since there is no task
+//! concerns, which come first. Orders that follow from a deletion alone are given right here, since there is no task
 //! left to reconcile.
 
 use std::{
@@ -14,17 +14,24 @@ use agent_operator::{
 };
 use futures::{Stream, stream};
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast::{
+    self,
+    error::{RecvError, TryRecvError},
+};
 
-use super::task::Context;
+use super::{
+    backlog::{Backlog, Name, OVERDUE},
+    task::Context,
+};
 use crate::{decide::Delivery, fleet::Command, observe::Change};
-
-type Name = (String, String);
 
 struct Queue {
     context: Arc<Context>,
     changes: broadcast::Receiver<Change>,
+    /// What something happened to: handed out at once.
     ready: VecDeque<Name>,
+    /// The rest.
+    backlog: Backlog,
 }
 
 /// The stream that drives passes. It never ends by itself while the process lives.
@@ -32,7 +39,8 @@ pub(super) fn tasks_to_look_at(
     context: Arc<Context>,
 ) -> impl Stream<Item = Result<ObjectRef<CodingTask>, Infallible>> + Send + 'static {
     let changes = context.observer.world.subscribe();
-    let mut queue = Queue { context, changes, ready: VecDeque::new() };
+    let (ready, backlog) = (VecDeque::new(), Backlog::default());
+    let mut queue = Queue { context, changes, ready, backlog };
     queue.everything();
     stream::unfold(queue, |mut queue| async move {
         let (namespace, name) = queue.next().await?;
@@ -42,26 +50,51 @@ pub(super) fn tasks_to_look_at(
 
 impl Queue {
     async fn next(&mut self) -> Option<Name> {
+        let context = Arc::clone(&self.context);
         loop {
+            self.take_what_came()?;
             if let Some(name) = self.ready.pop_front() {
                 return Some(name);
             }
-            match self.changes.recv().await {
+            if let Some(name) = self.backlog.next(context.passes.ended()) {
+                return Some(name);
+            }
+            let waiting = !self.backlog.is_empty();
+            let received = tokio::select! {
+                received = self.changes.recv() => received,
+                () = context.passes.next_end(), if waiting => continue,
+                () = tokio::time::sleep(OVERDUE), if waiting => return self.backlog.next_anyway(),
+            };
+            match received {
                 Ok(change) => self.take(change),
-                Err(RecvError::Lagged(missed)) => {
-                    tracing::info!(missed, "look at all tasks: too many changes at once");
-                    self.everything();
-                }
+                Err(RecvError::Lagged(missed)) => self.look_at_all(missed),
                 Err(RecvError::Closed) => return None,
             }
         }
+    }
+
+    /// Takes all changes that are there; none when there will be no more.
+    fn take_what_came(&mut self) -> Option<()> {
+        loop {
+            match self.changes.try_recv() {
+                Ok(change) => self.take(change),
+                Err(TryRecvError::Lagged(missed)) => self.look_at_all(missed),
+                Err(TryRecvError::Empty) => return Some(()),
+                Err(TryRecvError::Closed) => return None,
+            }
+        }
+    }
+
+    fn look_at_all(&mut self, missed: u64) {
+        tracing::info!(missed, "look at all tasks: too many changes at once");
+        self.everything();
     }
 
     fn everything(&mut self) {
         let mut tasks = self.context.observer.world.tasks().state();
         // Who came first is placed first.
         tasks.sort_by_key(|task| task.creation_timestamp().map(|time| time.0));
-        self.ready.extend(tasks.iter().map(|task| name_of(task.as_ref())));
+        self.backlog.extend(tasks.iter().map(|task| name_of(task.as_ref())));
     }
 
     fn take(&mut self, change: Change) {
@@ -104,7 +137,7 @@ impl Queue {
     fn tasks_on(&mut self, node: &str) {
         let runs = self.context.observer.world.live_runs_on(node);
         let tasks: BTreeSet<_> = runs.iter().map(|run| task_of(run)).collect();
-        self.ready.extend(tasks);
+        self.backlog.extend(tasks);
     }
 
     fn room_may_be_free(&mut self) {

@@ -12,6 +12,7 @@ use agent_operator::{
 };
 use kube::{ResourceExt as _, runtime::controller::Action};
 
+use super::backlog::Passes;
 use crate::{
     apply::{Applier, ApplyError},
     clock,
@@ -55,6 +56,8 @@ impl ReconcileError {
 pub(super) struct Context {
     pub(super) observer: Observer,
     pub(super) applier: Applier,
+    /// How many passes have ended.
+    pub(super) passes: Passes,
     credentials: Credentials,
     /// Held while room on nodes is looked at and taken, never across an await.
     placing: Mutex<()>,
@@ -64,7 +67,8 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn new(observer: Observer, applier: Applier, credentials: Credentials) -> Self {
-        Self { observer, applier, credentials, placing: Mutex::new(()), waiting: Mutex::default() }
+        let (passes, placing, waiting) = Default::default();
+        Self { observer, applier, passes, credentials, placing, waiting }
     }
 
     /// The tasks that wait for room on a node.

@@ -160,9 +160,13 @@ impl Ground {
     }
 
     pub async fn node(&self, name: &str) {
+        self.node_with(name, json!({"cpu": "2", "memory": "4Gi"})).await;
+    }
+
+    pub async fn node_with(&self, name: &str, allocatable: Value) {
         let node: Node = from_json(json!({
             "metadata": {"name": name},
-            "status": {"allocatable": {"cpu": "2", "memory": "4Gi"}},
+            "status": {"allocatable": allocatable},
         }));
         let api: Api<Node> = Api::all(self.client.clone());
         api.create(&PostParams::default(), &node).await.unwrap();
@@ -357,6 +361,7 @@ pub type Script = Box<dyn Fn(&Assignment) -> Option<Outcome> + Send + Sync>;
 /// Scripted nodes.
 pub struct Fleet {
     nodes: Vec<NodeName>,
+    slots: u32,
     script: Script,
     inner: Mutex<FleetInner>,
 }
@@ -379,8 +384,13 @@ struct FleetInner {
 
 impl Fleet {
     pub fn new(nodes: &[&str], script: Script) -> Arc<Self> {
+        Self::with_slots(nodes, 4, script)
+    }
+
+    /// Nodes for this many attempts each.
+    pub fn with_slots(nodes: &[&str], slots: u32, script: Script) -> Arc<Self> {
         let nodes = nodes.iter().copied().map(NodeName::from).collect();
-        Arc::new(Self { nodes, script, inner: Mutex::default() })
+        Arc::new(Self { nodes, slots, script, inner: Mutex::default() })
     }
 
     /// How often the nodes began each attempt.
@@ -398,7 +408,7 @@ impl Fleet {
             name: name.clone(),
             instance: InstanceId::from("instance"),
             boot: BootId::from("boot"),
-            slots: 4,
+            slots: self.slots,
             running: 0,
             highest_epoch: self.inner.lock().unwrap().highest,
             runner_delivery: "imageVolume".to_owned(),
@@ -460,12 +470,15 @@ impl Fleet {
         ledger.filter(|(_, _, end)| end.is_none()).map(|(_, a, _)| a.clone()).collect()
     }
 
+    /// An attempt ends while no controller is there to be told.
+    pub fn end_unheard(&self, assignment: &Assignment, outcome: Outcome) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.ledger.get_mut(&assignment.key()).unwrap().2 = Some(outcome);
+    }
+
     pub async fn finish(&self, assignment: &Assignment, outcome: Outcome) {
         let report = finished(assignment, outcome.clone());
-        {
-            let mut inner = self.inner.lock().unwrap();
-            inner.ledger.get_mut(&assignment.key()).unwrap().2 = Some(outcome);
-        }
+        self.end_unheard(assignment, outcome);
         self.say(NodeEvent::Report { node: assignment.node.clone(), report }).await;
     }
 

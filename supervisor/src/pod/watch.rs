@@ -21,16 +21,6 @@ use crate::steps::runner::Input;
 
 /// The server ends each watch after this time, so that a silent one cannot stay for ever.
 const WATCH_SECONDS: u32 = 120;
-/// Limit of a TCP and TLS connect to the API server.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle time before the kernel probes a connection.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-/// Pause between two probes.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-/// Unanswered probes before the connection counts as dead.
-const KEEPALIVE_RETRIES: u32 = 3;
-/// Idle time plus probes: below the 15 s within which a half-open watch must be noticed.
-const DEAD_AFTER: Duration = Duration::from_secs(14);
 /// First pause before a failed watch is tried again.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest pause: an API server that is back is used within seconds.
@@ -97,27 +87,4 @@ fn translate(event: Event<Pod>, namespace: &str, seen: &mut BTreeSet<RunKey>) ->
         }
         Event::Delete(pod) => Some(Input::PodMissing(run_key(&pod)?)),
     }
-}
-
-/// A client for the API server that notices a dead connection within [`DEAD_AFTER`], also under an
-/// idle watch, and leaves retries to its callers.
-pub fn client(config: kube::Config) -> Result<Client, kube::Error> {
-    use kube::client::ConfigExt as _;
-    use tower::{BoxError, ServiceBuilder};
-
-    let mut http = hyper_util::client::legacy::connect::HttpConnector::new();
-    http.enforce_http(false);
-    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    http.set_keepalive(Some(KEEPALIVE_IDLE));
-    http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-    http.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-    http.set_tcp_user_timeout(Some(DEAD_AFTER));
-    let https = config.rustls_https_connector_with_connector(http)?;
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
-        .map_err(BoxError::from)
-        .service(hyper_util::client::legacy::Client::builder(executor).build(https));
-    Ok(Client::new(service, config.default_namespace))
 }

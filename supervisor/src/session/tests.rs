@@ -4,6 +4,7 @@ use agent_operator::{
     domain::{Reason, RunPhase, stream::Channel as StreamChannel},
     proto::v1::supervisor_service_server::{SupervisorService, SupervisorServiceServer},
 };
+use agent_operator_doubles::half_open::Link;
 use async_trait::async_trait;
 use futures::Stream;
 use tokio::net::TcpListener;
@@ -12,6 +13,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::*;
 use crate::{
+    clock,
     ledger::Delivery,
     steps::runner::Known,
     testing::{assignment, credential},
@@ -149,6 +151,15 @@ async fn serve() -> (String, mpsc::Receiver<Peer>, mpsc::Receiver<v1::Chunk>) {
 
 async fn rig() -> Rig {
     let (address, sessions, chunks) = serve().await;
+    rig_to(address, sessions, chunks)
+}
+
+/// The same over another way to the double.
+fn rig_to(
+    address: String,
+    sessions: mpsc::Receiver<Peer>,
+    chunks: mpsc::Receiver<v1::Chunk>,
+) -> Rig {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("token"), "projected\n").unwrap();
     let streams = Arc::new(
@@ -328,6 +339,34 @@ async fn a_lost_session_comes_back_with_a_full_resync() {
     }
     let (_peer, hello, _outgoing) = greet(&mut rig, 4).await;
     assert_eq!(hello.known_attempts.len(), 1);
+}
+
+#[tokio::test]
+async fn f14_a_half_open_session_is_noticed_and_dialled_anew() {
+    // What must be reached, by the promise; the limit of the test is far above.
+    const GOAL: Duration = Duration::from_secs(15);
+    let (address, sessions, chunks) = serve().await;
+    let link = Link::to(address.parse().unwrap()).await.unwrap();
+    let mut rig = rig_to(link.address().to_string(), sessions, chunks);
+    let _peer = greet(&mut rig, 3).await;
+    assert!(link.cut().unwrap() >= 2);
+    let cut = clock::instant();
+    let noticed = async {
+        loop {
+            match rig.inputs.recv().await.unwrap() {
+                Input::SessionDown => return,
+                Input::Snapshot(answer) => drop(answer.send(snapshot())),
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(2), noticed).await.expect("it is noticed");
+    let took = clock::instant().duration_since(cut);
+    println!(
+        "figure: half-open session noticed by the node in {:.2} of the goal of {GOAL:?}",
+        took.as_secs_f64() / GOAL.as_secs_f64()
+    );
+    greet(&mut rig, 4).await;
 }
 
 #[tokio::test]

@@ -28,10 +28,15 @@ pub enum GapReason {
     MachineCrashed,
     /// A file of the stream is missing, nobody knows why; exact.
     Missing,
+    /// The runtime wrote to a log file after it had been left for the next one; exact, and told where
+    /// the bytes were found instead of where they belong.
+    WrittenLate,
+    /// agent-runner dropped output, for nobody took it from the container; exact.
+    OutputDropped,
 }
 
 impl GapReason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::RotatedUnseen,
         Self::RotatedUnread,
         Self::Truncated,
@@ -40,6 +45,8 @@ impl GapReason {
         Self::SpoolFull,
         Self::MachineCrashed,
         Self::Missing,
+        Self::WrittenLate,
+        Self::OutputDropped,
     ];
 
     /// The name on the wire.
@@ -53,6 +60,8 @@ impl GapReason {
             Self::SpoolFull => "SpoolFull",
             Self::MachineCrashed => "MachineCrashed",
             Self::Missing => "Missing",
+            Self::WrittenLate => "WrittenLate",
+            Self::OutputDropped => "OutputDropped",
         }
     }
 

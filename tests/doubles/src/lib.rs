@@ -1,5 +1,7 @@
 //! Test doubles for what cannot run beside the tests.
 //!
+//! [`half_open`]: a connection that dies without a word.
+//!
 //! The scripted model speaks Anthropic's Messages API and answers by script instead of by model,
 //! so that the real Claude Code CLI runs whole steps without the real service. It keeps no state
 //! between requests but a record of them: each answer follows from the conversation alone.
@@ -12,6 +14,7 @@
 //! `network` is a company's network: a proxy with a password, and a certificate authority of its own.
 
 pub mod conversation;
+pub mod half_open;
 #[cfg(feature = "network")]
 pub mod network;
 pub mod script;

@@ -18,3 +18,4 @@ mod slow_api_server;
 mod tutorial;
 mod uninstall;
 mod upgrade;
+mod volume;

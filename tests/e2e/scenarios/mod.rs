@@ -11,6 +11,7 @@ mod many_tasks;
 mod preflight;
 mod release;
 mod retries;
+mod rotation;
 mod sample;
 mod secret_rotation;
 mod start_faults;

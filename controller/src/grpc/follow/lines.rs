@@ -44,33 +44,44 @@ pub(super) fn read(
     offset: u64,
     flush: bool,
 ) -> Result<Batch, StoreError> {
-    let data = match store.read(key, offset, READ_BYTES)? {
-        Piece::Data(data) => data,
+    let mut data = match store.read(key, offset, READ_BYTES)? {
+        Piece::Data(data) => Vec::from(data),
         Piece::Gap(gap) => return Ok(Batch::Gap(gap)),
         Piece::Waiting => return Ok(Batch::Waiting),
         Piece::End => return Ok(Batch::End),
         Piece::Absent => return Ok(Batch::Absent),
     };
+    loop {
+        let lines = whole_lines(&data, offset);
+        if !lines.is_empty() {
+            return Ok(Batch::Lines(lines));
+        }
+        let next = offset + data.len() as u64;
+        if data.len() >= READ_BYTES {
+            let cut = whole_characters(&data);
+            return Ok(Batch::Lines(vec![line(&data[..cut], true, offset + cut as u64)]));
+        }
+        match store.read(key, next, READ_BYTES - data.len())? {
+            // The store gives no more than a block at once, and a block ends anywhere in a line.
+            Piece::Data(more) => data.extend_from_slice(&more),
+            // Nothing more belongs to this line.
+            Piece::End | Piece::Gap(_) => {
+                return Ok(Batch::Lines(vec![line(&data, false, next)]));
+            }
+            _ if flush => return Ok(Batch::Lines(vec![line(&data, true, next)])),
+            _ => return Ok(Batch::Waiting),
+        }
+    }
+}
+
+fn whole_lines(data: &[u8], offset: u64) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut start = 0;
     for (at, _) in data.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
         lines.push(line(&data[start..at], false, offset + at as u64 + 1));
         start = at + 1;
     }
-    if !lines.is_empty() {
-        return Ok(Batch::Lines(lines));
-    }
-    let next = offset + data.len() as u64;
-    if data.len() == READ_BYTES {
-        let cut = whole_characters(&data);
-        return Ok(Batch::Lines(vec![line(&data[..cut], true, offset + cut as u64)]));
-    }
-    Ok(match store.read(key, next, 1)? {
-        // Nothing more belongs to this line.
-        Piece::End | Piece::Gap(_) => Batch::Lines(vec![line(&data, false, next)]),
-        _ if flush => Batch::Lines(vec![line(&data, true, next)]),
-        _ => Batch::Waiting,
-    })
+    lines
 }
 
 fn line(bytes: &[u8], partial: bool, next: u64) -> Line {
@@ -125,18 +136,23 @@ pub(super) fn tail(
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use agent_operator::domain::stream::Channel;
 
     use super::*;
     use crate::{clock, streams::Limits};
 
     fn store(data: &[u8]) -> (tempfile::TempDir, StreamStore, StreamKey) {
+        store_in_pieces(data, limits::CHUNK_BYTES_MAX)
+    }
+
+    fn store_in_pieces(data: &[u8], size: usize) -> (tempfile::TempDir, StreamStore, StreamKey) {
         let root = tempfile::tempdir().unwrap();
         let store = StreamStore::open(root.path(), Limits::default()).unwrap();
         let key = StreamKey { run: "r".into(), channel: Channel::Log };
-        for (at, chunk) in data.chunks(limits::CHUNK_BYTES_MAX).enumerate() {
-            let offset = (at * limits::CHUNK_BYTES_MAX) as u64;
-            store.append(&key, offset, chunk, clock::instant()).unwrap();
+        for (at, chunk) in data.chunks(size).enumerate() {
+            store.append(&key, (at * size) as u64, chunk, clock::instant()).unwrap();
         }
         (root, store, key)
     }
@@ -156,6 +172,30 @@ mod tests {
         store.end(&key, 6, clock::instant()).unwrap();
         assert_eq!(read(&store, &key, 5, false).unwrap(), Batch::Lines(vec![whole("c", 6)]));
         assert_eq!(read(&store, &key, 6, false).unwrap(), Batch::End);
+    }
+
+    /// The store packs what it has into blocks that end anywhere in a line.
+    #[test]
+    fn a_line_over_the_end_of_a_block_is_whole_and_never_waited_for_in_vain() {
+        let mut text = String::new();
+        for row in 0..4000 {
+            writeln!(text, "row {row} {:1000}", "x").unwrap();
+        }
+        // Chunks of a length that no line has: each block ends somewhere else in a line.
+        let (_root, store, key) = store_in_pieces(text.as_bytes(), 200_001);
+        let (mut offset, mut told) = (0, 0);
+        while let Batch::Lines(lines) = read(&store, &key, offset, false).unwrap() {
+            for line in lines {
+                assert!(!line.partial, "row {told} is cut at {}", line.next);
+                assert!(
+                    line.text.starts_with(&format!("row {told} ")),
+                    "row {told}: {}",
+                    line.text
+                );
+                (offset, told) = (line.next, told + 1);
+            }
+        }
+        assert_eq!((offset, told), (text.len() as u64, 4000));
     }
 
     #[test]

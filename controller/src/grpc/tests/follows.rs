@@ -59,6 +59,10 @@ async fn lines(port: &Port, request: v1::FollowRequest) -> Vec<String> {
     all(port, request).await.iter().map(show).collect()
 }
 
+fn log(run: &str) -> StreamKey {
+    StreamKey { run: format!("uid-{run}").into(), channel: Channel::Log }
+}
+
 fn write(port: &Port, run: &str, channel: Channel, text: &str, end: bool) {
     let key = StreamKey { run: format!("uid-{run}").into(), channel };
     let at = port.store.position(&key).map_or(0, |position| position.offset);
@@ -160,6 +164,63 @@ async fn lines_arrive_while_the_step_runs_and_across_runs_to_come() {
     assert_eq!(next(&mut events).await, "task t is Complete");
     assert_eq!(next(&mut events).await, "end Complete");
     assert!(soon(events.message()).await.unwrap().is_none());
+}
+
+/// The store packs a stream into blocks while it grows, and a block ends anywhere in a line.
+#[tokio::test]
+async fn a_long_log_that_is_followed_while_it_grows_comes_line_by_line_without_a_pause() {
+    const ROWS: usize = 2000;
+    let port = Port::start().await;
+    port.catalog.put_run(run("plan-1", "Running"));
+    port.catalog.put_task(task("Planning", &["plan-1"]));
+    let mut events = open(&port, request(true)).await;
+    let rows: Vec<_> = (0..ROWS).map(|row| format!("row {row} {:1000}\n", "x")).collect();
+    let rows = rows.concat();
+    let mut told = 0;
+    for piece in rows.as_bytes().chunks(200_001) {
+        write(&port, "plan-1", Channel::Log, std::str::from_utf8(piece).unwrap(), false);
+        // Each line comes while the run goes on, before anything is written behind it.
+        let until = port.store.position(&log("plan-1")).unwrap().offset;
+        let whole = rows.as_bytes()[..usize::try_from(until).unwrap()].iter();
+        let whole = whole.filter(|byte| **byte == b'\n').count();
+        while told < whole {
+            let line = next(&mut events).await;
+            if line.starts_with("plan-1: ") {
+                assert!(line.starts_with(&format!("plan-1: row {told} ")) && !line.ends_with('+'));
+                told += 1;
+            }
+        }
+    }
+    assert_eq!(told, ROWS);
+}
+
+/// As with a volume: the controller's pod is new, the node is gone, the cache is there.
+#[tokio::test]
+async fn a_finished_log_outlives_controller_and_node_on_a_volume() {
+    let before = finished().await;
+    let volume = before.stop_and_keep_the_store().await;
+    let port = Port::on(volume).await;
+    port.catalog.put_run(run("plan-1", "Succeeded"));
+    port.catalog.put_run(run("impl-1", "Succeeded"));
+    port.catalog.put_task(task("Complete", &["plan-1", "impl-1"]));
+    for follow in [true, false] {
+        assert_eq!(lines(&port, request(follow)).await, WHOLE);
+    }
+}
+
+/// Without a volume it is gone with the node, and said to be.
+#[tokio::test]
+async fn without_a_volume_a_log_whose_node_is_gone_is_a_gap_of_its_size() {
+    let port = Port::start().await;
+    port.catalog.put_run(RunView { log_bytes: Some(6), ..run("plan-1", "Succeeded") });
+    port.catalog.put_task(task("Complete", &["plan-1"]));
+    let expected = [
+        "plan-1: gap 0-6 NotRetained",
+        "run plan-1 is Succeeded",
+        "task t is Complete",
+        "end Complete",
+    ];
+    assert_eq!(lines(&port, request(false)).await, expected);
 }
 
 #[tokio::test]

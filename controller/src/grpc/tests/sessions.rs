@@ -1,12 +1,16 @@
+use std::time::Duration;
+
 use agent_operator::{
     domain::{Attempt, Epoch, Reason, RunKey, RunPhase},
     proto::v1,
 };
+use agent_operator_doubles::half_open::Link;
 use tonic::Code;
 use v1::{controller_message::Message as Down, supervisor_message::Message as Up};
 
 use super::support::{Port, hello, soon};
 use crate::{
+    clock,
     fleet::{Command, NodeEvent, Nodes as _},
     lease::Leader,
 };
@@ -63,6 +67,32 @@ async fn a_hello_is_accepted_and_followed_at_once_by_the_permit_to_write() {
     drop(talk);
     assert!(matches!(port.event().await, NodeEvent::Disconnected { .. }));
     port.stop().await;
+}
+
+#[tokio::test]
+async fn f14_a_half_open_session_is_noticed_by_the_controller() {
+    // What must be reached, by the promise; the limit of the test is far above.
+    const GOAL: Duration = Duration::from_secs(15);
+    let mut port = Port::start().await;
+    let link = Link::to(port.address).await.unwrap();
+    let talk = port.session_by(port.connect_by(link.address()).await, "node:n1").await.unwrap();
+    talk.say(Up::Hello(hello("n1"))).await;
+    assert!(matches!(port.event().await, NodeEvent::Connected { .. }));
+    assert_eq!(link.cut().unwrap(), 2);
+    let cut = clock::instant();
+    let noticed = async {
+        while !matches!(port.events.recv().await.unwrap(), NodeEvent::Disconnected { .. }) {}
+    };
+    tokio::time::timeout(Duration::from_mins(2), noticed).await.expect("it is noticed");
+    println!(
+        "figure: half-open session noticed by the controller in {:.2} of the goal of {GOAL:?}",
+        cut.elapsed().as_secs_f64() / GOAL.as_secs_f64()
+    );
+    // Its address is free again: the same node may come back at once.
+    drop(talk);
+    let again = port.session("node:n1").await.unwrap();
+    again.say(Up::Hello(hello("n1"))).await;
+    assert!(matches!(port.event().await, NodeEvent::Connected { .. }));
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
 
 /// A served port and everything behind it.
 pub(super) struct Port {
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     certificate: String,
     stop: CancellationToken,
     served: JoinHandle<Result<(), ServeError>>,
@@ -60,7 +60,7 @@ pub(super) struct Port {
     pub(super) store: Arc<StreamStore>,
     /// Whether the reader's right is withdrawn.
     pub(super) withdrawn: Arc<AtomicBool>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// A term that holds for the whole test.
@@ -92,12 +92,18 @@ impl Port {
 
     /// The same with a store of another size.
     pub(super) async fn with(limits: Limits) -> Self {
-        Self::build(limits, None).await
+        Self::build(limits, None, tempfile::tempdir().unwrap()).await
+    }
+
+    /// The same with the store that an earlier one left.
+    pub(super) async fn on(folder: tempfile::TempDir) -> Self {
+        Self::build(Limits::default(), None, folder).await
     }
 
     /// A replica that knows nothing by itself and that `leader` leads.
     pub(super) async fn standby_of(leader: &Port) -> Self {
-        let port = Self::build(Limits::default(), Some(leader.certificate.clone())).await;
+        let trusted = Some(leader.certificate.clone());
+        let port = Self::build(Limits::default(), trusted, tempfile::tempdir().unwrap()).await;
         port.terms.send_replace(None);
         port.leader.send_replace(Some(leader.as_leader()));
         port
@@ -108,9 +114,8 @@ impl Port {
         Leader { address: Some(self.address.to_string()) }
     }
 
-    async fn build(limits: Limits, trusted: Option<String>) -> Self {
+    async fn build(limits: Limits, trusted: Option<String>, folder: tempfile::TempDir) -> Self {
         let (certificate, config) = identity();
-        let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(StreamStore::open(folder.path(), limits).unwrap());
         let (sender, events) = mpsc::channel(64);
         let (terms, terms_seen) = watch::channel(Some(term(7)));
@@ -148,16 +153,21 @@ impl Port {
             catalog,
             store,
             withdrawn,
-            _folder: folder,
+            folder,
         }
     }
 
     /// A connection of its own.
     pub(super) async fn connect(&self) -> Channel {
+        self.connect_by(self.address).await
+    }
+
+    /// A connection through a relay.
+    pub(super) async fn connect_by(&self, address: SocketAddr) -> Channel {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.certificate))
             .domain_name("localhost");
-        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
+        let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
         soon(endpoint.tls_config(tls).unwrap().connect()).await.unwrap()
     }
 
@@ -166,7 +176,11 @@ impl Port {
     }
 
     pub(super) async fn session(&self, token: &str) -> Result<Talk, Status> {
-        let mut client = SupervisorServiceClient::new(self.connect().await);
+        self.session_by(self.connect().await, token).await
+    }
+
+    pub(super) async fn session_by(&self, channel: Channel, token: &str) -> Result<Talk, Status> {
+        let mut client = SupervisorServiceClient::new(channel);
         let (say, queue) = mpsc::channel(16);
         let request = with_token(ReceiverStream::new(queue), token);
         let hear = soon(client.session(request)).await?.into_inner();
@@ -187,8 +201,14 @@ impl Port {
 
     /// Ends the port and waits until it has closed.
     pub(super) async fn stop(self) {
+        self.stop_and_keep_the_store().await;
+    }
+
+    /// The same; the store stays on disk.
+    pub(super) async fn stop_and_keep_the_store(self) -> tempfile::TempDir {
         self.stop.cancel();
         soon(self.served).await.unwrap().unwrap();
+        self.folder
     }
 
     /// Tells the port to end without waiting.

@@ -1,12 +1,16 @@
 //! The log format of CRI runtimes: `TIME STREAM TAG TEXT`, one record a line, where the tag `P` says
 //! that the text goes on in the next record. Decoding gives the bytes as the container wrote them.
 
+use agent_operator::domain::omitted::{MARK, MARK_BYTES_MAX, Omitted};
+
 /// Decodes record lines as they come, in whatever pieces. Memory is bounded: of a line only the
 /// header is kept, and a header longer than [`HEADER_BYTES_MAX`] is no header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Decoder {
     header: Vec<u8>,
     state: State,
+    /// The text of the next record goes on with that of the last.
+    continued: bool,
 }
 
 /// Longest header: a time with zone (35 bytes), stream and tags; four times that for odd runtimes.
@@ -17,11 +21,28 @@ enum State {
     /// Before or within the header.
     #[default]
     Header,
+    /// Before the text of a line, which may be a mark.
+    Start,
+    /// Within what may be a mark, which is kept in place of the header.
+    Mark,
     /// Within the text.
     Text {
         /// The text goes on in the next record, so its newline is the runtime's and not the container's.
         partial: bool,
     },
+}
+
+/// How far decoding came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Decoded {
+    /// Bytes of the input that were taken: all of them, or all up to the end of a mark.
+    pub(super) taken: usize,
+    /// Of those, how many belong to whole records.
+    pub(super) whole: usize,
+    /// How long the output was at that point: what may be made durable.
+    pub(super) output: usize,
+    /// Output that agent-runner had to drop, in this place.
+    pub(super) omitted: Option<Omitted>,
 }
 
 impl Decoder {
@@ -30,37 +51,58 @@ impl Decoder {
         self.state == State::Header && self.header.is_empty()
     }
 
-    /// Decodes `input`, appending the container's bytes to `out`. Returns how many bytes of `input`
-    /// belong to whole records, and how long `out` was at that point: what may be made durable.
-    pub(super) fn decode(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, usize) {
-        let mut whole = (0, out.len());
-        let mut at = 0;
-        while at < input.len() {
-            let rest = &input[at..];
+    /// Decodes `input`, appending the container's bytes to `out`, up to its end or that of a mark.
+    pub(super) fn decode(&mut self, input: &[u8], out: &mut Vec<u8>) -> Decoded {
+        let mut done = Decoded { output: out.len(), ..Decoded::default() };
+        while done.taken < input.len() && done.omitted.is_none() {
+            let rest = &input[done.taken..];
             let newline = rest.iter().position(|byte| *byte == b'\n');
             match self.state {
+                State::Header => done.taken += self.header(rest, newline, out),
+                State::Start if rest[0] == MARK => self.state = State::Mark,
+                State::Start => self.state = State::Text { partial: false },
+                State::Mark => {
+                    let end = newline.unwrap_or(rest.len());
+                    let end = end.min(MARK_BYTES_MAX + 1 - self.header.len());
+                    self.header.extend_from_slice(&rest[..end]);
+                    done.taken += end;
+                    let whole = newline == Some(end);
+                    if whole || self.header.len() > MARK_BYTES_MAX {
+                        done.omitted = Omitted::parse(&self.header).filter(|_| whole);
+                        done.taken += usize::from(done.omitted.is_some());
+                        self.end_of_mark(done.omitted.is_some(), out);
+                    }
+                }
                 State::Text { partial } => {
                     let end = newline.unwrap_or(rest.len());
                     out.extend_from_slice(&rest[..end]);
-                    at += end;
+                    done.taken += end;
                     if newline.is_some() {
-                        at += 1;
+                        done.taken += 1;
                         if !partial {
                             out.push(b'\n');
                         }
+                        self.continued = partial;
                         self.state = State::Header;
-                        whole = (at, out.len());
-                    }
-                }
-                State::Header => {
-                    at += self.header(rest, newline, out);
-                    if self.at_record_start() {
-                        whole = (at, out.len());
                     }
                 }
             }
+            if self.at_record_start() {
+                (done.whole, done.output) = (done.taken, out.len());
+            }
         }
-        whole
+        done
+    }
+
+    /// What looked like a mark and is none is text.
+    fn end_of_mark(&mut self, is_mark: bool, out: &mut Vec<u8>) {
+        if is_mark {
+            self.header.clear();
+            self.state = State::Header;
+        } else {
+            out.append(&mut self.header);
+            self.state = State::Text { partial: false };
+        }
     }
 
     /// Takes header bytes from `rest`; returns how many.
@@ -71,7 +113,8 @@ impl Decoder {
         self.header.extend_from_slice(&rest[..end]);
         if let Some((length, partial)) = parse(&self.header) {
             self.header.clear();
-            self.state = State::Text { partial };
+            let start = !partial && !self.continued;
+            self.state = if start { State::Start } else { State::Text { partial } };
             // `length` counts from the header's start; it was not complete before this call.
             return length - before;
         }
@@ -110,9 +153,32 @@ mod tests {
         let mut decoder = Decoder::default();
         let mut out = Vec::new();
         for piece in input.chunks(piece) {
-            decoder.decode(piece, &mut out);
+            let mut rest = piece;
+            while !rest.is_empty() {
+                let done = decoder.decode(rest, &mut out);
+                if let Some(omitted) = done.omitted {
+                    out.extend_from_slice(format!("[{}]", omitted.bytes).as_bytes());
+                }
+                rest = &rest[done.taken..];
+            }
         }
         out
+    }
+
+    #[test]
+    fn a_mark_of_the_runner_is_no_text_and_any_other_control_text_is() {
+        let mark = Omitted { lines: 2, bytes: 77 };
+        let torn = &mark.to_string()[..9];
+        let long = format!("{}{}", char::from(MARK), "y".repeat(300));
+        let input = format!(
+            "{TIME} stdout F one\n{TIME} stdout F {mark}\n{TIME} stdout F {torn}\n\
+             {TIME} stdout F {long}\n{TIME} stdout P a\n{TIME} stdout F {mark}\n{TIME} stdout F two\n"
+        );
+        let expected = format!("one\n[77]{torn}\n{long}\na{mark}\ntwo\n");
+        for piece in [1, 2, 7, 64, 4096] {
+            let got = decode_in_pieces(input.as_bytes(), piece);
+            assert_eq!(String::from_utf8(got).unwrap(), expected, "in pieces of {piece}");
+        }
     }
 
     #[test]
@@ -135,9 +201,11 @@ mod tests {
         let mut out = Vec::new();
         let first = format!("{TIME} stdout F one\n");
         let input = format!("{first}{TIME} stdout F tw");
-        assert_eq!(decoder.decode(input.as_bytes(), &mut out), (first.len(), 4));
+        let done = decoder.decode(input.as_bytes(), &mut out);
+        assert_eq!((done.taken, done.whole, done.output), (input.len(), first.len(), 4));
         assert!(!decoder.at_record_start());
-        assert_eq!(decoder.decode(b"o\n", &mut out), (2, 8));
+        let done = decoder.decode(b"o\n", &mut out);
+        assert_eq!((done.whole, done.output), (2, 8));
         assert_eq!(out, b"one\ntwo\n");
     }
 

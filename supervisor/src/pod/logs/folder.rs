@@ -18,6 +18,7 @@ use nix::{
     fcntl::{AtFlags, OFlag, openat},
     sys::stat::{Mode, SFlag, fstatat},
 };
+use serde::{Deserialize, Serialize};
 
 /// Files of one container that are looked at; a kubelet keeps five.
 const ENTRIES_MAX: usize = 1000;
@@ -32,18 +33,26 @@ pub struct Folder {
 /// One log file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    order: Order,
+    pub(super) order: Order,
     name: String,
     pub(super) inode: u64,
     pub(super) gzip: bool,
 }
 
-/// Oldest first: by restart, then the rotated ones by their time, then the live one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Order {
+/// Oldest first: by restart, then the rotated ones by their time, then the live one. A rotated file
+/// keeps its place, compressed or not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Order {
     restart: u32,
     live: bool,
     stamp: String,
+}
+
+impl Order {
+    /// Whether the runtime writes to this one.
+    pub(super) fn is_live(&self) -> bool {
+        self.live
+    }
 }
 
 impl Folder {
@@ -92,7 +101,13 @@ impl Folder {
         Ok(found)
     }
 
-    /// Opens a listed file; none when it is not there any more under this name.
+    /// Whether a second listing is the same. One that is taken beside two renames may lack a file.
+    pub(super) fn is_settled(&self, entries: &[Entry]) -> io::Result<bool> {
+        Ok(self.list()? == entries)
+    }
+
+    /// Opens a listed file; none when it is not there any more under this name. What is no log file
+    /// (`InvalidInput`) stays none; any other error may pass.
     pub(super) fn open_file(&self, entry: &Entry) -> io::Result<Option<File>> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = match openat(self.open()?, entry.name.as_str(), flags, Mode::empty()) {
@@ -103,7 +118,8 @@ impl Folder {
         let data = file.metadata()?;
         // A second name would let another folder's file be read as this container's.
         if !data.is_file() || data.nlink() > 1 {
-            return Err(io::Error::other("not a log file: a link, a pipe or a device"));
+            let text = "not a log file: a link, a pipe or a device";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         Ok((data.ino() == entry.inode).then_some(file))
     }

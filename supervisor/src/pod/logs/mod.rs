@@ -4,6 +4,7 @@
 //! - `source`: one file, plain or compressed.
 //! - `reader`: the files one after the other: at a rotation the old one is read to its end before
 //!   the new one begins. Files are told apart by inode and by their first bytes.
+//! - `left`: files that were read to their ends, in case something still comes.
 //! - `cri`: from the runtime's records to the container's bytes.
 //! - `waker`: inotify.
 //!
@@ -11,6 +12,7 @@
 
 mod cri;
 mod folder;
+mod left;
 mod reader;
 mod source;
 #[cfg(test)]
@@ -35,11 +37,15 @@ const READ_BYTES: usize = 64 * 1024;
 /// Pause between two looks where no notification came (they can be lost).
 const POLL: Duration = Duration::from_millis(250);
 /// How long a file with a successor must be quiet before it is left: the runtime writes what it holds
-/// to the old file after it has opened the new one, within milliseconds.
-const QUIET: Duration = Duration::from_millis(200);
+/// to the old file after it has opened the new one, within milliseconds, or as late as a busy machine
+/// lets it. What comes later still is a gap.
+const QUIET: Duration = Duration::from_secs(1);
 /// How long files must be quiet after the container's end before the log counts as whole: the
 /// runtime copies the last output within milliseconds of the exit.
 const DRAIN_QUIET: Duration = Duration::from_millis(750);
+
+/// Longest wait after the container's end for files that are known and do not come.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// Reads the log in `folder` into the attempt's log spool until `drain` is cancelled and the files
 /// are quiet. Ends with a complete spool.
@@ -56,7 +62,7 @@ pub async fn tail(
     let of_reader = Arc::clone(&streams);
     let mut reader = blocking(move || Reader::resume(folder, of_reader)).await?;
     let mut notify: Option<Arc<Notify>> = None;
-    let mut quiet = Duration::ZERO;
+    let (mut quiet, mut drained) = (Duration::ZERO, Duration::ZERO);
     loop {
         if notify.is_none() && path.is_dir() {
             notify = Some(waker.watch(&path));
@@ -68,15 +74,20 @@ pub async fn tail(
             Ok((reader, burst))
         })
         .await?;
-        if burst == Burst::More {
+        if burst != Burst::Idle {
             quiet = Duration::ZERO;
+        }
+        if burst == Burst::More {
             continue;
         }
         if drain.is_cancelled() {
-            if quiet >= DRAIN_QUIET {
+            if quiet >= DRAIN_QUIET || drained >= DRAIN_MAX {
                 break;
             }
-            quiet += POLL;
+            drained += POLL;
+            if burst == Burst::Idle {
+                quiet += POLL;
+            }
             tokio::time::sleep(POLL).await;
             continue;
         }
@@ -92,6 +103,7 @@ pub async fn tail(
             () = drain.cancelled() => {}
         }
     }
+    blocking(move || reader.give_up(clock::instant())).await?;
     waker.forget(&path);
     streams.log.complete()
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     QUIET, READ_BYTES,
-    folder::{Entry, Folder},
+    folder::{Entry, Folder, Order},
+    left::Left,
     source::{Got, Source},
 };
 use crate::streams::{
@@ -23,6 +24,7 @@ const BURST_BYTES: usize = 1024 * 1024;
 /// late.
 const QUEUE_MAX: usize = 16;
 /// How often a file must be missing before it counts as gone: a listing beside a rename may lack it.
+/// The same for a rotated file that cannot be opened.
 const MISSES_MAX: u32 = 3;
 
 /// Where reading stands: always the end of a whole record.
@@ -39,6 +41,8 @@ struct Position {
     seen: u64,
     /// Offset in the decoded stream.
     decoded: u64,
+    /// The file before it: all up to there has been read, whatever becomes of the inode.
+    behind: Option<Order>,
 }
 
 /// What waits to be read.
@@ -48,6 +52,8 @@ enum Next {
     Lost {
         bytes: u64,
         reason: GapReason,
+        /// What comes next is younger than this.
+        behind: Option<Order>,
     },
 }
 
@@ -58,6 +64,9 @@ pub(super) enum Burst {
     More,
     /// Nothing to read now.
     Idle,
+    /// Nothing to read now, but it is known that more is to come: a file waits for the one before it
+    /// to be quiet, or a listing has not told yet what follows.
+    Settling,
 }
 
 /// The reader of one container's log.
@@ -68,6 +77,11 @@ pub(super) struct Reader {
     /// Since when the first file gives nothing while another waits behind it.
     settling: Option<Instant>,
     misses: u32,
+    /// How often the next file could not be opened.
+    failures: u32,
+    /// Whether the last look could not tell what follows.
+    unsure: bool,
+    left: Left,
     buffer: Vec<u8>,
     decoded: Vec<u8>,
     /// Whether the last append was lost; said once.
@@ -87,6 +101,9 @@ impl Reader {
             queue: VecDeque::new(),
             settling: None,
             misses: 0,
+            failures: 0,
+            unsure: false,
+            left: Left::default(),
             buffer: vec![0; READ_BYTES],
             decoded: Vec::with_capacity(READ_BYTES),
             losing: false,
@@ -101,25 +118,29 @@ impl Reader {
     /// The file of a position, by inode and content, in whatever form it is now.
     fn find(&self, position: &Position) -> Result<Next, SpoolError> {
         let head = from_hex(&position.head);
-        let unread = position.seen.saturating_sub(position.offset);
-        let mut reason = None;
+        let mut cut = false;
         for _ in 0..MISSES_MAX {
             let entries = self.folder.list()?;
             let by_inode = |entry: &&Entry| entry.inode == position.inode;
             // An inode is given again once its file was compressed, so the content decides.
             let packed = entries.iter().filter(|entry| entry.gzip && !head.is_empty());
-            for entry in entries.iter().filter(by_inode).chain(packed) {
+            // Of a file that nothing was read of, only its place is known.
+            let place =
+                entries.iter().position(|entry| Some(&entry.order) == position.behind.as_ref());
+            let next = place.filter(|_| head.is_empty()).and_then(|at| entries.get(at + 1));
+            for entry in next.into_iter().chain(entries.iter().filter(by_inode)).chain(packed) {
                 if let Ok(Some(source)) = self.open(entry)
                     && let Some(source) = source.go_on(&head, position.offset)?
                 {
-                    return Ok(Next::File(Box::new(source)));
+                    return Ok(Next::File(Box::new(source.following(position.behind.clone()))));
                 }
             }
             // The live file with something else in it was cut while nobody read, as far as can be told.
-            let cut = entries.last().is_some_and(|live| live.inode == position.inode);
-            reason = cut.then_some(GapReason::Truncated);
+            cut = entries.last().is_some_and(|live| live.inode == position.inode);
         }
-        Ok(reason.map_or_else(|| lost(unread), |reason| Next::Lost { bytes: unread, reason }))
+        let bytes = position.seen.saturating_sub(position.offset);
+        let reason = if cut { GapReason::Truncated } else { unread(bytes) };
+        Ok(Next::Lost { bytes, reason, behind: position.behind.clone() })
     }
 
     /// Opens a listed file; none when it is not there any more. What is not a log file is passed over.
@@ -133,16 +154,18 @@ impl Reader {
     /// Reads at most [`BURST_BYTES`].
     pub(super) fn burst(&mut self, now: Instant) -> Result<Burst, SpoolError> {
         self.look()?;
+        self.count_late(now)?;
+        let idle = if self.unsure { Burst::Settling } else { Burst::Idle };
         let mut left = BURST_BYTES;
         while left > 0 {
             let behind = self.queue.len().saturating_sub(1);
-            let Some(first) = self.queue.front_mut() else { return Ok(Burst::Idle) };
+            let Some(first) = self.queue.front_mut() else { return Ok(idle) };
             let source = match first {
                 Next::File(source) => source,
-                Next::Lost { bytes, reason } => {
+                Next::Lost { bytes, reason, .. } => {
                     let (bytes, reason) = (*bytes, *reason);
                     self.lose(bytes, reason);
-                    self.leave_first()?;
+                    self.leave_first(now)?;
                     continue;
                 }
             };
@@ -158,42 +181,86 @@ impl Reader {
                 }
                 Got::Damaged => {
                     self.lose(1, GapReason::Damaged);
-                    self.leave_first()?;
+                    self.leave_first(now)?;
                 }
-                Got::End if behind == 0 => return Ok(Burst::Idle),
+                Got::End if behind == 0 => return Ok(idle),
                 Got::End => {
                     // The runtime may write to a file for a moment after it has opened the next. A
                     // file with two behind it was left long ago.
                     let since = *self.settling.get_or_insert(now);
                     if behind < 2 && now.saturating_duration_since(since) < QUIET {
-                        return Ok(Burst::Idle);
+                        return Ok(Burst::Settling);
                     }
-                    self.leave_first()?;
+                    self.leave_first(now)?;
                 }
             }
         }
         Ok(Burst::More)
     }
 
+    /// Bytes that came into files that were left are a gap, kept where a record ends: the position is
+    /// never within one.
+    fn count_late(&mut self, now: Instant) -> Result<(), SpoolError> {
+        let between_records = match self.queue.front() {
+            Some(Next::File(source)) => source.decoder.at_record_start(),
+            Some(Next::Lost { .. }) | None => true,
+        };
+        if !between_records {
+            return Ok(());
+        }
+        let late = self.left.late(&mut self.buffer, now)?;
+        if late > 0 {
+            self.lose(late, GapReason::WrittenLate);
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// What cannot be told by listing any more is a gap: for the end, when nobody will look again.
+    pub(super) fn give_up(&mut self, now: Instant) -> Result<(), SpoolError> {
+        if self.unsure {
+            self.lose(0, GapReason::RotatedUnseen);
+        }
+        while let Some(first) = self.queue.pop_front() {
+            let (bytes, reason) = match first {
+                Next::File(source) => {
+                    (source.seen.saturating_sub(source.offset), GapReason::RotatedUnread)
+                }
+                Next::Lost { bytes, reason, .. } => (bytes.max(1), reason),
+            };
+            if bytes > 0 {
+                self.lose(bytes, reason);
+            }
+        }
+        self.count_late(now)
+    }
+
     /// Decodes and keeps the first `count` bytes of the buffer.
     fn take(&mut self, count: usize) -> Result<(), SpoolError> {
-        let spool = &self.streams.log;
-        let Some(Next::File(source)) = self.queue.front_mut() else { return Ok(()) };
-        self.decoded.clear();
-        let before = source.offset - count as u64;
-        let start = spool.extent().end;
-        let (whole_input, whole_output) =
-            source.decoder.decode(&self.buffer[..count], &mut self.decoded);
-        let kept = spool.append(&self.decoded);
-        if let Err(error) = &kept
-            && !self.losing
-        {
-            tracing::warn!(%error, run = self.streams.run.name, "log bytes become gaps");
-        }
-        self.losing = kept.is_err();
-        if whole_input > 0 {
-            let offset = before + whole_input as u64;
-            save(spool, source, offset, start + whole_output as u64)?;
+        let mut at = 0;
+        while at < count {
+            let Some(Next::File(source)) = self.queue.front_mut() else { return Ok(()) };
+            let spool = &self.streams.log;
+            self.decoded.clear();
+            let before = source.offset - (count - at) as u64;
+            let start = spool.extent().end;
+            let done = source.decoder.decode(&self.buffer[at..count], &mut self.decoded);
+            let kept = spool.append(&self.decoded);
+            if let Err(error) = &kept
+                && !self.losing
+            {
+                tracing::warn!(%error, run = self.streams.run.name, "log bytes become gaps");
+            }
+            self.losing = kept.is_err();
+            let mut durable = start + done.output as u64;
+            if let Some(omitted) = done.omitted {
+                spool.skip(omitted.bytes, GapReason::OutputDropped);
+                durable += omitted.bytes;
+            }
+            if done.whole > 0 {
+                save(spool, source, before + done.whole as u64, durable)?;
+            }
+            at += done.taken;
         }
         Ok(())
     }
@@ -209,8 +276,10 @@ impl Reader {
     }
 
     /// Goes on with what waits behind the first.
-    fn leave_first(&mut self) -> Result<(), SpoolError> {
-        self.queue.pop_front();
+    fn leave_first(&mut self, now: Instant) -> Result<(), SpoolError> {
+        if let Some(Next::File(source)) = self.queue.pop_front() {
+            self.left.add(source, now);
+        }
         self.settling = None;
         self.save()
     }
@@ -222,38 +291,78 @@ impl Reader {
         match self.queue.front() {
             Some(Next::File(source)) => save(spool, source, source.offset, end),
             // Nothing is known of what comes, so the oldest is next.
-            _ => put(spool, &Position { decoded: end, ..Position::default() }),
+            Some(Next::Lost { .. }) | None => {
+                put(spool, &Position { decoded: end, ..Position::default() })
+            }
         }
     }
 
     /// Opens the files that have come since the last look.
     fn look(&mut self) -> Result<(), SpoolError> {
+        self.unsure = false;
         if self.queue.len() >= QUEUE_MAX {
             return Ok(());
         }
         let entries = self.folder.list()?;
-        let Some(start) = self.start_of_news(&entries)? else { return Ok(()) };
-        for entry in entries.get(start..).unwrap_or_default() {
+        let Some(start) = self.start_of_news(&entries)? else {
+            self.unsure = !entries.is_empty();
+            return Ok(());
+        };
+        let news = entries.get(start..).unwrap_or_default();
+        // A listing beside two rotations may lack the file between them, and it would never be read.
+        if !news.is_empty() && !self.folder.is_settled(&entries)? {
+            self.unsure = true;
+            return Ok(());
+        }
+        for (at, entry) in news.iter().enumerate() {
             if self.queue.len() >= QUEUE_MAX {
                 break;
             }
+            let behind = (start + at).checked_sub(1).map(|before| entries[before].order.clone());
             match self.open(entry) {
-                Ok(Some(source)) => self.queue.push_back(Next::File(Box::new(source))),
-                // Renamed in this moment; the next look finds it.
-                Ok(None) => break,
+                Ok(Some(source)) => {
+                    self.failures = 0;
+                    self.queue.push_back(Next::File(Box::new(source.following(behind))));
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    tracing::warn!(%error, run = self.streams.run.name, "a file is passed over");
+                }
+                // Renamed in this moment, or no descriptor is free; the next look finds it.
+                Ok(None) => {
+                    self.unsure = true;
+                    break;
+                }
                 Err(error) => {
-                    tracing::warn!(%error, run = self.streams.run.name, "a log file is passed over");
+                    self.could_not_open(entry, &error);
+                    break;
                 }
             }
         }
         Ok(())
     }
 
+    /// A rotated file that stays closed to us is a gap; the live one is tried for as long as it is
+    /// the live one.
+    fn could_not_open(&mut self, entry: &Entry, error: &io::Error) {
+        self.unsure = true;
+        self.failures += 1;
+        if self.failures >= MISSES_MAX && !entry.order.is_live() {
+            tracing::warn!(%error, run = self.streams.run.name, "a log file cannot be opened");
+            self.failures = 0;
+            let behind = Some(entry.order.clone());
+            self.queue.push_back(Next::Lost { bytes: 0, reason: GapReason::RotatedUnseen, behind });
+        }
+    }
+
     /// Index of the first entry behind those in the queue; none when that cannot be told yet.
     fn start_of_news(&mut self, entries: &[Entry]) -> Result<Option<usize>, SpoolError> {
         let newest = match self.queue.back_mut() {
             Some(Next::File(newest)) => newest,
-            Some(Next::Lost { .. }) | None => return Ok(Some(0)),
+            Some(Next::Lost { behind, .. }) => {
+                let behind = behind.as_ref();
+                return Ok(Some(entries.partition_point(|entry| Some(&entry.order) <= behind)));
+            }
+            None => return Ok(Some(0)),
         };
         let known = entries.iter().position(|entry| entry.inode == newest.inode);
         if let Some(at) = known {
@@ -279,21 +388,23 @@ impl Reader {
         // All that was read is whole, for the file is still open; but what came behind it is gone, if
         // there was anything.
         self.misses = 0;
-        self.queue.push_back(lost(0));
-        Ok(Some(0))
+        let (reason, behind) = (GapReason::RotatedUnseen, newest.behind.clone());
+        let start = entries.partition_point(|entry| Some(&entry.order) <= behind.as_ref());
+        self.queue.push_back(Next::Lost { bytes: 0, reason, behind });
+        Ok(Some(start))
     }
 }
 
-fn lost(seen_unread: u64) -> Next {
-    let reason = if seen_unread > 0 { GapReason::RotatedUnread } else { GapReason::RotatedUnseen };
-    Next::Lost { bytes: seen_unread, reason }
+fn unread(seen: u64) -> GapReason {
+    if seen > 0 { GapReason::RotatedUnread } else { GapReason::RotatedUnseen }
 }
 
 fn save(spool: &Spool, source: &Source, offset: u64, decoded: u64) -> Result<(), SpoolError> {
     // A head is no longer than what was read of whole records, or it may still change.
     let known = usize::try_from(offset).unwrap_or(usize::MAX).min(source.head.len());
     let head = to_hex(&source.head[..known]);
-    put(spool, &Position { inode: source.inode, head, offset, seen: source.seen, decoded })
+    let (inode, seen, behind) = (source.inode, source.seen, source.behind.clone());
+    put(spool, &Position { inode, head, offset, seen, decoded, behind })
 }
 
 fn put(spool: &Spool, position: &Position) -> Result<(), SpoolError> {

@@ -9,7 +9,7 @@ use std::{
 
 use flate2::read::MultiGzDecoder;
 
-use super::cri::Decoder;
+use super::{cri::Decoder, folder::Order};
 
 /// Bytes at a file's beginning that tell it from every other: a record starts with a time in
 /// nanoseconds.
@@ -25,6 +25,8 @@ pub(super) struct Source {
     pub(super) offset: u64,
     /// Longest that the file has been seen.
     pub(super) seen: u64,
+    /// The file before it, where there was one.
+    pub(super) behind: Option<Order>,
     pub(super) decoder: Decoder,
 }
 
@@ -58,7 +60,12 @@ impl Source {
         let body =
             if gzip { Body::Gzip(Box::new(MultiGzDecoder::new(file))) } else { Body::Plain(file) };
         let decoder = Decoder::default();
-        Ok(Self { body, inode, head: Vec::new(), offset: 0, seen, decoder })
+        Ok(Self { body, inode, head: Vec::new(), offset: 0, seen, behind: None, decoder })
+    }
+
+    /// The same with the file before it.
+    pub(super) fn following(self, behind: Option<Order>) -> Self {
+        Self { behind, ..self }
     }
 
     /// Goes to `offset` if the file begins with `head` and is long enough.

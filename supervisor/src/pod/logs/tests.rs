@@ -160,11 +160,53 @@ async fn what_the_runtime_still_writes_to_the_old_file_comes_before_the_new_one(
     assert_eq!(reader.burst(start).unwrap(), Burst::Idle);
     rig.rename("0.log", "0.log.20270115-100000");
     rig.write("0.log", "three\n");
-    assert_eq!(reader.burst(start).unwrap(), Burst::Idle);
+    assert_eq!(reader.burst(start).unwrap(), Burst::Settling);
     rig.write("0.log.20270115-100000", "two\n");
-    assert_eq!(reader.burst(start + QUIET / 2).unwrap(), Burst::Idle);
+    assert_eq!(reader.burst(start + QUIET / 2).unwrap(), Burst::Settling);
     assert_eq!(reader.burst(start + QUIET * 2).unwrap(), Burst::Idle);
     assert_eq!(rig.dump(), "one\ntwo\nthree\n");
+}
+
+#[tokio::test]
+async fn what_the_runtime_writes_to_a_file_that_was_left_is_a_gap_of_its_size() {
+    let mut rig = Rig::new();
+    rig.write("0.log", "one\n");
+    let mut reader = Reader::resume(rig.folder(), Arc::clone(&rig.streams)).unwrap();
+    let start = clock::instant();
+    let mut look = |after| reader.burst(start + after).unwrap();
+    assert_eq!(look(Duration::ZERO), Burst::Idle);
+    rig.rename("0.log", "0.log.20270115-100000");
+    rig.write("0.log", "three\n");
+    assert_eq!(look(Duration::ZERO), Burst::Settling);
+    assert_eq!(look(QUIET), Burst::Idle);
+    rig.write("0.log.20270115-100000", "two\n");
+    assert_eq!(look(QUIET * 2), Burst::Idle);
+    rig.write("0.log", "four\n");
+    assert_eq!(look(QUIET * 2), Burst::Idle);
+    assert_eq!(rig.dump(), "one\nthree\n[4 WrittenLate]four\n");
+}
+
+#[tokio::test]
+async fn a_reader_that_died_before_a_file_had_a_byte_finds_it_compressed_and_doubles_none() {
+    let mut rig = Rig::new();
+    rig.write("0.log", "one\n");
+    let mut reader = Reader::resume(rig.folder(), Arc::clone(&rig.streams)).unwrap();
+    let start = clock::instant();
+    assert_eq!(reader.burst(start).unwrap(), Burst::Idle);
+    rig.rename("0.log", "0.log.20270115-100000");
+    File::create(rig.path().join("0.log")).unwrap();
+    assert_eq!(reader.burst(start).unwrap(), Burst::Settling);
+    assert_eq!(reader.burst(start + QUIET).unwrap(), Burst::Idle);
+    drop(reader);
+    rig.write("0.log", "two\n");
+    rig.rename("0.log", "0.log.20270115-100001");
+    rig.write("0.log", "three\n");
+    rig.compress("0.log.20270115-100000");
+    rig.compress("0.log.20270115-100001");
+    rig.reopen();
+    rig.drain().await;
+    rig.expect("one\ntwo\nthree\n").await;
+    assert_eq!(rig.streams.log.extent().gaps, 0);
 }
 
 #[tokio::test]
@@ -274,6 +316,18 @@ async fn a_full_spool_becomes_gaps_of_exact_size_and_never_blocks_the_reader() {
     let (stored, end) = (rig.streams.log.stored(), rig.streams.log.extent().end);
     assert_eq!(end, 128 * 1024, "offsets count every byte");
     assert_eq!(rig.dump(), line.repeat(16) + &format!("[{} SpoolFull]", end - stored));
+}
+
+#[tokio::test]
+async fn what_the_runner_had_to_drop_is_a_gap_of_its_size_also_after_a_restart() {
+    let mut rig = Rig::new();
+    let mark = agent_operator::domain::omitted::Omitted { lines: 3, bytes: 333 };
+    rig.write("0.log", &format!("one\n{mark}\ntwo\n"));
+    rig.read_and_die("one\n[333 OutputDropped]two\n");
+    rig.write("0.log", &format!("{mark}\n"));
+    rig.reopen();
+    rig.drain().await;
+    assert_eq!(rig.dump(), "one\n[333 OutputDropped]two\n[333 OutputDropped]");
 }
 
 /// What a container may write: the reader holds two fixed buffers for all of it.

@@ -250,7 +250,7 @@ async fn a_hundred_attempts_are_adopted_after_a_restart_with_none_killed_and_non
     };
     let doubled = usize::try_from(creations).unwrap() - ATTEMPTS;
     println!(
-        "supervisor restart: {} attempts adopted in {took:?}, {killed} killed, {doubled} doubled",
+        "figure: supervisor restart: {} of {ATTEMPTS} attempts adopted in {took:?}, {killed} killed, {doubled} doubled",
         registered.len()
     );
     assert_eq!((registered.len(), killed, doubled), (ATTEMPTS, 0, 0));
