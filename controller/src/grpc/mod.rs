@@ -2,7 +2,7 @@
 
 pub mod auth;
 mod follow;
-mod session;
+pub mod session;
 mod status;
 mod step;
 mod stream;
