@@ -4,5 +4,7 @@
 // Helpers of tests fail by panicking, as the tests themselves do.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
+#[macro_use]
+mod conformance;
 #[path = "simulation/mod.rs"]
 mod simulation;

@@ -266,9 +266,11 @@ mod tests {
 
     #[test]
     fn i3_a_guessed_code_is_found() {
-        let events = vec![ended("p", None), recorded("Failed", "ExitCodeUnknown", Some(1)), task("Failed")];
+        let events =
+            vec![ended("p", None), recorded("Failed", "ExitCodeUnknown", Some(1)), task("Failed")];
         assert_eq!(violations(events), ["I3"]);
-        let events = vec![ended("p", Some(2)), recorded("Failed", "AgentFailed", Some(1)), task("Failed")];
+        let events =
+            vec![ended("p", Some(2)), recorded("Failed", "AgentFailed", Some(1)), task("Failed")];
         assert_eq!(violations(events), ["I3"]);
     }
 

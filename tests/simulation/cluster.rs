@@ -79,10 +79,9 @@ impl Node {
         let mut changed = self.world.api().changed();
         loop {
             if self.reaches_api() {
-                let pods: Vec<Value> = self
-                    .world
-                    .api()
-                    .with(|store| store.all(kind("pods")).filter(|pod| self.is_mine(pod)).cloned().collect());
+                let pods: Vec<Value> = self.world.api().with(|store| {
+                    store.all(kind("pods")).filter(|pod| self.is_mine(pod)).cloned().collect()
+                });
                 for pod in &pods {
                     self.sync(pod);
                 }
@@ -95,8 +94,8 @@ impl Node {
     }
 
     fn is_mine(&self, pod: &Value) -> bool {
-        let terms = &pod["spec"]["affinity"]["nodeAffinity"]
-            ["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+        let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+            ["nodeSelectorTerms"];
         terms[0]["matchFields"][0]["values"][0] == *self.name
     }
 
@@ -178,7 +177,8 @@ impl Node {
             pod: uid.clone(),
             node: self.name.clone(),
         });
-        let number = uid.rsplit('-').next().and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap();
+        let number =
+            uid.rsplit('-').next().and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap();
         let ip = format!("10.244.{}.{}", number / 200 % 250, number % 200 + 2);
         self.set(&key(&pod), &started(&ip, &uid), true);
         let mut power = self.power.subscribe();

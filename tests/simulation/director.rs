@@ -65,7 +65,7 @@ pub struct Director {
 }
 
 /// The schema's rules on runs, as far as the invariants rest on them.
-fn rule(admission: Admission<'_>) -> Result<(), Refusal> {
+pub fn rule(admission: Admission<'_>) -> Result<(), Refusal> {
     let Some(before) = admission.before.filter(|_| admission.kind.plural == "agentruns") else {
         return Ok(());
     };
@@ -95,8 +95,13 @@ impl Director {
                 let status = json!({"allocatable": {"cpu": "4", "memory": "8Gi"}});
                 make("nodes", None, json!({"metadata": {"name": node}, "status": status}));
             }
-            let data = json!({"anthropic-api-key": "c2stY2FuYXJ5", "github-token": "Z2hwLWNhbmFyeQ=="});
-            make("secrets", Some(NAMESPACE), json!({"metadata": {"name": "agent-secrets"}, "data": data}));
+            let data =
+                json!({"anthropic-api-key": "c2stY2FuYXJ5", "github-token": "Z2hwLWNhbmFyeQ=="});
+            make(
+                "secrets",
+                Some(NAMESPACE),
+                json!({"metadata": {"name": "agent-secrets"}, "data": data}),
+            );
         });
         tokio::spawn(cluster::scribe(Arc::clone(&world)));
         tokio::spawn(cluster::collect_garbage(Arc::clone(&world)));
@@ -160,7 +165,8 @@ impl Director {
     }
 
     fn mend_due(&mut self, now: Instant) {
-        let (due, later) = std::mem::take(&mut self.mends).into_iter().partition(|(at, _)| *at <= now);
+        let (due, later) =
+            std::mem::take(&mut self.mends).into_iter().partition(|(at, _)| *at <= now);
         self.mends = later;
         let due: Vec<(Instant, Mend)> = due;
         due.into_iter().for_each(|(_, mend)| self.mend(mend));
@@ -215,7 +221,8 @@ impl Director {
                 parts.place.machine.power_on();
                 let change = json!({"metadata": {"annotations": {FENCE: null}}});
                 let place = ("nodes", String::new(), node.clone());
-                let _ = world.api().with(|store| store.merge(kind("nodes"), &place, &change, false));
+                let _ =
+                    world.api().with(|store| store.merge(kind("nodes"), &place, &change, false));
                 self.mend(Mend::Gateway(node.clone()));
                 self.mend(Mend::Supervisor(node));
             }
@@ -259,10 +266,15 @@ impl Director {
         if let Some(supervisor) = parts.supervisor.take() {
             supervisor.kill();
             let dir = parts.place.dir.clone();
-            match self.world.rng().u32(0..20) {
+            let damage = self.world.rng().u32(0..20);
+            match damage {
                 0 => lose_ledger(&dir),
                 1..=4 => tear_ledger(&dir),
                 _ => {}
+            }
+            if damage < 5 {
+                let how = if damage == 0 { "lost" } else { "torn" };
+                self.world.note(What::Fault(format!("the ledger of {node} is {how}")));
             }
             self.later(100, 30_000, Mend::Supervisor(node.to_owned()));
         }
@@ -423,7 +435,8 @@ impl Director {
 
 fn ledger_files(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().flatten();
-    let mut files: Vec<_> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    let mut files: Vec<_> =
+        entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
     files.sort();
     files
 }

@@ -10,11 +10,7 @@ use std::{
 
 use agent_operator::{
     attempt::{GateRequest, StepResult, StopOrder},
-    domain::{
-        Epoch, PreflightReport, RunKey, Usage,
-        names::sha256_hex,
-        report::PullRequest,
-    },
+    domain::{Epoch, PreflightReport, RunKey, Usage, names::sha256_hex, report::PullRequest},
 };
 use agent_operator_supervisor::link::contract::{
     DurableEvent, FromGateway, Grant, Redemption, Survivor, ToGateway,
@@ -255,8 +251,7 @@ impl Inner {
                 held.grant = Grant { redemption, ..grant };
             }
             None => {
-                let held =
-                    Held { grant, credentials: false, at_gate: false, opened, stop: None };
+                let held = Held { grant, credentials: false, at_gate: false, opened, stop: None };
                 self.attempts.insert(run, held);
             }
         }

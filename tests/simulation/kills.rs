@@ -39,7 +39,8 @@ fn run(kill: Option<KillAt>) -> Run {
         let state = state(&world);
         let verdict = conclude(director, &[TASK.to_owned()]).await;
         let events = &verdict.history.0;
-        let pods = events.iter().filter(|event| matches!(event.what, What::PodStarted { .. })).count();
+        let pods =
+            events.iter().filter(|event| matches!(event.what, What::PodStarted { .. })).count();
         let killed = world.faults().kill_at.is_none();
         Run { writes: world.faults().writes, pods, state, killed, verdict }
     });
@@ -53,7 +54,8 @@ fn state(world: &super::world::World) -> Value {
         .into_iter()
         .map(|run| {
             let status = &run["status"];
-            let facts = json!([status["phase"], status["reason"], status["exitCode"], status["output"]]);
+            let facts =
+                json!([status["phase"], status["reason"], status["exitCode"], status["output"]]);
             (format!("{} {}", run["spec"]["step"], run["spec"]["attempt"]), facts)
         })
         .collect();

@@ -15,6 +15,7 @@ mod api;
 mod checker;
 mod clock;
 mod cluster;
+mod conformance;
 mod controller;
 mod director;
 mod gateway;
@@ -39,9 +40,11 @@ const LIMITS: Limits = Limits { application: 3, infrastructure: 3 };
 /// own, with room.
 const LONGEST: Duration = Duration::from_hours(6);
 /// Within this time everything is tidied up after the end of the last task.
-const TIDY: Duration = Duration::from_mins(10);
+const TIDY: Duration = Duration::from_mins(15);
+/// What was tidied up may be written down for this long.
+const SETTLE: Duration = Duration::from_secs(45);
 /// For this long nothing may be written then.
-const QUIET: Duration = Duration::from_mins(3);
+const QUIET: Duration = Duration::from_mins(1);
 
 /// What came of a run.
 pub struct Verdict {
@@ -65,13 +68,19 @@ async fn conclude(mut director: Director, tasks: &[String]) -> Verdict {
     while !director.open_tasks().is_empty() && began.elapsed() < LONGEST {
         director.pass(Duration::from_secs(2)).await;
     }
-    director.pass(TIDY).await;
+    let ended = tokio::time::Instant::now();
+    while !is_tidy(&director) && ended.elapsed() < TIDY {
+        director.pass(Duration::from_secs(2)).await;
+    }
+    director.pass(SETTLE).await;
     director.world.note(What::Converged);
     director.pass(QUIET).await;
     let history = director.world.history();
     let mut violations = check(&history, tasks, LIMITS);
     for pod in cluster::all(&director.world, "pods") {
-        violations.push(("I9", format!("pod {} is left: {pod}", pod["metadata"]["name"])));
+        let (meta, status) = (&pod["metadata"], &pod["status"]["phase"]);
+        let (name, held) = (&meta["name"], &meta["finalizers"]);
+        violations.push(("I9", format!("pod {name} is left, {status}, held by {held}")));
     }
     for node in NODES {
         let live = director.world.gateways[node].live();
@@ -83,6 +92,13 @@ async fn conclude(mut director: Director, tasks: &[String]) -> Verdict {
         violations.push(("I11", format!("{process} ended by itself")));
     }
     Verdict { violations, history }
+}
+
+/// Whether nothing of any attempt is left on nodes and in gateways (I9).
+fn is_tidy(director: &Director) -> bool {
+    let world = &director.world;
+    let no_pods = cluster::all(world, "pods").is_empty();
+    no_pods && NODES.iter().all(|node| world.gateways[*node].live().is_empty())
 }
 
 /// Plays the seed.

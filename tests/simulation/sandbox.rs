@@ -212,7 +212,8 @@ impl Runner<'_> {
                 facts.head_commit = Some(commit.clone());
                 self.kept(|| {
                     let (work_branch, head_commit) = (work_branch.clone(), commit.clone());
-                    self.gateway.tell(&self.run, DurableEvent::Published { work_branch, head_commit })
+                    self.gateway
+                        .tell(&self.run, DurableEvent::Published { work_branch, head_commit })
                 })
                 .await;
             }

@@ -94,20 +94,23 @@ fn finish(mut child: Child) -> Result<String, String> {
 
 #[test]
 fn every_seed_keeps_the_invariants() {
-    let (first, count) = (number("AO_SIM_FIRST").unwrap_or(0), number("AO_SIM_SEEDS").unwrap_or(SEEDS));
+    let (first, count) =
+        (number("AO_SIM_FIRST").unwrap_or(0), number("AO_SIM_SEEDS").unwrap_or(SEEDS));
     let next = std::sync::atomic::AtomicU64::new(first);
     let failed = std::sync::Mutex::new(Vec::new());
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
-            scope.spawn(|| loop {
-                let seed = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                if seed >= first + count {
-                    return;
-                }
-                if let Err(text) = finish(start(seed)) {
-                    eprintln!("seed {seed} failed:\n{text}");
-                    failed.lock().unwrap().push(seed);
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    if seed >= first + count {
+                        return;
+                    }
+                    if let Err(text) = finish(start(seed)) {
+                        eprintln!("seed {seed} failed:\n{text}");
+                        failed.lock().unwrap().push(seed);
+                    }
                 }
             });
         }

@@ -9,9 +9,7 @@ use std::{
 
 use agent_operator::{
     domain::{Epoch, NodeName, RunKey, ids::InstanceId, limits::HEARTBEAT_INTERVAL},
-    proto::v1::{
-        self, controller_message::Message as Down, supervisor_message::Message as Up,
-    },
+    proto::v1::{self, controller_message::Message as Down, supervisor_message::Message as Up},
 };
 use agent_operator_supervisor::{
     clock,
@@ -80,7 +78,12 @@ impl Supervisor {
             slots: SLOTS,
         };
         let gateway = Arc::clone(&world.gateways[&place.node]);
-        let line = Line { world: Arc::clone(&world), node: place.node.clone(), settings, inputs: inputs.clone() };
+        let line = Line {
+            world: Arc::clone(&world),
+            node: place.node.clone(),
+            settings,
+            inputs: inputs.clone(),
+        };
         let node = NodeName::from(place.node.as_str());
         let task = tokio::spawn(async move {
             let shutdown = CancellationToken::new();

@@ -207,7 +207,10 @@ impl Way {
     }
 
     fn kill(&self, call: &Call) {
-        self.0.note(What::Fault(format!("{} dies of {:?} {}", call.client, call.verb, call.kind.plural)));
+        self.0.note(What::Fault(format!(
+            "{} dies of {:?} {}",
+            call.client, call.verb, call.kind.plural
+        )));
         let _ = self.0.kills.send(call.client.clone());
     }
 }
@@ -222,11 +225,8 @@ impl Network for Way {
         if !is_tested(&call.client) {
             return Fate::default();
         }
-        let mut fate = Fate {
-            before: self.0.between(1, 8),
-            after: self.0.between(1, 8),
-            end: End::Answer,
-        };
+        let mut fate =
+            Fate { before: self.0.between(1, 8), after: self.0.between(1, 8), end: End::Answer };
         if let Some(kill) = self.dies_at(call) {
             fate.end = End::Lose { applied: kill.applied, silent: true };
             fate.before = Duration::ZERO;
@@ -250,7 +250,8 @@ impl Network for Way {
     }
 
     fn served(&self, call: &Call, result: Result<&Value, &Refusal>) {
-        if let (true, Ok(object)) = (call.is_write() && is_tested(&call.client) && !is_noise(call), result)
+        if let (true, Ok(object)) =
+            (call.is_write() && is_tested(&call.client) && !is_noise(call), result)
         {
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
             self.0.note(What::Written {

@@ -77,12 +77,7 @@ impl From<Status> for End {
 }
 
 /// Serves a session until either side ends it, and says why.
-pub async fn serve(
-    context: Context,
-    node: NodeName,
-    mut inbound: impl Inbound,
-    answers: Answers,
-) {
+pub async fn serve(context: Context, node: NodeName, mut inbound: impl Inbound, answers: Answers) {
     let last = match run(&context, &node, &mut inbound, &answers).await {
         End::Gone => return,
         End::Rejected(rejected) => {

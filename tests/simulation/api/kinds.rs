@@ -60,6 +60,7 @@ pub static KINDS: &[Kind] = &[
     core("namespaces", "Namespace", false, true),
     core("nodes", "Node", false, true),
     core("pods", "Pod", true, true),
+    core("serviceaccounts", "ServiceAccount", true, false),
     core("secrets", "Secret", true, false),
     core("configmaps", "ConfigMap", true, false),
     Kind {

@@ -268,7 +268,8 @@ fn execute(
                 store.apply(call.kind, &key, &input()?, manager, call.is_about_status())
             }
             other => {
-                let message = format!("the body of the request was in an unknown format: {other:?}");
+                let message =
+                    format!("the body of the request was in an unknown format: {other:?}");
                 Err(Refusal::new(415, "UnsupportedMediaType", message))
             }
         },
@@ -294,10 +295,15 @@ fn list(store: &Store, call: &Call, behind: Option<u64>) -> Value {
     let all = store.all_at(call.kind, version);
     let place = |object: &Value| {
         let meta = &object["metadata"];
-        format!("{}/{}", meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap_or_default())
+        format!(
+            "{}/{}",
+            meta["namespace"].as_str().unwrap_or_default(),
+            meta["name"].as_str().unwrap_or_default()
+        )
     };
     let after = call.query.get("continue").cloned().unwrap_or_default();
-    let matching = all.into_iter().filter(|object| selector.matches(object) && place(object) > after);
+    let matching =
+        all.into_iter().filter(|object| selector.matches(object) && place(object) > after);
     let mut items: Vec<_> = matching.collect();
     let limit = call.number("limit").and_then(|limit| usize::try_from(limit).ok());
     let mut next = String::new();

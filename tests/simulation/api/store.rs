@@ -202,8 +202,13 @@ impl Store {
         if kind.status && kind.plural != "nodes" {
             fields.remove("status");
         }
+        if kind.plural == "namespaces" {
+            // A controller of the cluster takes it away once the namespace is empty.
+            fields.insert("spec".to_owned(), json!({"finalizers": ["kubernetes"]}));
+        }
         if kind.plural == "pods" {
-            fields.insert("status".to_owned(), json!({"phase": "Pending", "qosClass": "Burstable"}));
+            fields
+                .insert("status".to_owned(), json!({"phase": "Pending", "qosClass": "Burstable"}));
         }
         self.admit(Admission { kind, before: None, after: &object })?;
         Ok(self.put(key, None, object))
@@ -280,19 +285,18 @@ impl Store {
     ) -> Result<Value, Refusal> {
         let qualified = kind.qualified();
         let (old, new) = (&before["metadata"], &after["metadata"]);
-        if new["uid"] != old["uid"] {
-            let message = format!(
-                "Operation cannot be fulfilled on {qualified} \"{}\": Precondition failed: UID in precondition: {}, UID in object meta: {}",
-                key.2, new["uid"], old["uid"]
-            );
-            return Err(Refusal::conflict(message));
-        }
         if new["resourceVersion"] != old["resourceVersion"] {
             let message = format!(
                 "Operation cannot be fulfilled on {qualified} \"{}\": the object has been modified; please apply your changes to the latest version and try again",
                 key.2
             );
             return Err(Refusal::conflict(message));
+        }
+        // Of a status only the version counts: the rest of its metadata is dropped first.
+        if new["uid"] != old["uid"] && !status {
+            let message =
+                format!("{qualified} \"{}\" is invalid: metadata.uid is immutable", key.2);
+            return Err(Refusal::invalid(message));
         }
         if kind.status && status {
             let written = after.get("status").cloned();
@@ -301,7 +305,9 @@ impl Store {
         } else if kind.status && kind.plural != "nodes" {
             set(&mut after, "status", before.get("status").cloned());
         }
-        for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        for field in
+            ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"]
+        {
             set(&mut after["metadata"], field, before["metadata"].get(field).cloned());
         }
         if after["metadata"]["finalizers"].as_array().is_some_and(Vec::is_empty) {
@@ -336,7 +342,9 @@ impl Store {
             {
                 let message = format!(
                     "Operation cannot be fulfilled on {} \"{}\": the {what} in the precondition ({demanded}) does not match the {what} in record ({}).",
-                    kind.qualified(), key.2, meta[field]
+                    kind.qualified(),
+                    key.2,
+                    meta[field]
                 );
                 return Err(Refusal::conflict(message));
             }
@@ -364,7 +372,8 @@ impl Store {
         let meta = &after["metadata"];
         let gone = meta["deletionTimestamp"].is_string()
             && meta["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
-            && meta["finalizers"].as_array().is_none_or(Vec::is_empty);
+            && meta["finalizers"].as_array().is_none_or(Vec::is_empty)
+            && after["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
         let change = Change {
             version: self.version,
             key: key.clone(),

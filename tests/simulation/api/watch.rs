@@ -6,7 +6,12 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{call::Call, selector::Selector, server::{ApiServer, Link}, store::Change};
+use super::{
+    call::Call,
+    selector::Selector,
+    server::{ApiServer, Link},
+    store::Change,
+};
 
 /// A watch that names no limit ends after this time.
 const DEFAULT_SECONDS: u64 = 1800;
@@ -28,9 +33,8 @@ pub(super) async fn feed(server: ApiServer, call: Call, lines: mpsc::Sender<Byte
         }
     }
     loop {
-        let news = server.with(|store| {
-            (!store.is_too_old(seen)).then(|| store.since(seen).to_vec())
-        });
+        let news =
+            server.with(|store| (!store.is_too_old(seen)).then(|| store.since(seen).to_vec()));
         let Some(news) = news else {
             let message = format!("too old resource version: {seen}");
             let status = super::server::status(410, "Expired", &message);
