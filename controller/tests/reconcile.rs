@@ -6,6 +6,8 @@
 
 #[path = "reconcile/anything.rs"]
 mod anything;
+#[path = "reconcile/killed_at_writes.rs"]
+mod killed_at_writes;
 #[path = "reconcile/refused_writes.rs"]
 mod refused_writes;
 #[path = "../../tests/schema/mod.rs"]

@@ -1,6 +1,6 @@
 //! The clocks of a simulation: tokio's paused time, and a wall clock that can be stepped.
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 use agent_operator::domain::ids::BootId;
 use agent_operator_controller::clock as of_controller;
@@ -50,6 +50,11 @@ pub fn wall() -> Timestamp {
 /// Steps the wall clock.
 pub fn step(seconds: i64) {
     STEPPED_SECONDS.set(STEPPED_SECONDS.get() + seconds);
+}
+
+/// How far the wall clock is behind where it would be without steps.
+pub fn behind() -> Duration {
+    Duration::from_secs(u64::try_from(-STEPPED_SECONDS.get()).unwrap_or(0))
 }
 
 /// The boot that a supervisor reads that starts next.
