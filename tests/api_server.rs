@@ -4,8 +4,13 @@
 // Helpers of tests fail by panicking, as the tests themselves do.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[macro_use]
+mod conformance;
+
 #[path = "api_server/chart.rs"]
 mod chart;
+#[path = "api_server/conformance.rs"]
+mod conforms;
 #[path = "api_server/docs.rs"]
 mod docs;
 #[path = "api_server/pods.rs"]

@@ -20,6 +20,8 @@ mod reference;
 mod reference_text;
 #[path = "drift/release.rs"]
 mod release;
+#[path = "drift/reliability.rs"]
+mod reliability;
 #[path = "drift/sizes.rs"]
 mod sizes;
 #[path = "drift/source.rs"]

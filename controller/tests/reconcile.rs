@@ -8,6 +8,8 @@
 mod anything;
 #[path = "reconcile/figures.rs"]
 mod figures;
+#[path = "reconcile/killed_at_writes.rs"]
+mod killed_at_writes;
 #[path = "reconcile/refused_writes.rs"]
 mod refused_writes;
 #[path = "../../tests/schema/mod.rs"]

@@ -168,7 +168,7 @@ fn tools(
     Arc::new(Tools {
         pods: Arc::new(KubePods::new(client)),
         streams,
-        cgroups: Cgroups::new(&args.cgroup_root),
+        containers: Arc::new(Cgroups::new(&args.cgroup_root)),
         waker: Arc::new(Waker::new()),
         pod_log_dir: args.pod_log_dir.clone(),
         gateway: GatewayAddress::new(args.gateway_service.clone()),

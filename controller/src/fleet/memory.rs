@@ -28,7 +28,7 @@ struct Inner {
     /// for hours knows nothing of nodes when its term begins.
     term_began: Timestamp,
     nodes: BTreeMap<NodeName, PerNode>,
-    forgotten: HashSet<RunKey>,
+    forgotten: HashSet<(NodeName, RunKey)>,
 }
 
 #[derive(Default)]
@@ -58,9 +58,11 @@ impl NodeMemory {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session has opened: what its ledger names is known there, and nothing else is.
+    /// A session has opened: what its ledger names is known there, and nothing else is. What the node
+    /// was told to forget may have been lost with the session before, so it is told again.
     pub fn connected(&self, node: &NodeName, known: impl IntoIterator<Item = RunKey>) {
         let mut inner = self.lock();
+        inner.forgotten.retain(|(of, _)| of != node);
         let entry = inner.nodes.entry(node.clone()).or_default();
         entry.absent_since = None;
         self.preflights.lost(node);
@@ -123,7 +125,7 @@ impl NodeMemory {
         if inner.forgotten.len() >= FORGOTTEN_MAX {
             inner.forgotten.clear();
         }
-        inner.forgotten.insert(run.clone());
+        inner.forgotten.insert((node.clone(), run.clone()));
         if let Some(entry) = inner.nodes.get_mut(node) {
             entry.drop_run(run);
         }
@@ -132,7 +134,7 @@ impl NodeMemory {
     /// How far a run has come to its node.
     pub fn delivery(&self, node: &NodeName, run: &RunKey) -> Delivery {
         let inner = self.lock();
-        if inner.forgotten.contains(run) {
+        if inner.forgotten.contains(&(node.clone(), run.clone())) {
             return Delivery::Forgotten;
         }
         inner.nodes.get(node).and_then(|node| node.runs.get(run)).copied().unwrap_or_default()
@@ -170,6 +172,16 @@ mod tests {
         memory.connected(&node, [key("b")]);
         assert_eq!(memory.delivery(&node, &key("a")), Delivery::Unsent);
         assert_eq!(memory.delivery(&node, &key("b")), Delivery::Known);
+    }
+
+    #[test]
+    fn what_a_node_was_told_to_forget_is_told_again_over_its_next_session() {
+        let (memory, node) = (NodeMemory::new(at(0)), NodeName::from("n1"));
+        memory.forgotten(&node, &key("a"));
+        memory.connected(&"n2".into(), []);
+        assert_eq!(memory.delivery(&node, &key("a")), Delivery::Forgotten);
+        memory.connected(&node, []);
+        assert_eq!(memory.delivery(&node, &key("a")), Delivery::Unsent);
     }
 
     #[test]

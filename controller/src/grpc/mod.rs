@@ -4,7 +4,7 @@ pub mod auth;
 mod follow;
 mod front;
 mod peers;
-mod session;
+pub mod session;
 mod status;
 mod step;
 mod stream;

@@ -7,12 +7,13 @@ use agent_operator::{
     domain::{NodeName, limits},
     proto::v1,
 };
+use futures::{Stream, StreamExt as _};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use v1::{controller_message::Message as Down, supervisor_message::Message as Up};
 
 use super::{auth::Authority, status::from_convert, wire};
@@ -38,16 +39,26 @@ const TOKEN_SHOWN_MAX: Duration = Duration::from_mins(11);
 
 /// What a session needs of the process.
 #[derive(Clone)]
-pub(super) struct Context {
-    pub(super) authority: std::sync::Arc<Authority>,
-    pub(super) sessions: Sessions,
-    pub(super) leadership: Leadership,
-    pub(super) metrics: Metrics,
-    pub(super) stop: CancellationToken,
+pub struct Context {
+    /// Reviews tokens that are shown again.
+    pub authority: std::sync::Arc<Authority>,
+    /// The table of sessions.
+    pub sessions: Sessions,
+    /// Whether this replica may speak to nodes.
+    pub leadership: Leadership,
+    /// Counts sessions and bad messages.
+    pub metrics: Metrics,
+    /// The end of the process.
+    pub stop: CancellationToken,
 }
 
+/// What comes from the supervisor: a call's messages, or those of a simulated link.
+pub trait Inbound: Stream<Item = Result<v1::SupervisorMessage, Status>> + Unpin + Send {}
+
+impl<S: Stream<Item = Result<v1::SupervisorMessage, Status>> + Unpin + Send> Inbound for S {}
+
 /// Answers to the supervisor.
-pub(super) type Answers = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
+pub type Answers = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
 
 /// Why a session is over.
 enum End {
@@ -66,12 +77,7 @@ impl From<Status> for End {
 }
 
 /// Serves a session until either side ends it, and says why.
-pub(super) async fn serve(
-    context: Context,
-    node: NodeName,
-    mut inbound: Streaming<v1::SupervisorMessage>,
-    answers: Answers,
-) {
+pub async fn serve(context: Context, node: NodeName, mut inbound: impl Inbound, answers: Answers) {
     let last = match run(&context, &node, &mut inbound, &answers).await {
         End::Gone => return,
         End::Rejected(rejected) => {
@@ -90,13 +96,13 @@ pub(super) async fn serve(
 async fn run(
     context: &Context,
     node: &NodeName,
-    inbound: &mut Streaming<v1::SupervisorMessage>,
+    inbound: &mut impl Inbound,
     answers: &Answers,
 ) -> End {
-    let hello = match timeout(HELLO_WAIT, inbound.message()).await {
-        Ok(Ok(Some(v1::SupervisorMessage { message: Some(Up::Hello(hello)) }))) => hello,
-        Ok(Ok(Some(_))) => return Status::invalid_argument("a session opens with Hello").into(),
-        Ok(Ok(None) | Err(_)) => return End::Gone,
+    let hello = match timeout(HELLO_WAIT, inbound.next()).await {
+        Ok(Some(Ok(v1::SupervisorMessage { message: Some(Up::Hello(hello)) }))) => hello,
+        Ok(Some(Ok(_))) => return Status::invalid_argument("a session opens with Hello").into(),
+        Ok(None | Some(Err(_))) => return End::Gone,
         Err(_) => return Status::deadline_exceeded("no Hello").into(),
     };
     if let Some(problem) = wire::version_problem(hello.protocol_version) {
@@ -199,13 +205,13 @@ async fn listen(
     context: &Context,
     id: &SessionId,
     node: &NodeName,
-    inbound: &mut Streaming<v1::SupervisorMessage>,
+    inbound: &mut impl Inbound,
 ) -> End {
     let mut token_until = clock::instant() + TOKEN_SHOWN_MAX;
     loop {
-        let message = match timeout_at(token_until, inbound.message()).await {
-            Ok(Ok(Some(message))) => message.message,
-            Ok(Ok(None) | Err(_)) => return End::Gone,
+        let message = match timeout_at(token_until, inbound.next()).await {
+            Ok(Some(Ok(message))) => message.message,
+            Ok(None | Some(Err(_))) => return End::Gone,
             Err(_) => {
                 let problem = "the token was not shown again in time";
                 return End::Rejected(wire::rejected(wire::UNAUTHORIZED, problem));

@@ -181,6 +181,13 @@ impl World {
         runs
     }
 
+    /// All runs that were given to a node.
+    pub fn runs_on(&self, node: &str) -> Vec<Arc<AgentRun>> {
+        let mut runs = self.all_runs();
+        runs.retain(|run| run.spec.node_name == node);
+        runs
+    }
+
     /// All runs, own writes included.
     pub fn all_runs(&self) -> Vec<Arc<AgentRun>> {
         self.runs_where(|_| true)

@@ -123,19 +123,21 @@ impl Queue {
                     .any(|node| node.name.as_str() == name);
                 if !connected {
                     // It may have been fenced.
-                    self.tasks_on(&name);
+                    let runs = self.context.observer.world.live_runs_on(&name);
+                    self.tasks_of(&runs);
                 }
                 self.room_may_be_free();
             }
             Change::Session(name) => {
-                self.tasks_on(&name);
+                // Ended ones too: the node may not have heard that it can forget them.
+                let runs = self.context.observer.world.runs_on(&name);
+                self.tasks_of(&runs);
                 self.room_may_be_free();
             }
         }
     }
 
-    fn tasks_on(&mut self, node: &str) {
-        let runs = self.context.observer.world.live_runs_on(node);
+    fn tasks_of(&mut self, runs: &[Arc<AgentRun>]) {
         let tasks: BTreeSet<_> = runs.iter().map(|run| task_of(run)).collect();
         self.backlog.extend(tasks);
     }

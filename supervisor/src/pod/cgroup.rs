@@ -13,6 +13,7 @@ use std::{
 };
 
 use agent_operator::domain::ids::PodUid;
+use async_trait::async_trait;
 
 /// Pause between two looks; only between a runner's last word and the end of its container.
 const POLL: Duration = Duration::from_millis(20);
@@ -25,6 +26,19 @@ const DEPTH_MAX: usize = 7;
 const FOLDERS_MAX: usize = 50_000;
 /// The v1 controller that counts processes.
 const V1_CONTROLLER: &str = "pids";
+
+/// Tells when nothing of a container runs any more.
+#[async_trait]
+pub trait Containers: Send + Sync {
+    /// Waits until nothing of the container runs. With `missing_is_empty` a pod of which nothing is
+    /// known counts as ended; otherwise the wait has no end then, and the kubelet's record decides.
+    async fn wait_until_empty(
+        &self,
+        pod: &PodUid,
+        container_id: Option<&str>,
+        missing_is_empty: bool,
+    );
+}
 
 /// The node's cgroups as mounted into this container.
 #[derive(Clone, Debug)]
@@ -51,10 +65,18 @@ impl Cgroups {
         Self { root: if v2 || !v1.is_dir() { root.to_owned() } else { v1 } }
     }
 
-    /// Waits until nothing of the container runs. With `missing_is_empty` a pod without any folder
-    /// counts as ended; otherwise a missing folder could as well mean that this is the wrong root,
-    /// and the wait has no end (the kubelet's record will decide).
-    pub async fn wait_until_empty(
+    async fn locate(&self, pod: &PodUid, container_id: Option<&str>) -> Place {
+        let (root, pod) = (self.root.clone(), pod.clone());
+        let container = container_id.map(str::to_owned);
+        let search = move || find(&root, pod.as_str(), container.as_deref());
+        tokio::task::spawn_blocking(search).await.unwrap_or(Place::Nowhere)
+    }
+}
+
+#[async_trait]
+impl Containers for Cgroups {
+    /// A pod without any folder is one of which nothing is known: this may be the wrong root.
+    async fn wait_until_empty(
         &self,
         pod: &PodUid,
         container_id: Option<&str>,
@@ -78,13 +100,6 @@ impl Cgroups {
             };
             tokio::time::sleep(pause).await;
         }
-    }
-
-    async fn locate(&self, pod: &PodUid, container_id: Option<&str>) -> Place {
-        let (root, pod) = (self.root.clone(), pod.clone());
-        let container = container_id.map(str::to_owned);
-        let search = move || find(&root, pod.as_str(), container.as_deref());
-        tokio::task::spawn_blocking(search).await.unwrap_or(Place::Nowhere)
     }
 }
 

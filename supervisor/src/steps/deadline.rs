@@ -22,6 +22,7 @@ use nix::{
 use tokio::sync::Notify;
 
 use super::{event::Timer, moment::BootTime};
+use crate::clock;
 
 /// The kernel's timer failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,15 +44,17 @@ struct Shared {
 
 /// All timers of all attempts over one kernel timer.
 pub struct Deadlines {
-    shared: Arc<Shared>,
+    /// None in a simulation, where tokio's time takes the kernel's place.
+    shared: Option<Arc<Shared>>,
     armed: HashMap<(RunKey, Timer), BootTime>,
 }
 
 impl Drop for Deadlines {
     fn drop(&mut self) {
-        self.shared.closed.store(true, Ordering::Release);
+        let Some(shared) = &self.shared else { return };
+        shared.closed.store(true, Ordering::Release);
         let at_once = Expiration::OneShot(TimeSpec::nanoseconds(1));
-        let _ = self.shared.timer.set(at_once, TimerSetTimeFlags::TFD_TIMER_ABSTIME);
+        let _ = shared.timer.set(at_once, TimerSetTimeFlags::TFD_TIMER_ABSTIME);
     }
 }
 
@@ -69,6 +72,9 @@ fn wait_for_kernel(shared: &Shared) {
 impl Deadlines {
     /// No timer yet.
     pub fn new() -> Result<Self, DeadlineError> {
+        if clock::is_simulated() {
+            return Ok(Self { shared: None, armed: HashMap::new() });
+        }
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC)?;
         let shared =
             Arc::new(Shared { timer, fired: Notify::new(), closed: AtomicBool::new(false) });
@@ -77,7 +83,7 @@ impl Deadlines {
             .name("deadlines".to_owned())
             .spawn(move || wait_for_kernel(&of_thread))
             .map_err(DeadlineError::Start)?;
-        Ok(Self { shared, armed: HashMap::new() })
+        Ok(Self { shared: Some(shared), armed: HashMap::new() })
     }
 
     /// Arms a timer; one of the same kind of the same attempt is replaced.
@@ -110,7 +116,7 @@ impl Deadlines {
 
     /// Sets the kernel's timer to the earliest of ours.
     fn set(&self) -> Result<(), DeadlineError> {
-        let timer = &self.shared.timer;
+        let Some(Shared { timer, .. }) = self.shared.as_deref() else { return Ok(()) };
         match self.armed.values().min() {
             // A time of zero would disarm: a moment before this boot is due at once.
             Some(at) => timer.set(
@@ -124,7 +130,11 @@ impl Deadlines {
 
     /// Waits until a timer may be due; the caller then asks [`Self::due`]. Cancel-safe.
     pub async fn wait(&self) {
-        self.shared.fired.notified().await;
+        match (&self.shared, self.next(clock::boot())) {
+            (Some(shared), _) => shared.fired.notified().await,
+            (None, Some(wait)) => tokio::time::sleep(wait).await,
+            (None, None) => std::future::pending().await,
+        }
     }
 
     /// Time until the earliest timer; none when none is armed.
@@ -138,7 +148,6 @@ mod tests {
     use agent_operator::domain::{Attempt, RunUid};
 
     use super::*;
-    use crate::clock;
 
     fn key(uid: &str) -> RunKey {
         RunKey { uid: RunUid::from(uid), attempt: Attempt(1) }

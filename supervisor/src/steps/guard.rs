@@ -26,6 +26,7 @@ use nix::sys::{
     time::{TimeSpec, TimeValLike as _},
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{deadline::DeadlineError, moment::BootTime};
@@ -83,7 +84,10 @@ impl Held {
 }
 
 struct Shared {
-    timer: TimerFd,
+    /// None in a simulation, where tokio's time takes the kernel's place.
+    timer: Option<TimerFd>,
+    /// Tells a simulation that another act may be the next.
+    changed: Notify,
     held: Mutex<HashMap<RunKey, Held>>,
     closed: AtomicBool,
 }
@@ -95,13 +99,17 @@ impl Shared {
 
     /// Sets the kernel's timer to the earliest act.
     fn arm(&self, held: &HashMap<RunKey, Held>) -> Result<(), DeadlineError> {
-        match held.values().filter_map(Held::due_at).min() {
+        let Some(timer) = &self.timer else {
+            self.changed.notify_one();
+            return Ok(());
+        };
+        match next(held) {
             // A time of zero would disarm: a moment before this boot is due at once.
-            Some(at) => self.timer.set(
+            Some(at) => timer.set(
                 Expiration::OneShot(TimeSpec::nanoseconds(at.0.max(1))),
                 TimerSetTimeFlags::TFD_TIMER_ABSTIME,
             )?,
-            None => self.timer.unset()?,
+            None => timer.unset()?,
         }
         Ok(())
     }
@@ -119,6 +127,10 @@ impl Shared {
     }
 }
 
+fn next(held: &HashMap<RunKey, Held>) -> Option<BootTime> {
+    held.values().filter_map(Held::due_at).min()
+}
+
 fn due(entry: &Held, now: BootTime) -> Option<Act> {
     entry.due_at().filter(|at| *at <= now).and_then(|_| entry.next.clone())
 }
@@ -131,18 +143,30 @@ pub struct Guards {
 impl Drop for Guards {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Release);
-        let at_once = Expiration::OneShot(TimeSpec::nanoseconds(1));
-        let _ = self.shared.timer.set(at_once, TimerSetTimeFlags::TFD_TIMER_ABSTIME);
+        self.shared.changed.notify_one();
+        if let Some(timer) = &self.shared.timer {
+            let at_once = Expiration::OneShot(TimeSpec::nanoseconds(1));
+            let _ = timer.set(at_once, TimerSetTimeFlags::TFD_TIMER_ABSTIME);
+        }
     }
 }
 
 impl Guards {
     /// No deadline yet; starts the thread.
     pub fn new(hand: Arc<dyn Hand>) -> Result<Self, DeadlineError> {
-        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC)?;
-        let shared =
-            Arc::new(Shared { timer, held: Mutex::default(), closed: AtomicBool::new(false) });
+        let simulated = clock::is_simulated();
+        let timer = || TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC);
+        let shared = Arc::new(Shared {
+            timer: if simulated { None } else { Some(timer()?) },
+            changed: Notify::new(),
+            held: Mutex::default(),
+            closed: AtomicBool::new(false),
+        });
         let of_thread = Arc::clone(&shared);
+        if simulated {
+            tokio::spawn(async move { watch_simulated(&of_thread, hand.as_ref()).await });
+            return Ok(Self { shared });
+        }
         std::thread::Builder::new()
             .name("guards".to_owned())
             .spawn(move || watch(&of_thread, hand.as_ref()))
@@ -181,7 +205,8 @@ impl Guards {
 /// Waits for the kernel until the owner is gone.
 fn watch(shared: &Shared, hand: &dyn Hand) {
     while !shared.closed.load(Ordering::Acquire) {
-        let acted = shared.timer.wait().map_err(DeadlineError::from);
+        let Some(timer) = &shared.timer else { return };
+        let acted = timer.wait().map_err(DeadlineError::from);
         if shared.closed.load(Ordering::Acquire) {
             return;
         }
@@ -190,6 +215,26 @@ fn watch(shared: &Shared, hand: &dyn Hand) {
             tracing::error!(error = %agent_operator::domain::text::error_chain(&error), "deadlines are no longer guarded");
             return;
         }
+    }
+}
+
+/// The same by tokio's time.
+async fn watch_simulated(shared: &Shared, hand: &dyn Hand) {
+    while !shared.closed.load(Ordering::Acquire) {
+        let at = next(&shared.held());
+        let due = async {
+            match at {
+                Some(at) => tokio::time::sleep(at.since(clock::boot())).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = shared.changed.notified() => continue,
+            () = due => {}
+        }
+        // Without a kernel's timer nothing can fail.
+        let _ = shared.act(clock::boot(), hand);
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     ledger::Delivery,
     pod::{
         build::{self, NodeSettings},
-        cgroup::Cgroups,
+        cgroup::Containers,
         client::{Adoption, PodApi, PodError, judge, owned},
         digest::digest,
         logs::{self, Folder, Waker},
@@ -64,8 +64,8 @@ pub struct Tools {
     pub pods: Arc<dyn PodApi>,
     /// The node's streams.
     pub streams: Arc<Streams>,
-    /// The node's cgroups.
-    pub cgroups: Cgroups,
+    /// The node's containers.
+    pub containers: Arc<dyn Containers>,
     /// Wakes log readers.
     pub waker: Arc<Waker>,
     /// The kubelet's log folder.
@@ -222,7 +222,7 @@ impl Workers {
         let (tools, key) = (Arc::clone(&self.tools), run.clone());
         let task = self.spawn(async move {
             let id = container_id.as_deref();
-            tools.cgroups.wait_until_empty(&uid, id, missing_is_empty).await;
+            tools.containers.wait_until_empty(&uid, id, missing_is_empty).await;
             send(&tools, key, Event::CgroupEmpty).await;
         });
         let hands = self.hands.entry(run.clone()).or_default();

@@ -190,7 +190,7 @@ impl Life {
         let tools = Arc::new(Tools {
             pods: Arc::clone(pods) as Arc<dyn PodApi>,
             streams: Arc::clone(&streams),
-            cgroups: Cgroups::new(&dir.join("cgroup")),
+            containers: Arc::new(Cgroups::new(&dir.join("cgroup"))),
             waker: Arc::new(Waker::new()),
             pod_log_dir: dir.join("logs"),
             gateway: GatewayAddress::new("127.0.0.1:8080".into()),
