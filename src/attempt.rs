@@ -20,7 +20,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    Attempt, Reason, RunRef, StepName, TaskRef, Usage,
+    Attempt, Reason, RunRef, StartFault, StepName, TaskRef, Usage,
     assignment::AgentKind,
     event::EventRecord,
     report::{SandboxStatus, StepFacts},
@@ -253,6 +253,9 @@ pub struct StepResult {
     pub message: String,
     /// Exit code that the runner will exit with.
     pub exit_code: i32,
+    /// What kept the step from starting; only with [`Reason::Unstarted`], and where it has a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_fault: Option<StartFault>,
     /// What the step produced.
     pub facts: StepFacts,
     /// What the agent itself says it used; kept for comparison, the gateway's count decides.

@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Search path when the image names none.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Scratch folder of the pod.
 const TMP_DIR: &str = "/tmp";
 /// Variables of the image or the cluster that must not reach a child: our own, the API server's

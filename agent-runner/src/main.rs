@@ -22,6 +22,7 @@ mod deadline;
 mod events;
 mod files;
 mod gate;
+mod image;
 mod output;
 mod process;
 mod result;

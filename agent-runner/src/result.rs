@@ -3,7 +3,7 @@
 use agent_operator::{
     attempt::StepResult,
     domain::{
-        Reason, Usage,
+        Reason, StartFault, Usage,
         limits::MESSAGE_BYTES_MAX,
         report::StepFacts,
         text::{printable, truncate},
@@ -22,12 +22,19 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// Exit code, where a child's decides.
     pub(crate) exit_code: Option<i32>,
+    /// What kept the step from starting, where it has a word.
+    pub(crate) start_fault: Option<StartFault>,
 }
 
 impl Failure {
     /// A failure with the exit code that belongs to its reason.
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), exit_code: None }
+        Self { reason, message: message.into(), exit_code: None, start_fault: None }
+    }
+
+    /// A step that cannot start: no attempt is used, and it starts once the cause is mended.
+    pub(crate) fn unstarted(fault: StartFault, message: impl Into<String>) -> Self {
+        Self { start_fault: Some(fault), ..Self::new(Reason::Unstarted, message) }
     }
 
     /// A failure with a child's exit code.
@@ -36,7 +43,7 @@ impl Failure {
         message: impl Into<String>,
         exit_code: i32,
     ) -> Self {
-        Self { reason, message: message.into(), exit_code: Some(exit_code) }
+        Self { exit_code: Some(exit_code), ..Self::new(reason, message) }
     }
 }
 
@@ -59,6 +66,8 @@ pub(crate) struct StepEnd {
     pub(crate) facts: StepFacts,
     /// What the agent says it used.
     pub(crate) reported_usage: Usage,
+    /// What kept it from starting, where it has a word.
+    pub(crate) start_fault: Option<StartFault>,
 }
 
 impl StepEnd {
@@ -70,6 +79,7 @@ impl StepEnd {
             exit_code: 0,
             facts,
             reported_usage: Usage::default(),
+            start_fault: None,
         }
     }
 
@@ -92,6 +102,7 @@ impl StepEnd {
             reason: self.reason,
             message: truncate(message.trim(), MESSAGE_BYTES_MAX).to_owned(),
             exit_code: self.exit_code,
+            start_fault: self.start_fault,
             facts: self.facts,
             reported_usage: self.reported_usage,
             events,
@@ -109,6 +120,7 @@ impl From<Failure> for StepEnd {
             message: failure.message,
             facts: StepFacts::default(),
             reported_usage: Usage::default(),
+            start_fault: failure.start_fault,
         }
     }
 }

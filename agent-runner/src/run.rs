@@ -1,10 +1,12 @@
 //! The life of PID 1: gate, step, result.
 
-use std::{collections::BTreeMap, env, ffi::OsString, io, sync::Arc, thread, time::Duration};
+use std::{
+    collections::BTreeMap, env, ffi::OsString, io, path::Path, sync::Arc, thread, time::Duration,
+};
 
 use agent_operator::{
     attempt::{ENV_GATEWAY, ENV_TOKEN, Orders, Redeemed, StepSpec},
-    domain::limits::GRACE,
+    domain::{StartFault, limits::GRACE},
 };
 use anyhow::Context as _;
 use nix::sys::prctl;
@@ -16,7 +18,7 @@ use crate::{
     context::{Context, Layout},
     deadline::{self, LAST_WORDS},
     events::Events,
-    gate,
+    gate, image,
     output::Printer,
     process::{Ownership, Processes},
     result::{Failure, StepEnd},
@@ -96,6 +98,10 @@ impl Runner {
     /// From the specification to the open gate and the running deadline.
     fn begin(&self, client: &Client) -> Result<(StepSpec, Duration), Failure> {
         let spec = gate::fetch_step(client, &self.stop)?;
+        let path = self.image_environment.get("PATH").map(OsString::as_os_str);
+        if let Some(words) = image::lacks(Path::new("/"), path, &spec.agent) {
+            return Err(Failure::unstarted(StartFault::ImageNotRunnable, words));
+        }
         self.printer.print(&format!("[{}] waiting at the start gate", spec.step));
         self.poll_orders(client.clone());
         let remaining = gate::pass(client, self.reached, &self.stop)?;

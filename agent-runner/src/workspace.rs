@@ -49,6 +49,9 @@ const SETTINGS: [(&str, &str); 11] = [
     ("maintenance.auto", "false"),
 ];
 
+/// What a git without its transport for http says.
+const NO_HTTP: &str = "remote-http' is not a git command";
+
 /// A cloned repository.
 #[derive(Debug)]
 pub(crate) struct Workspace {
@@ -122,6 +125,11 @@ impl Workspace {
         let output = self.transfer(context, &arguments)?;
         if output.exit_code == 0 {
             return Ok(());
+        }
+        if output.stderr.contains(NO_HTTP) {
+            let message = "git of the agent image cannot fetch over http (it has no \
+                           git-remote-http); use an image with the whole of git";
+            return Err(Failure::new(Reason::InvalidTask, message));
         }
         let refused = ["error: 401", "error: 403", "error: 404"];
         let reason = if output.is_transient() {
@@ -242,7 +250,9 @@ impl Workspace {
             return Err(stopping.into());
         }
         if ended.exit_code == EXIT_NOT_FOUND {
-            return Err(Failure::new(Reason::InvalidTask, "the agent image has no git"));
+            let words = stderr.finish();
+            let message = format!("git of the agent image cannot be run: {}", words.trim());
+            return Err(Failure::new(Reason::InvalidTask, message));
         }
         let (stdout, stderr) = (stdout.finish(), stderr.finish());
         Ok(GitOutput { exit_code: ended.exit_code, stdout, stderr })

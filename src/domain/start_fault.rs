@@ -35,8 +35,8 @@ macro_rules! faults {
 faults! {
     /// The registry or the node gives no image: missing, not authorised, name malformed.
     ImageNotPullable => "check the image's name and tag (spec.agentImage), and for a private registry spec.imagePullSecrets",
-    /// The image is there but nothing in it can run on this node.
-    ImageNotRunnable => "use an image that is built for the node's architecture and has a shell and git, or choose nodes by spec.nodeSelector",
+    /// The image is there, but not for this node, or without what a step needs of it.
+    ImageNotRunnable => "use an image for the node's architecture that has git, and glibc for Claude Code (spec.agentImage can be changed), or choose nodes by spec.nodeSelector",
     /// No node has room for the pod, or none that it may use.
     NoCapacity => "free or add capacity, or change the chart's agent.requests, spec.nodeSelector or spec.tolerations",
     /// A `ResourceQuota` of the namespace is used up.

@@ -104,6 +104,7 @@ pub(crate) fn result(reason: Reason, exit_code: i32) -> StepResult {
         reason,
         message: format!("{reason} with {exit_code}"),
         exit_code,
+        start_fault: None,
         facts: StepFacts::default(),
         reported_usage: Usage::default(),
         events: 0,

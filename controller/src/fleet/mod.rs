@@ -32,7 +32,7 @@ pub struct NodeView {
     pub running: u32,
     /// Highest epoch the node has obeyed; the Lease must never fall below it.
     pub highest_epoch: Epoch,
-    /// `imageVolume` or `initContainer`.
+    /// `imageVolume` or `initContainer`; `auto`: not tried yet.
     pub runner_delivery: String,
     /// Whether it is of a version that can be asked for a preflight.
     pub asks_preflights: bool,

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::{
     core::Shared,
+    forge::{ForgeError, WriteRight},
     git::{Checked, RepositoryGrant},
     llm::key::KeyCheck,
 };
@@ -132,10 +133,7 @@ async fn check(gateway: &Shared, order: &PreflightOrder, credentials: &[Credenti
     let of = |wanted: &str| credentials.iter().find(|credential| credential.purpose == wanted);
     let repository = async {
         match of(purpose::GIT) {
-            Some(credential) => {
-                let needs_test = order.needs_test_command;
-                gateway.git.preflight(&grant(order), credential, needs_test).await
-            }
+            Some(credential) => repository(gateway, order, credential).await,
             None => lacking("git credential"),
         }
     };
@@ -150,6 +148,59 @@ async fn check(gateway: &Shared, order: &PreflightOrder, credentials: &[Credenti
     checked.findings.extend(model.findings);
     checked.notes.extend(model.notes);
     checked
+}
+
+/// What git says about the repository, and what the forge says of it.
+async fn repository(gateway: &Shared, order: &PreflightOrder, credential: &Credential) -> Checked {
+    let grant = grant(order);
+    let mut checked = gateway.git.preflight(&grant, credential, order.needs_test_command).await;
+    // Where git got no answer, or a no, the forge's API would only repeat it.
+    let reached = |finding: &Finding| finding.problem == Problem::TestCommandMissing;
+    if checked.findings.iter().all(reached) {
+        let url = &order.repository.url;
+        let said = write_right(gateway.forges.write_right(url, credential).await, url);
+        checked.findings.splice(0..0, said.findings);
+        checked.notes.extend(said.notes);
+    }
+    checked
+}
+
+/// What the forge's word about the right to write means for a task in the repository `url`.
+fn write_right(said: Result<WriteRight, ForgeError>, url: &str) -> Checked {
+    let found = |problem, message| Checked {
+        findings: vec![Finding { problem, message }],
+        ..Checked::default()
+    };
+    let error = match said {
+        Ok(WriteRight::Granted) => {
+            let notes = vec!["the forge grants the right to write".to_owned()];
+            return Checked { notes, ..Checked::default() };
+        }
+        Ok(WriteRight::Denied) => {
+            let message = format!(
+                "the git credential may not write to {url}: \
+                 the forge says that it has no push permission"
+            );
+            return found(Problem::PushNotAllowed, message);
+        }
+        // An address whose forge nobody has named is known to git alone.
+        Ok(WriteRight::Unsaid) | Err(ForgeError::ForgeUnknown { .. }) => return Checked::default(),
+        Err(error) => error,
+    };
+    let problem = match &error {
+        ForgeError::ReachForge { .. } => Problem::ProviderUnavailable,
+        ForgeError::Authenticate { .. }
+        | ForgeError::Authorize { .. }
+        | ForgeError::PresentCredential
+        | ForgeError::UseCredential(_) => Problem::GitCredentialsRejected,
+        ForgeError::FindRepository { .. } => Problem::RepositoryMissing,
+        ForgeError::FollowRedirect { .. } => Problem::RepositoryMoved,
+        ForgeError::ResolveUrl(_) | ForgeError::AddressRepository { .. } => {
+            Problem::RepositoryInvalid
+        }
+        _ => Problem::NodeTrouble,
+    };
+    found(problem, error.to_string())
 }
 
 /// The rights of the first step that pushes. Nothing is kept under its key, for a preflight has no
@@ -183,4 +234,49 @@ fn key(check: KeyCheck) -> Checked {
         KeyCheck::Unavailable(said) => (found(Problem::ProviderUnavailable, said), None),
     };
     Checked { findings, notes: note.into_iter().collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const URL: &str = "https://forge.test/o/r.git";
+
+    fn problem_of(said: Result<WriteRight, ForgeError>) -> Option<Problem> {
+        let checked = write_right(said, URL);
+        checked.findings.first().map(|finding| finding.problem)
+    }
+
+    #[test]
+    fn a_reader_is_found_by_the_forges_word() {
+        let denied = write_right(Ok(WriteRight::Denied), URL);
+        assert_eq!(denied.findings[0].problem, Problem::PushNotAllowed);
+        let message = &denied.findings[0].message;
+        assert!(message.contains("may not write to") && message.contains(URL), "{message}");
+        assert_eq!(problem_of(Ok(WriteRight::Granted)), None);
+        assert_eq!(problem_of(Ok(WriteRight::Unsaid)), None);
+    }
+
+    #[test]
+    fn what_would_keep_a_pull_request_from_being_opened_is_found_before_any_work() {
+        let (host, operation) = (String::new(), "looking at the repository");
+        let unknown = ForgeError::ForgeUnknown { host: host.clone() };
+        assert_eq!(problem_of(Err(unknown)), None, "no forge is named: git alone was asked");
+        let away = ForgeError::ReachForge {
+            host: host.clone(),
+            operation,
+            detail: String::new(),
+            wait: None,
+        };
+        assert_eq!(problem_of(Err(away)), Some(Problem::ProviderUnavailable));
+        let scope = ForgeError::Authorize {
+            host: host.clone(),
+            operation,
+            detail: String::new(),
+            missing: "the scope write:repository".to_owned(),
+        };
+        assert_eq!(problem_of(Err(scope)), Some(Problem::GitCredentialsRejected));
+        let moved = ForgeError::FollowRedirect { host, operation };
+        assert_eq!(problem_of(Err(moved)), Some(Problem::RepositoryMoved));
+    }
 }

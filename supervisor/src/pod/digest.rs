@@ -14,8 +14,12 @@ use crate::steps::{
 };
 
 /// Waiting reasons of a container that the runtime could not set up.
-const SETUP_ERRORS: [&str; 3] =
-    ["CreateContainerError", "RunContainerError", "CreateContainerConfigError"];
+const SETUP_ERRORS: [&str; 4] = [
+    "CreateContainerError",
+    "RunContainerError",
+    "CreateContainerConfigError",
+    "ImageVolumeMountFailed",
+];
 
 /// Reduces `pod`.
 pub fn digest(pod: &Pod) -> PodDigest {

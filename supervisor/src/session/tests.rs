@@ -201,7 +201,7 @@ fn snapshot() -> Snapshot {
             phase: RunPhase::Running,
         }],
         highest_epoch: Epoch(3),
-        delivery: Delivery::ImageVolume,
+        delivery: Some(Delivery::ImageVolume),
         running: 1,
     }
 }

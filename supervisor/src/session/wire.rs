@@ -13,7 +13,10 @@ use agent_operator::{
 };
 
 use super::Settings;
-use crate::steps::runner::{Input, Outgoing, Snapshot};
+use crate::{
+    ledger::Delivery,
+    steps::runner::{Input, Outgoing, Snapshot},
+};
 
 /// Reason of an answer to an assignment that this version cannot read.
 const REFUSED_INVALID: &str = "Invalid";
@@ -55,7 +58,7 @@ pub fn hello(settings: &Settings, snapshot: Snapshot) -> v1::Hello {
         capacity: Some(v1::Capacity { slots: settings.slots }),
         known_attempts: known.collect(),
         highest_epoch: snapshot.highest_epoch.0,
-        runner_delivery: snapshot.delivery.as_str().to_owned(),
+        runner_delivery: snapshot.delivery.map_or("auto", Delivery::as_str).to_owned(),
     }
 }
 

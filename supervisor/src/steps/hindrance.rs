@@ -96,6 +96,16 @@ pub fn refusal(words: &str) -> StartFault {
     }
 }
 
+/// Whether an API server's refusal is about the runner's image volume alone. An API server without
+/// image volumes drops the source and then misses it; pod security of older ones does not know that
+/// kind of volume and so forbids it in namespaces of the profile `restricted`.
+pub fn refuses_image_volumes(words: &str) -> bool {
+    let pod_security = words.contains("violates PodSecurity")
+        && words.contains("restricted volume types")
+        && words.contains("\"runner\"");
+    pod_security || words.contains("must specify a volume type")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +148,22 @@ mod tests {
         }
         assert_eq!(waiting("ContainerCreating", ""), None);
         assert_eq!(waiting("", "x"), None);
+    }
+
+    #[test]
+    fn a_no_to_image_volumes_is_told_from_other_refusals() {
+        for words in [
+            "Pod \"x\" is invalid: spec.volumes[3]: Required value: must specify a volume type",
+            "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": restricted volume types (volume \"runner\" uses restricted volume type \"unknown\")",
+        ] {
+            assert!(refuses_image_volumes(words), "{words}");
+        }
+        for words in [
+            "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": restricted volume types (volume \"injected\" uses restricted volume type \"hostPath\")",
+            "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": host namespaces (hostIPC=true)",
+        ] {
+            assert!(!refuses_image_volumes(words), "{words}");
+        }
     }
 
     #[test]

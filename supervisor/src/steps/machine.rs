@@ -474,7 +474,10 @@ impl Step<'_> {
         if self.facts().redemption.is_some() || self.facts().stop.is_some() {
             return;
         }
-        let text = format!("image volumes do not work on this node: {message}");
+        let text = format!(
+            "image volumes do not work on this node ({message}); \
+             with runner.delivery: auto the next try uses an init container"
+        );
         self.effects.push(Effect::SwitchDelivery { message });
         self.stop_unstarted(StartFault::NotStarted, &text);
     }

@@ -209,7 +209,7 @@ pub struct Snapshot {
     /// Highest epoch obeyed.
     pub highest_epoch: Epoch,
     /// How the runner gets into pods.
-    pub delivery: Delivery,
+    pub delivery: Option<Delivery>,
     /// Attempts without an outcome.
     pub running: u32,
 }
@@ -293,7 +293,7 @@ impl Runner {
             facts.rebase(now, &boot_id);
             (run, Machine::new(facts))
         });
-        Ok(Self {
+        let mut runner = Self {
             machines: machines.collect(),
             boot_id,
             ledger,
@@ -312,7 +312,9 @@ impl Runner {
             gateway_knows: BTreeSet::new(),
             settings,
             metrics,
-        })
+        };
+        runner.forget_trial()?;
+        Ok(runner)
     }
 
     /// Runs until `shutdown`, on the calling thread.
@@ -483,7 +485,7 @@ impl Runner {
         Snapshot {
             known: known.collect(),
             highest_epoch: self.highest_epoch,
-            delivery: self.delivery(),
+            delivery: self.settings.delivery.or(self.found_delivery),
             running: self.live(),
         }
     }

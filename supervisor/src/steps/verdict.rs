@@ -138,6 +138,9 @@ fn by_result(facts: &Facts, result: &StepResult, seen: Seen<'_>) -> Verdict {
     if result.reason == Reason::Disrupted {
         return plain(stopped_from_outside(facts, result, seen));
     }
+    if result.reason == Reason::Unstarted && facts.opened.is_none() {
+        return (Reason::Unstarted, result.message.clone(), result.start_fault);
+    }
     if result.reason != Reason::Completed {
         return plain((result.reason, result.message.clone()));
     }

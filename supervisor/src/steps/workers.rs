@@ -35,8 +35,6 @@ use crate::{
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest pause: an API server that is back is used within seconds.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// The API server's words when it dropped a volume source that it does not know.
-const NO_IMAGE_VOLUMES: &str = "must specify a volume type";
 
 /// The gateway's Service as `host:port`; its last known address survives a failing resolver.
 #[derive(Debug)]
@@ -344,7 +342,16 @@ async fn create(
                     return event;
                 }
             }
-            Err(PodError::Invalid(words)) => return invalid(tools, delivery, words).await,
+            Err(PodError::Invalid(words) | PodError::Refused(words))
+                if delivery == Delivery::ImageVolume
+                    && hindrance::refuses_image_volumes(&words) =>
+            {
+                let _ = tools.inputs.send(Input::SwitchDelivery(words.clone())).await;
+                return Event::PodCreateFailed(CreateFailure::Refused(refused(words)));
+            }
+            Err(PodError::Invalid(words)) => {
+                return Event::PodCreateFailed(CreateFailure::Invalid(words));
+            }
             Err(PodError::Refused(words)) => {
                 return Event::PodCreateFailed(CreateFailure::Refused(refused(words)));
             }
@@ -371,16 +378,6 @@ fn created(pod: &k8s_openapi::api::core::v1::Pod, token: &Secret) -> Event {
         uid: PodUid::new(pod.metadata.uid.clone().unwrap_or_default()),
         one_time_hash: names::sha256_hex(token.expose().as_bytes()),
     }
-}
-
-/// A refusal of the spec. One is the node's and not the task's: an API server without image volumes
-/// drops the source and then misses it.
-async fn invalid(tools: &Tools, delivery: Delivery, words: String) -> Event {
-    if delivery == Delivery::ImageVolume && words.contains(NO_IMAGE_VOLUMES) {
-        let _ = tools.inputs.send(Input::SwitchDelivery(words.clone())).await;
-        return Event::PodCreateFailed(CreateFailure::Refused(refused(words)));
-    }
-    Event::PodCreateFailed(CreateFailure::Invalid(words))
 }
 
 /// Looks at the object that holds our name; none when it is gone or cannot be seen.

@@ -8,5 +8,6 @@ mod gateway_restart;
 mod kill_points;
 mod nodes;
 mod notes;
+mod slow_api_server;
 mod uninstall;
 mod upgrade;

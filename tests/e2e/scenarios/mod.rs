@@ -1,5 +1,6 @@
 //! One file per scenario; each test makes its own tasks and can run beside the others.
 
+mod agent_images;
 mod confinement;
 mod credentials;
 mod deletion;

@@ -154,6 +154,25 @@ async fn wrong_git_credentials_are_waited_out() {
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
+async fn credentials_that_may_only_read_are_found_before_any_work() {
+    let cluster = Cluster::connect().await;
+    let name = unique("reader");
+    let password = format!("pass-{name}");
+    cluster.forge.create_reader(&name, &password).await;
+    let login = format!("{name}:{password}");
+    cluster.secret(NAMESPACE, &name, &[(GIT_KEY, &login), (MODEL_KEY, "any")]).await;
+    start(&cluster, &name, &secret_refs(&name)).await;
+    // Gitea takes the offer of a push from a reader; its API tells.
+    let words = ["may not write to", "no push permission", "the right to write"];
+    held(&cluster, &name, ("Preflighted", "PushNotAllowed"), &words).await;
+    cluster.secret_with_model_key(NAMESPACE, &name, "any").await;
+    mended(&cluster, &name).await;
+    cluster.delete_secret(NAMESPACE, &name).await;
+    cluster.forge.delete_user(&name).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run e2e"]
 async fn a_rejected_model_key_costs_no_model_request() {
     let cluster = Cluster::connect().await;
     let name = unique("model-key");

@@ -4,18 +4,19 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use agent_operator::crd::{CodingTask, shared::Condition};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Resource as _,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
 };
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt as _, net::TcpListener, process::Command};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
 use crate::support::{
     cluster::{Cluster, NAMESPACE, phase},
     env, eventually,
+    images::{self, crane},
     task::{command_agent, merge, task, unique},
 };
 
@@ -41,7 +42,12 @@ fn scheduled(task: &CodingTask) -> Option<Condition> {
 }
 
 /// Waits for the condition with this reason, and returns its message.
-async fn held_up(cluster: &Cluster, namespace: &str, name: &str, reason: &str) -> String {
+pub(super) async fn held_up(
+    cluster: &Cluster,
+    namespace: &str,
+    name: &str,
+    reason: &str,
+) -> String {
     eventually(&format!("{name} is held up by {reason}"), SEEN_LIMIT, || async {
         let task = cluster.tasks(namespace).get(name).await.map_err(|e| e.to_string())?;
         match scheduled(&task) {
@@ -53,14 +59,14 @@ async fn held_up(cluster: &Cluster, namespace: &str, name: &str, reason: &str) -
 }
 
 /// A message that helps: the server's words, what to do, and what happens meanwhile.
-fn assert_helps(message: &str, words: &[&str]) {
+pub(super) fn assert_helps(message: &str, words: &[&str]) {
     for wanted in words.iter().chain(&["doubles up to 5m", "without using up a retry", "timeout"]) {
         assert!(message.contains(wanted), "{wanted:?} is missing in: {message}");
     }
 }
 
 /// Nothing was charged, and the pods of attempts that never started are gone.
-async fn assert_no_harm(cluster: &Cluster, namespace: &str, name: &str) {
+pub(super) async fn assert_no_harm(cluster: &Cluster, namespace: &str, name: &str) {
     let task = cluster.tasks(namespace).get(name).await.expect("the task");
     let retries = task.status.and_then(|status| status.retries).expect("counts");
     assert_eq!((retries.application, retries.infrastructure, retries.provider), (0, 0, 0));
@@ -72,7 +78,7 @@ async fn assert_no_harm(cluster: &Cluster, namespace: &str, name: &str) {
 }
 
 /// Waits until the plan step has run, then ends the task.
-async fn goes_on(cluster: &Cluster, namespace: &str, name: &str) {
+pub(super) async fn goes_on(cluster: &Cluster, namespace: &str, name: &str) {
     eventually(&format!("{name} goes on by itself"), MENDED_LIMIT, || async {
         let runs = cluster.runs(namespace, name).await;
         let well = |run: &agent_operator::crd::AgentRun| {
@@ -85,7 +91,7 @@ async fn goes_on(cluster: &Cluster, namespace: &str, name: &str) {
     assert_no_harm(cluster, namespace, name).await;
     eventually("pods of attempts that never started are gone", SEEN_LIMIT, || async {
         let runs = cluster.runs(namespace, name).await;
-        let unstarted = |pod: &&k8s_openapi::api::core::v1::Pod| {
+        let unstarted = |pod: &&Pod| {
             let name = pod.meta().name.clone().unwrap_or_default();
             runs.iter().any(|run| {
                 let status = run.status.clone().unwrap_or_default();
@@ -109,20 +115,6 @@ async fn goes_on(cluster: &Cluster, namespace: &str, name: &str) {
     })
     .await;
     cluster.delete(namespace, name).await;
-}
-
-/// The image of agent pods in the local registry.
-fn agent_image() -> String {
-    let file = PathBuf::from(env("AO_STATE")).join("images.env");
-    let text = fs::read_to_string(file).expect("references of the images");
-    let line = text.lines().find_map(|line| line.strip_prefix("agent="));
-    line.expect("the agent's image").to_owned()
-}
-
-async fn crane(arguments: &[&str]) {
-    let output = Command::new("crane").args(arguments).arg("--insecure").output().await;
-    let output = output.expect("crane runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn untyped(
@@ -162,7 +154,7 @@ async fn f21_a_missing_image_is_named_and_the_task_goes_on_once_it_is_pushed() {
     assert_eq!(status.reason.as_deref(), Some("Unstarted"));
     assert!(status.message.expect("a message").contains("spec.imagePullSecrets"));
 
-    crane(&["copy", &agent_image(), &image]).await;
+    crane(&["copy", &images::of_release("agent"), &image]).await;
     goes_on(&cluster, NAMESPACE, &name).await;
 }
 
@@ -268,7 +260,15 @@ async fn f21_an_image_for_another_architecture_is_named_as_such() {
     let cluster = Cluster::connect().await;
     let image = format!("{}/{}", env("AO_REGISTRY"), unique("foreign"));
     let (single, image) = (format!("{image}:single"), format!("{image}:index"));
-    crane(&["mutate", &agent_image(), "--set-platform", "linux/s390x", "--tag", &single]).await;
+    crane(&[
+        "mutate",
+        &images::of_release("agent"),
+        "--set-platform",
+        "linux/s390x",
+        "--tag",
+        &single,
+    ])
+    .await;
     // As images for several architectures are published, without ours among them.
     crane(&["index", "append", "--manifest", &single, "--tag", &image]).await;
     let name = start(&cluster, NAMESPACE, "foreign", json!({"agentImage": image})).await;
@@ -390,19 +390,59 @@ async fn f32_an_admission_policy_is_quoted_and_the_task_goes_on_once_it_is_gone(
 
 /// Policies act a moment after they were made: waits until a pod with this task's label is refused.
 async fn policy_is_seen(cluster: &Cluster, task: &str) {
-    let probe: k8s_openapi::api::core::v1::Pod = serde_json::from_value(json!({
-        "metadata": {"name": format!("probe-{task}"), "labels": {"agents.wearn.dev/task": task}},
-        "spec": {"containers": [{"name": "c", "image": "i"}]},
-    }))
-    .expect("a pod");
-    let dry = PostParams { dry_run: true, ..PostParams::default() };
     eventually("the policy is in force", SEEN_LIMIT, || async {
-        match cluster.pods("default").create(&dry, &probe).await {
+        match dry_run(cluster, task).await {
             Err(_) => Ok(()),
             Ok(_) => Err("a pod is admitted".to_owned()),
         }
     })
     .await;
+}
+
+/// What would become of a pod with this task's label where no profile is enforced.
+async fn dry_run(cluster: &Cluster, task: &str) -> kube::Result<Pod> {
+    let probe = serde_json::from_value(json!({
+        "metadata": {"name": format!("probe-{task}"), "labels": {"agents.wearn.dev/task": task}},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    }));
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    cluster.pods("default").create(&dry, &probe.expect("a pod")).await
+}
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run e2e"]
+async fn f32_pod_security_is_quoted_and_the_task_goes_on_once_nothing_breaks_its_profile() {
+    let cluster = Cluster::connect().await;
+    let (policy, name) = (unique("meddles"), unique("pod-security"));
+    let policies = untyped(&cluster, ADMISSION, "MutatingAdmissionPolicy", None);
+    let bindings = untyped(&cluster, ADMISSION, "MutatingAdmissionPolicyBinding", None);
+    let version = format!("{ADMISSION}/v1");
+    // Agent pods fit the profile, so somebody has to change them on their way, as injectors of
+    // sidecars do.
+    put(&policies, json!({"apiVersion": version, "kind": "MutatingAdmissionPolicy", "metadata": {"name": policy},
+        "spec": {"failurePolicy": "Fail", "reinvocationPolicy": "Never", "matchConditions": only_pods_of(&name),
+            "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}]},
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{spec: Object.spec{hostIPC: true}}"}}]}}))
+    .await;
+    put(&bindings, json!({"apiVersion": version, "kind": "MutatingAdmissionPolicyBinding", "metadata": {"name": policy},
+        "spec": {"policyName": policy}}))
+    .await;
+    eventually("the policy is in force", SEEN_LIMIT, || async {
+        let made = dry_run(&cluster, &name).await.map_err(|error| error.to_string())?;
+        let meddled = made.spec.and_then(|spec| spec.host_ipc) == Some(true);
+        if meddled { Ok(()) } else { Err("a pod is as it was sent".to_owned()) }
+    })
+    .await;
+    cluster.create(NAMESPACE, &task(&name, "Say something.", &command_agent("echo hello"))).await;
+    let message = held_up(&cluster, NAMESPACE, &name, "PodSecurityRefused").await;
+    let words =
+        ["violates PodSecurity \"restricted", "hostIPC=true", "a mutating policy or webhook"];
+    assert_helps(&message, &words);
+    assert!(cluster.task_pods(NAMESPACE, &name).await.is_empty(), "no pod");
+
+    remove(&bindings, &policy).await;
+    remove(&policies, &policy).await;
+    goes_on(&cluster, NAMESPACE, &name).await;
 }
 
 #[tokio::test]

@@ -40,6 +40,22 @@ impl Forge {
         self.must("POST", &path, Some(body)).await;
     }
 
+    /// Makes a person who may read public repositories and write none.
+    pub(crate) async fn create_reader(&self, name: &str, password: &str) {
+        let body = json!({
+            "username": name,
+            "email": format!("{name}@forge.invalid"),
+            "password": password,
+            "must_change_password": false,
+        });
+        self.must("POST", "/admin/users", Some(body)).await;
+    }
+
+    /// Removes a person.
+    pub(crate) async fn delete_user(&self, name: &str) {
+        self.must("DELETE", &format!("/admin/users/{name}"), None).await;
+    }
+
     /// The administrator's token.
     pub(crate) fn token(&self) -> &str {
         &self.token

@@ -41,6 +41,13 @@ pub(crate) async fn part(action: &str, name: &str) {
     must(&program.to_string_lossy(), &[action, name]).await;
 }
 
+/// The process of a part that runs.
+pub(crate) async fn part_pid(name: &str) -> i32 {
+    let program = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/local/part");
+    let printed = must(&program.to_string_lossy(), &["pid", name]).await;
+    printed.trim().parse().unwrap_or_else(|_| panic!("{name} does not run: {printed}"))
+}
+
 /// A file with the values that the present release was installed with.
 pub(crate) async fn values() -> tempfile::NamedTempFile {
     let text = must("helm", &["get", "values", RELEASE, "-n", SYSTEM, "-o", "yaml"]).await;

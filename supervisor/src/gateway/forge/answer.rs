@@ -5,7 +5,7 @@ use agent_operator::domain::report::PullRequest;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{FoundIssue, FoundPullRequest};
+use super::{FoundIssue, FoundPullRequest, WriteRight};
 
 /// A pull request.
 #[derive(Debug, Deserialize)]
@@ -28,6 +28,18 @@ struct ApiBranch {
 #[derive(Debug, Deserialize)]
 struct ApiRepository {
     full_name: String,
+}
+
+/// A repository, for what the asking credential may do with it.
+#[derive(Debug, Deserialize)]
+pub(super) struct ApiAccess {
+    #[serde(default)]
+    permissions: Option<ApiPermissions>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ApiPermissions {
+    push: bool,
 }
 
 /// An issue; both forges list pull requests as issues too.
@@ -61,6 +73,17 @@ impl ApiPullRequest {
 impl From<ApiPullRequest> for PullRequest {
     fn from(found: ApiPullRequest) -> Self {
         Self { url: found.html_url, number: found.number }
+    }
+}
+
+impl ApiAccess {
+    /// The right to write; a forge that does not know who asks names none.
+    pub(super) fn write_right(&self) -> WriteRight {
+        match self.permissions {
+            Some(ApiPermissions { push: true }) => WriteRight::Granted,
+            Some(ApiPermissions { push: false }) => WriteRight::Denied,
+            None => WriteRight::Unsaid,
+        }
     }
 }
 

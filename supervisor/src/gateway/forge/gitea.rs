@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::{
     super::{git::Login, upstream::Remote},
-    Forge, ForgeError, FoundIssue, FoundPullRequest, PullRequestDraft,
-    answer::{ApiIssue, ApiPullRequest},
+    Forge, ForgeError, FoundIssue, FoundPullRequest, PullRequestDraft, WriteRight,
+    answer::{ApiAccess, ApiIssue, ApiPullRequest},
     client::{Answer, Call, Http, authorization},
     refusal::Asked,
 };
@@ -23,6 +23,7 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 
 const LIST: Right = ("listing pull requests", "the scope read:repository");
 const OPEN: Right = ("opening a pull request", "the scope write:repository");
+const LOOK: Right = ("looking at the repository", "the scope write:repository");
 const READ_ISSUE: Right = ("reading the task's issue", "the scope read:issue");
 
 /// An operation and the right that it needs.
@@ -132,5 +133,12 @@ impl Forge for Gitea {
         let answer = self.call(asked, Method::GET, &path, None).await?;
         let found: ApiIssue = read(asked, answer.body)?;
         found.into_issue().ok_or_else(|| asked.not_an_issue(&reference))
+    }
+
+    async fn write_right(&self) -> Result<WriteRight, ForgeError> {
+        let asked = self.asked(LOOK, None);
+        let path = Self::path_of(&self.repository);
+        let answer = self.call(asked, Method::GET, &path, None).await?;
+        read::<ApiAccess>(asked, answer.body).map(|access| access.write_right())
     }
 }

@@ -21,8 +21,8 @@ use serde_json::Value;
 
 use super::{
     super::{git::Login, upstream::Remote},
-    Forge, ForgeError, FoundIssue, FoundPullRequest, PullRequestDraft,
-    answer::{ApiIssue, ApiPullRequest},
+    Forge, ForgeError, FoundIssue, FoundPullRequest, PullRequestDraft, WriteRight,
+    answer::{ApiAccess, ApiIssue, ApiPullRequest},
     client::{Http, USER_AGENT, Unreached, authorization},
     refusal::{Asked, refusal},
 };
@@ -40,10 +40,17 @@ const OPEN: Right = (
     "opening a pull request",
     "the permission \"Pull requests: write\" (fine-grained token) or the scope repo (classic token)",
 );
+const LOOK: Right = (
+    "looking at the repository",
+    "the permission \"Contents: write\" (fine-grained token) or the scope repo (classic token)",
+);
 const READ_ISSUE: Right = (
     "reading the task's issue",
     "the permission \"Issues: read\" (fine-grained token) or the scope repo (classic token)",
 );
+
+/// What tokens of app installations begin with.
+const APP_TOKEN_PREFIX: &str = "ghs_";
 
 /// An operation and the right that it needs.
 type Right = (&'static str, &'static str);
@@ -55,6 +62,8 @@ pub(super) struct GitHub {
     owner: String,
     /// `owner/name`.
     repository: String,
+    /// The token is an app's: GitHub shows it no permissions of a user's.
+    of_an_app: bool,
 }
 
 /// What to list.
@@ -88,7 +97,9 @@ impl GitHub {
             .parse()
             .map_err(|_| ForgeError::ForgeUnknown { host: host.clone() })?;
         let client = client(http, api, authorization(login, "Bearer")?);
-        Ok(Self { client, host, owner: owner.to_owned(), repository: remote.path.clone() })
+        let (owner, repository) = (owner.to_owned(), remote.path.clone());
+        let of_an_app = login.password().expose().starts_with(APP_TOKEN_PREFIX);
+        Ok(Self { client, host, owner, repository, of_an_app })
     }
 
     fn asked<'a>(&'a self, (operation, right): Right, issue: Option<&'a str>) -> Asked<'a> {
@@ -218,5 +229,15 @@ impl Forge for GitHub {
         let found = self.client.get(route, None::<&()>).await;
         let found: ApiIssue = found.map_err(|error| failure(&asked, &error))?;
         found.into_issue().ok_or_else(|| asked.not_an_issue(&reference))
+    }
+
+    async fn write_right(&self) -> Result<WriteRight, ForgeError> {
+        let route = format!("/repos/{}", self.repository);
+        let found: Result<ApiAccess, _> = self.client.get(route, None::<&()>).await;
+        let found = found.map_err(|error| failure(&self.asked(LOOK, None), &error))?;
+        match found.write_right() {
+            WriteRight::Denied if self.of_an_app => Ok(WriteRight::Unsaid),
+            right => Ok(right),
+        }
     }
 }

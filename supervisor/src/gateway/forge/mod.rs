@@ -60,6 +60,17 @@ pub struct PullRequestDraft {
     pub body: String,
 }
 
+/// What a forge says about the right to write to a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteRight {
+    /// The credential may write.
+    Granted,
+    /// It may read at most.
+    Denied,
+    /// The forge does not say.
+    Unsaid,
+}
+
 /// One repository at one forge, with the right to speak for one attempt.
 #[async_trait]
 pub trait Forge: Send + Sync {
@@ -80,6 +91,11 @@ pub trait Forge: Send + Sync {
     /// The issue, in this repository or another one of the same forge. Owner, name and number have
     /// been checked.
     async fn read_issue(&self, issue: &IssueRef) -> Result<FoundIssue, ForgeError>;
+
+    /// Whether the credential may write to the repository. git alone cannot find out everywhere:
+    /// Gitea takes the offer of a push from readers too, because a push to a magic branch opens a
+    /// pull request there, and refuses only what is really sent.
+    async fn write_right(&self) -> Result<WriteRight, ForgeError>;
 }
 
 /// The order to have a pull request.
@@ -162,6 +178,15 @@ impl Forges {
         let credential = credential.ok_or(ForgeError::PresentCredential)?;
         let found = self.forge(url, credential)?.read_issue(issue).await?;
         Ok(issue::for_sandbox(issue, &found))
+    }
+
+    /// What the forge of the repository that the user calls `url` says about the right to write.
+    pub async fn write_right(
+        &self,
+        url: &str,
+        credential: &Credential,
+    ) -> Result<WriteRight, ForgeError> {
+        self.forge(url, credential)?.write_right().await
     }
 
     fn closing_line(&self, order: &PullRequestOrder) -> Result<Option<String>, ForgeError> {

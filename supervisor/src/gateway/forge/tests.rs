@@ -51,6 +51,7 @@ impl World {
     async fn new() -> Self {
         let gitea = Scripted::default();
         let router = Router::new()
+            .route("/api/v1/repos/o/r", get(repository))
             .route("/api/v1/repos/o/r/pulls", get(list).post(open))
             .with_state(gitea.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -84,6 +85,11 @@ fn scripted_failure(gitea: &Scripted, method: &str, headers: &HeaderMap) -> Opti
     let at = fail.iter().position(|(of, _)| *of == method)?;
     let status = StatusCode::from_u16(fail.remove(at).1).unwrap();
     Some((status, Json(json!({"message": "scripted"}))).into_response())
+}
+
+async fn repository(State(gitea): State<Scripted>, headers: HeaderMap) -> Response {
+    scripted_failure(&gitea, "GET", &headers)
+        .unwrap_or_else(|| Json(json!({"full_name": "o/r"})).into_response())
 }
 
 async fn list(
@@ -238,6 +244,18 @@ async fn each_status_has_its_reason() {
         assert_eq!((error.reason(), error.retryable()), (Some(reason), retryable), "{status}");
         assert!(!format!("{error} {error:?}").contains(TOKEN));
     }
+}
+
+#[tokio::test]
+async fn a_forge_that_names_no_permissions_says_nothing_about_them() {
+    let world = World::new().await;
+    let ask = async |token: &str| {
+        world.forges.write_right("https://github.com/o/r.git", &credential(token)).await
+    };
+    assert_eq!(ask(TOKEN).await.unwrap(), WriteRight::Unsaid);
+    assert!(matches!(ask("wrong").await.unwrap_err(), ForgeError::Authenticate { .. }));
+    world.gitea.fail.lock().unwrap().push(("GET", 503));
+    assert!(ask(TOKEN).await.unwrap_err().retryable());
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ fn result(reason: Reason, exit_code: i32) -> StepResult {
         reason,
         message: "agent exited with code 1".to_owned(),
         exit_code,
+        start_fault: None,
         facts: StepFacts::default(),
         reported_usage: Usage::default(),
         events: 0,

@@ -69,7 +69,12 @@ impl Runner {
         let Some(machine) = self.machines.get(run) else { return Ok(()) };
         let at = machine.facts.assignment.run.clone();
         match effect {
-            Effect::Journal(record) => self.journalled(run, &record),
+            Effect::Journal(record) => {
+                if matches!(record, Record::Redeemed(_)) {
+                    self.delivery_works()?;
+                }
+                self.journalled(run, &record);
+            }
             Effect::RegisterGrant => {
                 let grant = self.grant(machine, clock::now());
                 self.tell_gateway(ToGateway::Register(Box::new(grant)));
@@ -156,6 +161,29 @@ impl Runner {
         let token = self.tokens.get(run).cloned();
         let token = token.expect("a token is made before every creation and kept until the pod");
         self.workers.create_pod(&machine.facts.assignment, delivery, token);
+    }
+
+    /// A runner has reached its pod. The first one that does so ends the node's trial.
+    fn delivery_works(&mut self) -> Result<(), RunnerError> {
+        if self.settings.delivery.is_none() && self.found_delivery.is_none() {
+            let delivery = self.delivery();
+            tracing::info!(delivery = delivery.as_str(), "this is how runners get into pods here");
+            self.keep(&[Entry::Delivery { delivery }], true)?;
+            self.found_delivery = Some(delivery);
+        }
+        Ok(())
+    }
+
+    /// With the delivery set by argument nothing is to be found out; once it is not any more, the
+    /// node tries again, for it may have been mended meanwhile.
+    pub(super) fn forget_trial(&mut self) -> Result<(), RunnerError> {
+        if self.settings.delivery.is_some() && self.found_delivery == Some(Delivery::InitContainer)
+        {
+            let delivery = Delivery::ImageVolume;
+            self.keep(&[Entry::Delivery { delivery }], true)?;
+            self.found_delivery = Some(delivery);
+        }
+        Ok(())
     }
 
     /// Image volumes do not work here. With the delivery set by argument there is no choice.

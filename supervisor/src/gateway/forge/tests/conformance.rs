@@ -15,10 +15,12 @@ pub(super) trait Stage {
     fn close(&self, number: i64);
 }
 
-/// Every behaviour, one after the other.
-pub(super) async fn holds(forge: &dyn Forge, stage: &dyn Stage) {
+/// Every behaviour, one after the other. `reader` is the same repository for somebody who may read it.
+pub(super) async fn holds(forge: &dyn Forge, reader: &dyn Forge, stage: &dyn Stage) {
     pull_requests(forge, stage).await;
     issues(forge, stage).await;
+    assert_eq!(forge.write_right().await.unwrap(), WriteRight::Granted);
+    assert_eq!(reader.write_right().await.unwrap(), WriteRight::Denied);
 }
 
 fn draft(head: &str, body: &str) -> PullRequestDraft {

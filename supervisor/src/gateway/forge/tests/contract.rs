@@ -106,8 +106,9 @@ async fn every_call_is_as_described(variable: &str) {
         Ok(_) | Err(ForgeError::FindIssue { .. }) => {}
         Err(error) => panic!("{error}"),
     }
+    forge.write_right().await.unwrap();
     assert_eq!(world.violations(), Vec::<String>::new());
-    assert_eq!(world.relay.served.lock().unwrap().len(), 3);
+    assert_eq!(world.relay.served.lock().unwrap().len(), 4);
 
     for (code, reason) in [(403, Reason::InvalidTask), (422, Reason::InvalidTask)] {
         *world.relay.code.lock().unwrap() = Some(code);

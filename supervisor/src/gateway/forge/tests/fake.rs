@@ -47,6 +47,9 @@ impl State {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fake(pub(super) Arc<Mutex<State>>);
 
+/// The same repository for somebody who may only read it.
+pub(super) struct Reader(pub(super) Fake);
+
 pub(super) fn url_of(number: i64) -> String {
     format!("http://forge/o/r/pull/{number}")
 }
@@ -114,6 +117,36 @@ impl Forge for Fake {
             .map(|entry| FoundIssue { title: entry.title.clone(), body: entry.body.clone() })
             .ok_or_else(|| asked().not_an_issue(&issue.to_string()))
     }
+
+    async fn write_right(&self) -> Result<WriteRight, ForgeError> {
+        Ok(WriteRight::Granted)
+    }
+}
+
+#[async_trait]
+impl Forge for Reader {
+    async fn find_pull_request(
+        &self,
+        head: &str,
+        marker: &str,
+    ) -> Result<Option<FoundPullRequest>, ForgeError> {
+        self.0.find_pull_request(head, marker).await
+    }
+
+    async fn open_pull_request(
+        &self,
+        _: &PullRequestDraft,
+    ) -> Result<Option<PullRequest>, ForgeError> {
+        Err(asked().misread(&std::io::Error::other("may only read")))
+    }
+
+    async fn read_issue(&self, issue: &IssueRef) -> Result<FoundIssue, ForgeError> {
+        self.0.read_issue(issue).await
+    }
+
+    async fn write_right(&self) -> Result<WriteRight, ForgeError> {
+        Ok(WriteRight::Denied)
+    }
 }
 
 fn asked() -> Asked<'static> {
@@ -123,5 +156,5 @@ fn asked() -> Asked<'static> {
 #[tokio::test]
 async fn the_fake_behaves_as_a_forge() {
     let fake = Fake::default();
-    conformance::holds(&fake, &fake).await;
+    conformance::holds(&fake, &Reader(fake.clone()), &fake).await;
 }

@@ -29,11 +29,16 @@ struct World {
 }
 
 const URL: &str = "https://ghe.example.com/o/r.git";
+/// A token of somebody who may read.
+const READ_TOKEN: &str = "canary-reader";
+/// A token of an app's installation.
+const APP_TOKEN: &str = "ghs_canary";
 
 impl World {
     async fn new() -> Self {
         let server = Server::default();
         let router = Router::new()
+            .route("/api/v3/repos/o/r", get(repository))
             .route("/api/v3/repos/o/r/pulls", get(list).post(open))
             .route("/api/v3/repos/o/r/issues/{number}", get(issue))
             .fallback(|| async { refuse(404, "Not Found") })
@@ -50,6 +55,11 @@ impl World {
 
     fn credential() -> Credential {
         Credential { host: "ghe.example.com".to_owned(), ..credential(TOKEN) }
+    }
+
+    fn forge_for(&self, token: &str) -> Box<dyn Forge> {
+        let credential = Credential { value: Secret::new(token), ..Self::credential() };
+        self.forges.forge(URL, &credential).unwrap()
     }
 
     fn order() -> PullRequestOrder {
@@ -82,7 +92,8 @@ async fn admit(State(server): State<Server>, request: Request, next: Next) -> Re
 /// What GitHub demands of every request, and the scripted answers.
 fn answer_instead(server: &Server, request: &Request) -> Option<Response> {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
-    if header("authorization") != Some(&format!("Bearer {TOKEN}")) {
+    let known = [TOKEN, READ_TOKEN, APP_TOKEN].map(|token| format!("Bearer {token}"));
+    if !known.iter().any(|known| header("authorization") == Some(known)) {
         return Some(refuse(401, "Bad credentials"));
     }
     assert_eq!(header("accept"), Some("application/vnd.github+json"));
@@ -158,6 +169,12 @@ async fn open(State(server): State<Server>, Json(draft): Json<Value>) -> Respons
     (StatusCode::CREATED, Json(shown(number, &entry))).into_response()
 }
 
+/// The user's rights; an app has none of a user's.
+async fn repository(headers: HeaderMap) -> Response {
+    let push = headers["authorization"] == format!("Bearer {TOKEN}").as_str();
+    Json(json!({"full_name": "o/r", "permissions": {"pull": true, "push": push}})).into_response()
+}
+
 async fn issue(State(server): State<Server>, UrlPath(number): UrlPath<i64>) -> Response {
     let state = server.fake.0.lock().unwrap();
     let Some(entry) = state.entry(number) else { return refuse(404, "Not Found") };
@@ -175,8 +192,15 @@ async fn issue(State(server): State<Server>, UrlPath(number): UrlPath<i64>) -> R
 #[tokio::test]
 async fn github_behaves_as_a_forge() {
     let world = World::new().await;
-    let forge = world.forges.forge(URL, &World::credential()).unwrap();
-    conformance::holds(&*forge, &world.server.fake).await;
+    let (forge, reader) = (world.forge_for(TOKEN), world.forge_for(READ_TOKEN));
+    conformance::holds(&*forge, &*reader, &world.server.fake).await;
+}
+
+#[tokio::test]
+async fn the_permissions_that_an_app_is_shown_are_not_believed() {
+    let world = World::new().await;
+    let app = world.forge_for(APP_TOKEN);
+    assert_eq!(app.write_right().await.unwrap(), WriteRight::Unsaid);
 }
 
 #[tokio::test]

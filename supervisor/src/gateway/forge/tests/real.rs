@@ -91,6 +91,40 @@ impl Drop for Repository {
     }
 }
 
+/// A person who may read the repository; removed at the end.
+struct Reader<'a> {
+    repository: &'a Repository,
+    name: String,
+    password: String,
+}
+
+impl<'a> Reader<'a> {
+    fn of(repository: &'a Repository) -> Self {
+        let name = format!("{}-reader", repository.name);
+        let password = format!("canary-{name}");
+        let person = json!({
+            "username": name, "email": format!("{name}@forge.invalid"), "password": password,
+            "must_change_password": false,
+        });
+        let made = repository.api("POST", "/admin/users", &person);
+        assert_eq!(made["login"].as_str(), Some(name.as_str()), "{made}");
+        let path = format!("/repos/{}/{}/collaborators/{name}", repository.owner, repository.name);
+        repository.api("PUT", &path, &json!({"permission": "read"}));
+        Self { repository, name, password }
+    }
+
+    fn credential(&self) -> Credential {
+        super::credential(&format!("{}:{}", self.name, self.password))
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        let path = format!("/admin/users/{}?purge=true", self.name);
+        self.repository.api("DELETE", &path, &Value::Null);
+    }
+}
+
 fn environment() -> (String, String) {
     let read = |name| std::env::var(name).expect("the environment of deploy/local/env");
     let token = std::fs::read_to_string(read("AO_FORGE_TOKEN_FILE")).expect("the forge's token");
@@ -152,7 +186,9 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
     assert_eq!(listed[0]["head"]["sha"].as_str().unwrap(), commit);
 
     let forge = forges.forge(&order.grant.repository.url, &credential).unwrap();
-    conformance::holds(&*forge, &repository).await;
+    let reader = Reader::of(&repository);
+    let reading = forges.forge(&order.grant.repository.url, &reader.credential()).unwrap();
+    conformance::holds(&*forge, &*reading, &repository).await;
 
     let mut missing = order.clone();
     missing.head_branch = "ai/none".to_owned();
