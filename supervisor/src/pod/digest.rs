@@ -14,12 +14,10 @@ use crate::steps::{
 };
 
 /// Waiting reasons of a container that the runtime could not set up.
-const SETUP_ERRORS: [&str; 4] = [
-    "CreateContainerError",
-    "RunContainerError",
-    "CreateContainerConfigError",
-    "ImageVolumeMountFailed",
-];
+const SETUP_ERRORS: [&str; 3] =
+    ["CreateContainerError", "RunContainerError", "CreateContainerConfigError"];
+/// A full disk hinders a runtime that can mount images: no reason to give them up for good.
+const DISK_FULL: &str = "no space left on device";
 
 /// Reduces `pod`.
 pub fn digest(pod: &Pod) -> PodDigest {
@@ -120,7 +118,8 @@ fn image_volume_broken(status: &ContainerStatus) -> Option<String> {
         || message.contains("image_volume")
         || message.contains("failed to mkdir \"\"")
         || message.contains("ImageVolume");
-    (SETUP_ERRORS.contains(&reason) && about_volume).then(|| format!("{reason}: {message}"))
+    let broken = about_volume && !message.contains(DISK_FULL);
+    (SETUP_ERRORS.contains(&reason) && broken).then(|| format!("{reason}: {message}"))
 }
 
 #[cfg(test)]
@@ -180,6 +179,25 @@ mod tests {
         let waiting = digest.waiting.unwrap();
         assert_eq!((waiting.words.as_str(), waiting.lasting), ("ErrImagePull: not found", true));
         assert_eq!(digest.image_volume_broken, None);
+    }
+
+    #[test]
+    fn a_runtime_without_image_volumes_is_told_from_one_with_a_full_disk() {
+        let broken = |message: &str| {
+            let waiting = json!({"reason": "CreateContainerError", "message": message});
+            let digest = digest(&pod(json!({
+                "metadata": {"uid": "u"},
+                "status": {"phase": "Pending", "containerStatuses": [
+                    {"name": "agent", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                     "state": {"waiting": waiting}}]},
+            })));
+            digest.image_volume_broken.is_some()
+        };
+        assert!(broken("failed to generate container: failed to mkdir \"\": mkdir : no such file"));
+        assert!(broken("ImageVolumeMountFailed: failed to mount image volume component \"/x\""));
+        let full = "ImageVolumeMountFailed: failed to unpack image volume: no space left on device";
+        assert!(!broken(full));
+        assert!(!broken("failed to reserve container name"));
     }
 
     #[test]

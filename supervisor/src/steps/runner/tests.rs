@@ -54,6 +54,8 @@ struct FakePods {
     gateway_knows: Mutex<Vec<RunKey>>,
     /// Runs whose pods are to be counted one by one, not held to one.
     many: AtomicBool,
+    /// The delivery that an argument sets.
+    delivery: Mutex<Option<Delivery>>,
 }
 
 impl FakePods {
@@ -201,7 +203,7 @@ impl Life {
         let settings = Settings {
             node: "node-a".into(),
             slots: if pods.many.load(Ordering::SeqCst) { 1000 } else { 1 },
-            delivery: None,
+            delivery: *pods.delivery.lock().unwrap(),
             pod_retention: Duration::ZERO,
             facts_missing: false,
         };
@@ -237,6 +239,13 @@ impl Life {
         let run = assignment().key();
         self.send(Input::Gateway(FromGateway::Durable { id, run, event })).await;
         self.told(|message| matches!(message, ToGateway::Ack { id: acked } if *acked == id)).await;
+    }
+
+    /// How runners get into pods, as the next Hello says it.
+    async fn delivery(&self) -> Option<Delivery> {
+        let (answer, snapshot) = tokio::sync::oneshot::channel();
+        self.send(Input::Snapshot(answer)).await;
+        snapshot.await.unwrap().delivery
     }
 
     async fn see(&self, pod: &Pod) {
@@ -406,6 +415,37 @@ async fn a_supervisor_killed_in_mid_step_comes_back_and_finishes_it() {
     std::fs::write(cgroup.join("pids.current"), "0\n").unwrap();
     assert_eq!(life.outcome().await.reason, Reason::Completed);
     assert_eq!(*pods.creations.lock().unwrap(), 1);
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_runner_in_its_pod_ends_the_nodes_trial_and_a_restart_remembers() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let mut life = Life::start(dir.path(), &pods).await;
+    assert_eq!(life.delivery().await, None, "not tried yet");
+    life.assign(assignment()).await;
+    life.open_gate(&pods).await;
+    assert_eq!(life.delivery().await, Some(Delivery::ImageVolume));
+    life.kill().await;
+
+    let life = Life::start(dir.path(), &pods).await;
+    assert_eq!(life.delivery().await, Some(Delivery::ImageVolume));
+    life.send(Input::SwitchDelivery("no such volumes".to_owned())).await;
+    assert_eq!(life.delivery().await, Some(Delivery::InitContainer));
+    life.kill().await;
+    let life = Life::start(dir.path(), &pods).await;
+    assert_eq!(life.delivery().await, Some(Delivery::InitContainer), "found out once");
+    life.kill().await;
+
+    // Set by hand meanwhile: the finding goes, and the node tries again.
+    *pods.delivery.lock().unwrap() = Some(Delivery::InitContainer);
+    let life = Life::start(dir.path(), &pods).await;
+    assert_eq!(life.delivery().await, Some(Delivery::InitContainer));
+    life.kill().await;
+    *pods.delivery.lock().unwrap() = None;
+    let life = Life::start(dir.path(), &pods).await;
+    assert_eq!(life.delivery().await, Some(Delivery::ImageVolume));
     life.kill().await;
 }
 

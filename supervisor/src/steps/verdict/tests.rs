@@ -343,3 +343,20 @@ fn a_lost_status_contradicts_nothing_and_another_code_does() {
     known.apply(&Record::Exit(record(&ended(0, "Completed"), false)));
     assert_eq!(mismatch(&known), Some((0, 137)));
 }
+
+#[test]
+fn an_image_that_lacks_something_keeps_its_word_and_remedy_and_charges_nobody() {
+    let fault = Some(StartFault::ImageNotRunnable);
+    let result = StepResult { start_fault: fault, ..testing::result(Reason::Unstarted, 75) };
+    let mut facts = facts(Silent);
+    facts.apply(&testing::result_record(result.clone()));
+    let outcome = judged(&facts, Seen::default());
+    assert_eq!((outcome.reason, outcome.start_fault), (Reason::Unstarted, fault));
+    assert!(outcome.message.contains("spec.agentImage"), "{}", outcome.message);
+    assert_eq!(outcome.reason.budget(), Budget::Replace);
+
+    let mut facts = self::facts(Open);
+    facts.apply(&testing::result_record(result));
+    let late = judged(&facts, Seen::default());
+    assert_eq!(late.start_fault, Some(StartFault::NotStarted), "behind an open gate it is no word");
+}
