@@ -2,7 +2,11 @@
 // server a quarter of a minute to read.
 import { readFileSync, writeFileSync } from "node:fs";
 
-const PATHS = ["/repos/{owner}/{repo}/pulls", "/repos/{owner}/{repo}/issues/{issue_number}"];
+const PATHS = [
+  "/repos/{owner}/{repo}",
+  "/repos/{owner}/{repo}/pulls",
+  "/repos/{owner}/{repo}/issues/{issue_number}",
+];
 
 const [, , from, to] = process.argv;
 const description = JSON.parse(readFileSync(from, "utf8"));
