@@ -48,7 +48,7 @@ impl GitService {
         checked.notes.push(format!("{} is at {:.12}", grant.repository.base_branch, base.as_str()));
         let trial = format!("{TRIAL_BRANCH}{}", short_hash(&[grant.task.uid.as_str()]));
         match mirror.try_push(login.as_deref(), &base, &trial).await {
-            Ok(()) => checked.notes.push("git may offer a push".to_owned()),
+            Ok(()) => checked.notes.push("the offer of a push is taken".to_owned()),
             Err(error) => checked.findings.push(finding(&error)),
         }
         match test_commands(&mirror, &base).await {
