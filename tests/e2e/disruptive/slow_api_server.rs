@@ -1,19 +1,11 @@
 //! An API server that stands still, and one that answers now and then (classes 9 and 12).
 
-use std::{
-    fs,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use kube::ResourceExt as _;
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::{task::JoinHandle, time::sleep};
 
 use crate::support::{
     cluster::{Cluster, NAMESPACE},
@@ -98,7 +90,7 @@ impl Step {
             let pids = processes::of_pod(&uid);
             let shell = pids.iter().find(|(_, name)| name == "sh").map(|(pid, _)| *pid);
             let tree = shell.map(|pid| PathBuf::from(format!("/proc/{pid}/cwd")));
-            tree.filter(|tree| tree.join("ticks.txt").exists()).ok_or(format!("{pids:?}"))
+            tree.filter(|tree| tree.join("ticks.txt").exists()).ok_or_else(|| format!("{pids:?}"))
         })
         .await;
         Self { pod, uid, tree: shell }
@@ -131,32 +123,24 @@ impl Drop for Still {
 }
 
 /// A process that works a little and pauses a little, until the value goes.
-struct Slow {
-    over: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<()>>,
-}
+struct Slow(JoinHandle<()>);
 
 impl Slow {
     fn make(pid: i32) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&over);
-        let alternate = move || {
-            while !seen.load(Ordering::SeqCst) {
+        Self(tokio::spawn(async move {
+            loop {
                 let still = Still::stop(pid);
-                thread::sleep(PAUSE);
+                sleep(PAUSE).await;
                 drop(still);
-                thread::sleep(WORK);
+                sleep(WORK).await;
             }
-        };
-        Self { over, thread: Some(thread::spawn(alternate)) }
+        }))
     }
 }
 
 impl Drop for Slow {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        // What stands still at that moment goes on: the task's own values go with it.
+        self.0.abort();
     }
 }

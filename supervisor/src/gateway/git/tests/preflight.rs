@@ -31,7 +31,10 @@ async fn a_good_repository_is_passed_without_writing_to_it_and_its_mirror_is_war
     let checked = check(&world, &grant("a"), TOKEN).await;
     assert_eq!(problems(&checked), [], "{checked:?}");
     let notes = checked.notes.join("; ");
-    assert!(notes.contains("main is at") && notes.contains("the offer of a push is taken"), "{notes}");
+    assert!(
+        notes.contains("main is at") && notes.contains("the offer of a push is taken"),
+        "{notes}"
+    );
     let heads = std::process::Command::new("git")
         .args(["for-each-ref", "--format=%(refname)"])
         .current_dir(world.bare())
