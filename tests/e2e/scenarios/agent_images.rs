@@ -17,9 +17,9 @@ async fn a_bare_image_of_somebody_else_completes_a_task_of_claude_code() {
     let cluster = Cluster::connect().await;
     let name = unique("bare-image");
     let image = images::debian_with_git().await;
-    // Nothing but git is in it: no node to run the repository's own tests with.
-    let spec = json!({"agentImage": image, "test": {"command": ["grep", "healthz", "server.js"]}});
-    let prompt = format!("Add a /healthz endpoint that returns 200 OK. Marker {name}.");
+    // Nothing but git and a shell is in it: no node to run the repository's own tests with.
+    let spec = json!({"agentImage": image, "test": {"command": ["grep", "healthz", "HEALTHZ.md"]}});
+    let prompt = format!("Write down what /healthz does. Marker {name}. [[script:shell-only]]");
     cluster.create(NAMESPACE, &task(&name, &prompt, &spec)).await;
     let done = cluster.complete(NAMESPACE, &name).await;
     let branch = done.status.expect("a status").repositories[0].work_branch.clone();
