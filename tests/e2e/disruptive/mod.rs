@@ -2,6 +2,7 @@
 //! all scenarios, and leave the system as they found it.
 
 mod deadlines;
+mod delivery;
 mod fence;
 mod follow_resumes;
 mod gateway_restart;
