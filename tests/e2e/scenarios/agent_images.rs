@@ -27,6 +27,7 @@ async fn a_bare_image_of_somebody_else_completes_a_task_of_claude_code() {
     let pods = cluster.task_pods(NAMESPACE, &name).await;
     assert_eq!(pods.len(), 4, "a pod a step");
     for pod in pods {
+        assert_eq!(images::delivery_of(&pod), "imageVolume", "found out by nodes that can");
         let containers = pod.spec.expect("a spec").containers;
         assert_eq!(containers[0].image.as_deref(), Some(image.as_str()));
     }
