@@ -10,4 +10,3 @@ mod nodes;
 mod notes;
 mod uninstall;
 mod upgrade;
-mod volume;
