@@ -18,4 +18,3 @@ mod slow_api_server;
 mod tutorial;
 mod uninstall;
 mod upgrade;
-mod volume;

@@ -181,8 +181,7 @@ async fn a_long_log_that_is_followed_while_it_grows_comes_line_by_line_without_a
         write(&port, "plan-1", Channel::Log, std::str::from_utf8(piece).unwrap(), false);
         // Each line comes while the run goes on, before anything is written behind it.
         let until = port.store.position(&log("plan-1")).unwrap().offset;
-        let whole = rows.as_bytes()[..usize::try_from(until).unwrap()].iter();
-        let whole = whole.filter(|byte| **byte == b'\n').count();
+        let whole = rows[..usize::try_from(until).unwrap()].matches('\n').count();
         while told < whole {
             let line = next(&mut events).await;
             if line.starts_with("plan-1: ") {
