@@ -15,6 +15,8 @@ pub enum What {
     PodStarted { task: String, step: String, run: Attempt, pod: String, node: String },
     /// Nothing of it runs any more. The code is the runtime's; none after a loss of power.
     PodEnded { pod: String, run: Attempt, code: Option<i32> },
+    /// The runner has reported this code to the gateway.
+    Reported { run: Attempt, code: i32 },
     /// The record of a run stands in the API server. The code is that of the record.
     RunRecorded { run: String, phase: String, reason: String, code: Option<i32> },
     /// The phase of a task stands there.

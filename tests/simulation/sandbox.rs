@@ -237,7 +237,14 @@ impl Runner<'_> {
     /// Reports, and ends with the same code.
     async fn end(&self, result: StepResult) -> i32 {
         let code = result.exit_code;
-        self.kept(|| self.gateway.result(&self.run, result.clone())).await;
+        let say = || {
+            let told = self.gateway.result(&self.run, result.clone());
+            if told.is_ok() {
+                self.world.note(What::Reported { run: attempt(&self.run), code });
+            }
+            told
+        };
+        self.kept(say).await;
         code
     }
 
