@@ -4,6 +4,7 @@
 //! - [`attempt`]: the HTTP contract between agent-runner and gateway.
 //! - `crd`: the custom resources (feature `crd`).
 //! - `proto`, `convert`: the gRPC wire and its only translation (feature `proto`).
+//! - `telemetry`: logs, traces and metrics of the long-running processes (feature `telemetry`).
 
 pub mod attempt;
 #[cfg(feature = "proto")]
@@ -13,3 +14,5 @@ pub mod crd;
 pub mod domain;
 #[cfg(feature = "proto")]
 pub mod proto;
+#[cfg(feature = "telemetry")]
+pub mod telemetry;

@@ -9,4 +9,5 @@ mod raw;
 mod reports;
 mod restart;
 mod rig;
+mod telemetry;
 mod tokens;

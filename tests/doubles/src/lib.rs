@@ -8,7 +8,11 @@
 //! - [`conversation`]: what a request says about step, turn and script.
 //! - [`script`]: the answer to it.
 //! - [`wire`]: the answer as JSON or as server-sent events.
+//!
+//! `collector` (a feature) takes traces by OTLP over gRPC and keeps them for tests to look at.
 
+#[cfg(feature = "collector")]
+pub mod collector;
 pub mod conversation;
 pub mod script;
 pub mod server;
