@@ -75,9 +75,10 @@ ensure_schemas() {
   done
 }
 
-# conforms VERSION FILE...: whether all objects are what that Kubernetes takes. ServiceMonitors are not its own.
+# conforms VERSION FILE...: whether all objects are what that Kubernetes takes. ServiceMonitors and
+# PrometheusRules are not its own.
 conforms() {
-  kubeconform -strict -skip ServiceMonitor -kubernetes-version "$1" \
+  kubeconform -strict -skip ServiceMonitor,PrometheusRule -kubernetes-version "$1" \
     -schema-location "$(schema_folder "$1")/{{ .ResourceKind }}{{ .KindSuffix }}.json" "${@:2}"
 }
 
