@@ -30,7 +30,7 @@ all:
 crds:
     AO_WRITE=1 cargo test --test drift custom_resource
 
-# Writes docs/reference from the types, the chart's values, the proto files and recorded refusals.
+# Writes docs/reference from the types, the chart's values, the proto files, metrics and recorded refusals.
 docs:
     AO_WRITE=1 cargo test --test drift reference_of
 

@@ -5,6 +5,7 @@
 //! - `api_client`: the client for the API server (feature `client`).
 //! - `crd`: the custom resources (feature `crd`).
 //! - `proto`, `convert`: the gRPC wire and its only translation (feature `proto`).
+//! - `telemetry`: logs, traces and metrics of the long-running processes (feature `telemetry`).
 
 #[cfg(feature = "client")]
 pub mod api_client;
@@ -16,3 +17,5 @@ pub mod crd;
 pub mod domain;
 #[cfg(feature = "proto")]
 pub mod proto;
+#[cfg(feature = "telemetry")]
+pub mod telemetry;

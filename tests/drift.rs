@@ -14,6 +14,10 @@ mod chart;
 mod definitions;
 #[path = "drift/docs.rs"]
 mod docs;
+#[path = "drift/metrics.rs"]
+mod metrics;
+#[path = "drift/queries.rs"]
+mod queries;
 #[path = "drift/reference.rs"]
 mod reference;
 #[path = "drift/reference_text.rs"]

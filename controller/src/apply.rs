@@ -357,7 +357,7 @@ impl Applier {
                 if matches!(error.code(), Some(413 | 422))
                     && crate::decide::status::is_finished(status) =>
             {
-                tracing::warn!(task = task.name_any(), error = %agent_operator::domain::text::error_chain(&error), "the last status was refused; writing the least of it");
+                tracing::warn!(error = %agent_operator::domain::text::error_chain(&error), "the last status was refused; writing the least of it");
                 self.write_task_status(task, &crate::decide::status::minimal(status)).await
             }
             result => result,

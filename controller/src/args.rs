@@ -5,10 +5,11 @@ use std::{
     path::PathBuf,
 };
 
-use agent_operator::domain::GoDuration;
+use agent_operator::{
+    domain::GoDuration,
+    telemetry::{TelemetryArgs, logs::LogFormat},
+};
 use clap::{Args, Parser, Subcommand};
-
-use crate::telemetry::LogFormat;
 
 /// Longest name of a Kubernetes object.
 const NAME_BYTES_MAX: usize = 253;
@@ -127,12 +128,9 @@ pub struct RunArgs {
     /// Name of this process in the Lease and in events.
     #[arg(long, env = "POD_NAME", default_value = "controller", value_parser = name)]
     pub identity: String,
-    /// Form of log lines on standard error.
-    #[arg(long, env = "AO_LOG_FORMAT", value_enum, default_value_t)]
-    pub log_format: LogFormat,
-    /// What is logged, for example info or info,kube=debug.
-    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER")]
-    pub log: String,
+    /// Logs and traces.
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
 }
 
 /// Options of `check`.

@@ -2,6 +2,7 @@
 //! metrics need, kept by watches of its own, so that a replica that does not lead serves it too.
 //! Only the few fields that are shown are kept; plans and outputs are not.
 
+mod book;
 mod view;
 mod watch;
 
@@ -15,9 +16,14 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use agent_operator::domain::{RunUid, TaskUid};
+use agent_operator::{
+    domain::{RunUid, TaskUid},
+    telemetry::Tracer,
+};
+use jiff::Timestamp;
 use tokio::sync::watch as changes;
 
+use self::book::Book;
 use crate::metrics::Metrics;
 
 /// (namespace, name) of an object.
@@ -37,7 +43,7 @@ struct Tables {
 struct Inner {
     tables: RwLock<Tables>,
     version: changes::Sender<u64>,
-    metrics: Metrics,
+    book: Book,
 }
 
 /// The tasks and runs of the cluster. Cheap to clone.
@@ -45,10 +51,17 @@ struct Inner {
 pub struct Catalog(Arc<Inner>);
 
 impl Catalog {
-    /// An empty catalogue; [`run`] fills it.
+    /// An empty catalogue; [`run`] fills it. What it sees end is counted in `metrics` while this
+    /// process leads.
     pub fn new(metrics: Metrics) -> Self {
+        Self::traced(metrics, Tracer::off())
+    }
+
+    /// The same; what ends is told to `tracer` too.
+    pub fn traced(metrics: Metrics, tracer: Tracer) -> Self {
         let (version, _) = changes::channel(0);
-        Self(Arc::new(Inner { tables: RwLock::default(), version, metrics }))
+        let book = Book { metrics, tracer };
+        Self(Arc::new(Inner { tables: RwLock::default(), version, book }))
     }
 
     /// Wakes at each change of any task or run.
@@ -115,21 +128,31 @@ impl Catalog {
 
     /// Replaces all tasks.
     pub fn set_tasks(&self, tasks: Vec<TaskView>) {
-        self.change(|tables| {
-            tables.tasks = tasks
+        let (before, after) = self.change(|tables| {
+            let after: HashMap<_, _> = tasks
                 .into_iter()
                 .map(|task| (key(&task.namespace, &task.name), Arc::new(task)))
                 .collect();
-            tables.tasks_listed = true;
+            let listed = std::mem::replace(&mut tables.tasks_listed, true);
+            let before = std::mem::replace(&mut tables.tasks, after.clone());
+            (listed.then_some(before), after)
         });
+        // Of the first list nobody knows when it came about.
+        if let Some(before) = before {
+            for (key, task) in &after {
+                self.0.book.task(before.get(key).map(Arc::as_ref), task);
+            }
+        }
         self.count_tasks();
     }
 
     /// Adds or replaces a task.
     pub fn put_task(&self, task: TaskView) {
-        self.change(|tables| {
-            tables.tasks.insert(key(&task.namespace, &task.name), Arc::new(task));
+        let task = Arc::new(task);
+        let before = self.change(|tables| {
+            tables.tasks.insert(key(&task.namespace, &task.name), Arc::clone(&task))
         });
+        self.0.book.task(before.as_deref(), &task);
         self.count_tasks();
     }
 
@@ -141,25 +164,32 @@ impl Catalog {
 
     /// Replaces all runs.
     pub fn set_runs(&self, runs: Vec<RunView>) {
-        self.change(|tables| {
-            tables.runs.clear();
+        let before = self.change(|tables| {
+            let before = std::mem::take(&mut tables.runs);
             tables.run_names.clear();
             tables.runs_of_task.clear();
             for run in runs {
                 tables.insert(run);
             }
-            tables.runs_listed = true;
+            std::mem::replace(&mut tables.runs_listed, true).then_some(before)
         });
+        // Of the first list nobody knows when it came about.
+        let Some(before) = before else { return };
+        let tables = self.read();
+        for (uid, run) in &tables.runs {
+            let before = before.get(uid).map(Arc::as_ref);
+            self.0.book.run(before, run, tables.end_before(run));
+        }
     }
 
-    /// Adds or replaces a run, and counts its end if this process sees it happen.
+    /// Adds or replaces a run, and counts its start and its end if this process sees them happen.
     pub fn put_run(&self, run: RunView) {
-        let ended = run.is_terminal().then(|| (run.step.clone(), run.reason.clone()));
+        let uid = run.uid.clone();
         let before = self.change(|tables| tables.insert(run));
-        if let Some((step, reason)) = ended
-            && before.is_some_and(|before| !before.is_terminal())
-        {
-            self.0.metrics.step_finished(&step, &reason);
+        let tables = self.read();
+        // Unless another change has taken it out meanwhile.
+        if let Some(run) = tables.runs.get(&uid) {
+            self.0.book.run(before.as_deref(), run, tables.end_before(run));
         }
     }
 
@@ -174,7 +204,7 @@ impl Catalog {
         for task in tables.tasks.values() {
             *phases.entry(&task.phase).or_default() += 1;
         }
-        self.0.metrics.set_tasks(phases);
+        self.0.book.tasks(phases);
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -197,6 +227,15 @@ impl Tables {
         self.run_names.insert(key(&run.namespace, &run.name), run.uid.clone());
         self.runs_of_task.entry(run.task_uid.clone()).or_default().insert(run.uid.clone());
         self.runs.insert(run.uid.clone(), Arc::new(run))
+    }
+
+    /// When the run that was before `run` in its task ended.
+    fn end_before(&self, run: &RunView) -> Option<Timestamp> {
+        let uids = self.runs_of_task.get(&run.task_uid).into_iter().flatten();
+        let others = uids.filter(|uid| **uid != run.uid).filter_map(|uid| self.runs.get(uid));
+        let ends = others.filter_map(|other| other.completed_at);
+        // One that ended later than this one began is of a step that came after it.
+        ends.filter(|end| run.started_at.or(run.completed_at).is_none_or(|at| *end <= at)).max()
     }
 
     fn remove(&mut self, run: &RunView) {
@@ -264,7 +303,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_run_is_counted_once_and_only_when_seen() {
-        let metrics = Metrics::new();
+        let metrics = leading();
         let catalog = Catalog::new(metrics.clone());
         let ended = |name| RunView {
             phase: "Failed".into(),
@@ -275,7 +314,78 @@ mod tests {
         catalog.put_run(ended("old"));
         catalog.put_run(ended("live"));
         catalog.put_run(ended("live"));
-        assert!(metrics.render().unwrap().contains("reason=\"TimedOut\"} 1"));
+        assert!(shows(&metrics, "steps_total{step=\"plan\",reason=\"TimedOut\"} 1"));
+    }
+
+    #[test]
+    fn an_end_that_only_a_new_list_shows_is_counted_too() {
+        let metrics = leading();
+        let catalog = Catalog::new(metrics.clone());
+        let ended =
+            RunView { phase: "Succeeded".into(), reason: "Completed".into(), ..run("a", 1, 1, 1) };
+        let finished = TaskView {
+            phase: "Complete".into(),
+            finished: true,
+            created_at: jiff::Timestamp::from_second(1).ok(),
+            completed_at: jiff::Timestamp::from_second(4).ok(),
+            ..TaskView::sample("t")
+        };
+        catalog.set_runs(vec![run("a", 1, 1, 1)]);
+        catalog.set_tasks(vec![TaskView::sample("t")]);
+        for _ in 0..2 {
+            catalog.set_runs(vec![ended.clone()]);
+            catalog.set_tasks(vec![finished.clone()]);
+        }
+        assert!(shows(&metrics, "steps_total{step=\"plan\",reason=\"Completed\"} 1"));
+        assert!(shows(&metrics, "task_seconds_sum{phase=\"Complete\"} 3.0"));
+        assert!(shows(&metrics, "task_seconds_count{phase=\"Complete\"} 1"));
+    }
+
+    #[test]
+    fn a_hand_over_counts_from_the_end_of_the_run_before() {
+        let metrics = leading();
+        let catalog = Catalog::new(metrics.clone());
+        let second = |second| jiff::Timestamp::from_second(second).ok();
+        let first = RunView {
+            phase: "Succeeded".into(),
+            started_at: second(10),
+            completed_at: second(20),
+            ..run("a", 1, 1, 5)
+        };
+        let next = RunView { step: "test".into(), ..run("b", 3, 1, 20) };
+        catalog.set_runs(vec![]);
+        catalog.put_run(first.clone());
+        catalog.put_run(next.clone());
+        let next = RunView { started_at: second(23), phase: "Running".into(), ..next };
+        catalog.put_run(next.clone());
+        catalog.put_run(next);
+        assert!(shows(&metrics, "step_handover_seconds_sum{step=\"test\"} 3.0"));
+        assert!(shows(&metrics, "step_handover_seconds_count{step=\"test\"} 1"));
+        assert!(shows(&metrics, "step_handover_seconds_count{step=\"plan\"} 0"));
+    }
+
+    #[test]
+    fn a_replica_that_does_not_lead_counts_nothing_twice() {
+        let metrics = Metrics::new();
+        let catalog = Catalog::new(metrics.clone());
+        catalog.set_runs(vec![run("a", 1, 1, 1)]);
+        catalog.put_run(RunView {
+            phase: "Failed".into(),
+            reason: "TimedOut".into(),
+            ..run("a", 1, 1, 1)
+        });
+        assert!(shows(&metrics, "steps_total{step=\"plan\",reason=\"TimedOut\"} 0"));
+    }
+
+    fn leading() -> Metrics {
+        let metrics = Metrics::new();
+        metrics.set_leading(true);
+        metrics
+    }
+
+    fn shows(metrics: &Metrics, line: &str) -> bool {
+        let text = metrics.render().unwrap();
+        text.lines().any(|known| known.strip_prefix("agent_operator_") == Some(line))
     }
 
     #[test]

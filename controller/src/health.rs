@@ -5,14 +5,12 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use agent_operator::telemetry::metrics::CONTENT_TYPE;
 use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{catalog::Catalog, metrics::Metrics};
-
-/// Media type of a scrape.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Whether the process can serve. Leading is no part of it: a standby is ready too, and nodes must
 /// reach it to be told who leads.
@@ -72,7 +70,7 @@ async fn ready(State(health): State<Health>) -> impl IntoResponse {
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     match health.0.metrics.render() {
-        Ok(text) => (StatusCode::OK, [("content-type", OPEN_METRICS)], text),
+        Ok(text) => (StatusCode::OK, [("content-type", CONTENT_TYPE)], text),
         Err(error) => {
             let type_ = [("content-type", "text/plain")];
             (StatusCode::INTERNAL_SERVER_ERROR, type_, error.to_string())

@@ -8,8 +8,8 @@
 //! | `reconcile` ([`reconcile::run`], its own tasks are listed there) | watches, `NodeEvent`s, [`lease::Leadership`] | API writes, [`fleet::Command`]s |
 //! | `election` ([`lease::Election`]) | the Lease | [`lease::Leadership`] (watch) |
 //! | `grpc` ([`grpc::serve`], one task a call, and the renewal of certificates) | connections, commands, catalogue, stream store | `NodeEvent`s (bounded), stream store, events to followers |
-//! | `watchdog` ([`fleet::watchdog`]) | times of the sessions | ends silent sessions |
-//! | `catalog` ([`catalog::run`]) | watches | the catalogue, metrics |
+//! | `watchdog` ([`fleet::watchdog`]) | times of the sessions | ends silent sessions, metrics |
+//! | `catalog` ([`catalog::run`]) | watches | the catalogue, metrics, traces |
 //! | `sweeper` | catalogue | stream store, metrics |
 //! | `leading` | [`lease::Leadership`] | metrics |
 //! | `http` ([`health::serve`]) | connections | `/livez`, `/readyz`, `/metrics` |
@@ -35,6 +35,5 @@ pub mod reconcile;
 pub mod run;
 pub mod settings;
 pub mod streams;
-pub mod telemetry;
 pub mod tls;
 pub mod uninstall;

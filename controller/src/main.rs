@@ -2,10 +2,13 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use agent_operator::crd::all_crds;
+use agent_operator::{
+    crd::all_crds,
+    telemetry::{Tracer, logs},
+};
 use agent_operator_controller::{
     args::{AwaitPurgeArgs, CheckArgs, Cli, Command, RunArgs, UninstallArgs},
-    check, run, telemetry, uninstall,
+    check, run, uninstall,
 };
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -31,12 +34,17 @@ fn main() -> ExitCode {
 }
 
 fn start(args: RunArgs) -> anyhow::Result<()> {
-    telemetry::start(args.log_format, &args.log)?;
-    block_on(run::run(args))
+    logs::start(args.telemetry.log_format, &args.telemetry.log)?;
+    block_on(async {
+        let tracer = Tracer::start(&args.telemetry, "agent-operator-controller")?;
+        let ended = run::run(args, tracer.clone()).await;
+        tracer.stop().await;
+        ended
+    })
 }
 
 fn prepare_removal(args: &UninstallArgs) -> anyhow::Result<()> {
-    telemetry::start(args.job.log_format, &args.job.log)?;
+    logs::start(args.job.log_format, &args.job.log)?;
     block_on(async {
         let client = run::client(args.job.kubeconfig.as_deref()).await?;
         uninstall::uninstall(client, args).await.context("prepare the release for its removal")
@@ -44,7 +52,7 @@ fn prepare_removal(args: &UninstallArgs) -> anyhow::Result<()> {
 }
 
 fn await_purge(args: &AwaitPurgeArgs) -> anyhow::Result<()> {
-    telemetry::start(args.job.log_format, &args.job.log)?;
+    logs::start(args.job.log_format, &args.job.log)?;
     block_on(async {
         let client = run::client(args.job.kubeconfig.as_deref()).await?;
         uninstall::await_purge(client, args).await.context("remove what is kept on the nodes")

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use agent_operator::{api_client, domain::RunUid};
+use agent_operator::{api_client, domain::RunUid, telemetry::Tracer};
 use anyhow::Context as _;
 use kube::{
     Client, Config,
@@ -52,10 +52,10 @@ const TLS_RETRY: Duration = Duration::from_secs(2);
 type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 
 /// Runs until SIGTERM or SIGINT, or until a part ends by itself, which is an error.
-pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+pub async fn run(args: RunArgs, tracer: Tracer) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut tasks = Tasks::new();
-    let started = start(&args, &stop, &mut tasks).await;
+    let started = start(&args, tracer, &stop, &mut tasks).await;
     if let Err(error) = started {
         stop.cancel();
         while tasks.join_next().await.is_some() {}
@@ -78,9 +78,9 @@ async fn supervise(mut tasks: Tasks, stop: CancellationToken) -> anyhow::Result<
     stop.cancel();
     while let Some(ended) = tasks.join_next().await {
         match ended {
-            Ok((name, Ok(()))) => tracing::debug!(task = name, "ended"),
+            Ok((name, Ok(()))) => tracing::debug!(part = name, "ended"),
             Ok((name, Err(error))) => {
-                tracing::warn!(task = name, error = format!("{error:#}"), "ended badly");
+                tracing::warn!(part = name, error = format!("{error:#}"), "ended badly");
             }
             Err(error) => tracing::error!(%error, "a task panicked"),
         }
@@ -97,11 +97,16 @@ fn unexpected(
     anyhow::bail!("task {name} ended by itself")
 }
 
-async fn start(args: &RunArgs, stop: &CancellationToken, tasks: &mut Tasks) -> anyhow::Result<()> {
+async fn start(
+    args: &RunArgs,
+    tracer: Tracer,
+    stop: &CancellationToken,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
     let settings = Arc::new(settings(args)?);
     let client = client(args.kubeconfig.as_deref()).await?;
     let metrics = Metrics::new();
-    let catalog = Catalog::new(metrics.clone());
+    let catalog = Catalog::traced(metrics.clone(), tracer);
     let health = Health::new(catalog.clone(), metrics.clone());
     let http = TcpListener::bind(args.http_address)
         .await
@@ -133,7 +138,8 @@ async fn start(args: &RunArgs, stop: &CancellationToken, tasks: &mut Tasks) -> a
     tasks.spawn(async { ("reconcile", reconciling.await.context("reconcile")) });
     tasks.spawn(quiet("election", election.run(stop.clone())));
     let node_lease = settings.node_lease.get();
-    tasks.spawn(quiet("watchdog", watchdog::run(sessions.clone(), node_lease, stop.clone())));
+    let watching = watchdog::run(sessions.clone(), node_lease, metrics.clone(), stop.clone());
+    tasks.spawn(quiet("watchdog", watching));
     let watching = catalog::run(client.clone(), catalog.clone(), stop.clone());
     tasks.spawn(quiet("catalog", watching));
     let gauge = leading(leadership.clone(), metrics.clone(), stop.clone());

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use agent_operator::domain::GoDuration;
+use agent_operator::{domain::GoDuration, telemetry::TelemetryArgs};
 
 use crate::ledger::Delivery;
 
@@ -15,6 +15,9 @@ const GATEWAY_PORT: u16 = 8080;
 #[derive(Debug, clap::Parser)]
 #[command(name = "supervisor", version, about)]
 pub struct Cli {
+    /// Logs and traces.
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
     /// What to run.
     #[command(subcommand)]
     pub command: Command,

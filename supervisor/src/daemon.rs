@@ -19,6 +19,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use agent_operator::{
     api_client,
     domain::{NodeName, RunKey, ids::InstanceId, names},
+    telemetry::Tracer,
 };
 use anyhow::Context as _;
 use tokio::{
@@ -57,7 +58,7 @@ const PRESSED_PACE: Duration = Duration::from_secs(1);
 const INSTANCE_BYTES: usize = 8;
 
 /// Runs the supervisor until `shutdown` or until a part of it fails.
-pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(args: Args, tracer: Tracer, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     let config = kube::Config::infer().await.context("no access to the API server")?;
     let client = api_client::client(config.clone()).context("could not make an API client")?;
@@ -70,7 +71,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let tools = tools(&args, client.clone(), Arc::clone(&streams), inputs.clone());
     let guards = guards(&args, config)?;
     let settings = Settings { facts_missing, ..runner_settings(&args) };
-    let runner = Runner::new(settings, ledger, memory, tools, guards, Arc::clone(&metrics))?;
+    let runner = Runner::new(settings, ledger, memory, tools, guards, Arc::clone(&metrics))?
+        .with_tracer(tracer);
 
     let mut tasks = JoinSet::new();
     tasks.spawn(on_own_thread(runner, queue, shutdown.clone()));

@@ -230,6 +230,9 @@ pub enum NoRoom {
 }
 
 impl NoRoom {
+    /// Every [`Self::kind`].
+    pub const KINDS: [&str; 3] = ["DiskFull", "LedgerUnwritable", "LedgerFull"];
+
     /// The reason of a refused assignment.
     pub fn kind(self) -> &'static str {
         match self {

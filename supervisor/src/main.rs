@@ -1,5 +1,6 @@
 //! The supervisor's binary: the daemon of a node, and its gateway as a process of its own.
 
+use agent_operator::telemetry::{Tracer, logs};
 use agent_operator_supervisor::{
     args::{Cli, Command},
     daemon, gateway,
@@ -8,15 +9,13 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> anyhow::Result<()> {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider was installed before"))?;
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    logs::start(cli.telemetry.log_format, &cli.telemetry.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -33,8 +32,19 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         of_signals.cancel();
     });
+    let start = |service| Tracer::start(&cli.telemetry, service);
     match cli.command {
-        Command::Run(args) => daemon::run(*args, shutdown).await,
-        Command::Gateway(args) => gateway::run(*args, shutdown).await,
+        Command::Run(args) => {
+            let tracer = start("agent-operator-supervisor")?;
+            let ended = daemon::run(*args, tracer.clone(), shutdown).await;
+            tracer.stop().await;
+            ended
+        }
+        Command::Gateway(args) => {
+            let tracer = start("agent-operator-gateway")?;
+            let ended = gateway::run(*args, tracer.clone(), shutdown).await;
+            tracer.stop().await;
+            ended
+        }
     }
 }

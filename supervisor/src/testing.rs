@@ -1,6 +1,10 @@
 //! Values for the tests of this crate.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex},
+};
 
 use agent_operator::{
     attempt::StepResult,
@@ -129,5 +133,37 @@ pub(crate) fn credential() -> agent_operator::domain::Credential {
         host: "api.anthropic.com".into(),
         scheme: "api-key".into(),
         value: agent_operator::domain::Secret::new("CREDENTIAL-CANARY"),
+    }
+}
+
+/// Log lines of the tests' thread.
+#[derive(Clone, Default)]
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    /// Keeps what is logged on this thread until the guard is dropped.
+    pub(crate) fn keep() -> (Self, tracing::subscriber::DefaultGuard) {
+        let lines = Self::default();
+        let writer = lines.clone();
+        let subscriber = agent_operator::telemetry::logs::json_to("info", move || writer.clone());
+        let guard = tracing::subscriber::set_default(subscriber.unwrap());
+        (lines, guard)
+    }
+
+    /// Those that are whole.
+    pub(crate) fn all(&self) -> Vec<serde_json::Value> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

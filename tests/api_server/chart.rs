@@ -66,6 +66,8 @@ async fn chart_is_valid_with_its_defaults_and_with_every_option() {
         json!({"gateway.caBundle": {"configMap": "ca", "key": "ca.crt"}, "gateway.limits": {"tunnels": 3}}),
         json!({"gateway.proxy": {"https": "http://proxy.example:3128", "credentialsSecret": {"name": "proxy"}}}),
         json!({"priorityClasses.create": true, "headroom.enabled": true, "metrics.services": true}),
+        json!({"metrics.dashboard": {"enabled": true, "annotations": {"grafana_folder": "Agents"}}}),
+        json!({"tracing": {"endpoint": "http://collector.observability:4317", "ratio": 0.5}, "logFormat": "text"}),
         json!({"supervisor.updateStrategy": "OnDelete", "controller.podDisruptionBudget.maxUnavailable": "50%"}),
         json!({"upstreams": [{"host": "github.com", "baseURL": "http://10.0.0.2:3000", "forge": "gitea"}]}),
         json!({"agent.sandbox": {"runtimeClassName": "gvisor", "egressPolicy": "Required", "requirePidsLimit": true}}),
@@ -103,6 +105,9 @@ async fn wrong_values_are_refused_by_the_chart_itself() {
         ),
         ("controller.persistence.enabled=true", "controller.replicas=1"),
         ("headroom.priority=5", "/headroom/priority"),
+        ("logFormat=\"xml\"", "/logFormat"),
+        ("tracing.endpoint=\"collector:4317\"", "/tracing/endpoint"),
+        ("tracing.ratio=2", "/tracing/ratio"),
         ("agent.priorityClassName=\"No Class\"", "/agent/priorityClassName"),
     ] {
         let message = try_render("wrong", "x", &[value.to_owned()]).unwrap_err();

@@ -151,6 +151,13 @@ fn reference_of_the_grpc_services_equals_the_proto_files() {
 }
 
 #[test]
+fn reference_of_metrics_equals_the_registries() {
+    let page = super::metrics::page();
+    assert!(page.matches("\n| `agent_operator_").count() > 40, "the registries were not read");
+    hold_generated("docs/reference/metrics.md", &page, "just docs");
+}
+
+#[test]
 fn reference_of_reasons_equals_the_sources() {
     hold_generated("docs/reference/reasons.md", &text::reasons_page(), "just docs");
 }

@@ -149,7 +149,7 @@ fn every_value_is_used_by_a_template() {
     for path in all {
         // Templates hand maps on by a variable, so the last two names need not stand side by side.
         let last = path.rsplit('.').next().unwrap();
-        let whole = ["requests", "limits", "resources", "nodeSelector", "gitIdentity"];
+        let whole = ["requests", "limits", "resources", "nodeSelector", "gitIdentity", "labels"];
         if !path.rsplit('.').skip(1).any(|map| whole.contains(&map)) {
             assert!(templates.contains(&format!(".{last}")), "no template uses {path}");
         }

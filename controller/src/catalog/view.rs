@@ -22,10 +22,16 @@ pub struct TaskView {
     pub phase: String,
     /// One sentence on where it stands.
     pub message: String,
+    /// Why it ended as it did, once it has.
+    pub reason: String,
     /// Whether it has ended.
     pub finished: bool,
+    /// When it was made.
+    pub created_at: Option<Timestamp>,
     /// When it ended.
     pub completed_at: Option<Timestamp>,
+    /// Consumption.
+    pub usage: Usage,
     /// Names of its runs in order of creation, as far as its status lists them.
     pub runs: Vec<String>,
 }
@@ -115,18 +121,20 @@ impl TaskView {
 impl From<CodingTask> for TaskView {
     fn from(task: CodingTask) -> Self {
         let status = task.status.unwrap_or_default();
-        let finished = status
-            .conditions
-            .iter()
-            .any(|condition| condition.type_ == conditions::FINISHED && condition.status == "True");
+        let condition = |type_| status.conditions.iter().find(|known| known.type_ == type_);
+        let finished = condition(conditions::FINISHED).is_some_and(|known| known.status == "True");
+        let reason = condition(conditions::SUCCEEDED).filter(|_| finished);
         Self {
             namespace: task.metadata.namespace.unwrap_or_default(),
             name: task.metadata.name.unwrap_or_default(),
             uid: task.metadata.uid.unwrap_or_default().into(),
             phase: status.phase.unwrap_or_else(|| PENDING.to_owned()),
             message: status.message.unwrap_or_default(),
+            reason: reason.map(|known| known.reason.clone()).unwrap_or_default(),
             finished,
+            created_at: task.metadata.creation_timestamp.map(|time| time.0),
             completed_at: status.completion_time,
+            usage: status.usage.map(Usage::from).unwrap_or_default(),
             runs: status.agent_runs.into_iter().map(|run| run.name).collect(),
         }
     }

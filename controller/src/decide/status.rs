@@ -42,6 +42,17 @@ pub enum TaskPhase {
 }
 
 impl TaskPhase {
+    /// All phases.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Planning,
+        Self::Implementing,
+        Self::Testing,
+        Self::PullRequest,
+        Self::Complete,
+        Self::Failed,
+    ];
+
     /// The phase as written in status.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -167,6 +167,14 @@ impl Sessions {
         self.lock().sessions.len()
     }
 
+    /// Room on all connected nodes, and how much of it is taken.
+    pub fn slots(&self) -> (u64, u64) {
+        let table = self.lock();
+        table.sessions.values().fold((0, 0), |(all, used), entry| {
+            (all + u64::from(entry.view.slots), used + u64::from(entry.view.running))
+        })
+    }
+
     fn update(&self, id: &SessionId, change: impl FnOnce(&mut Entry)) {
         let mut table = self.lock();
         if let Some(entry) = table.sessions.get_mut(&id.node)

@@ -6,13 +6,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::sessions::Sessions;
-use crate::clock;
+use crate::{clock, metrics::Metrics};
 
 /// How often the sessions are looked at: adds at most this much to the lease.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Ends silent sessions until `stop`.
-pub async fn run(sessions: Sessions, lease: Duration, stop: CancellationToken) {
+/// Ends silent sessions until `stop`, and keeps the gauges of room.
+pub async fn run(sessions: Sessions, lease: Duration, metrics: Metrics, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -23,5 +23,7 @@ pub async fn run(sessions: Sessions, lease: Duration, stop: CancellationToken) {
         for node in sessions.end_silent(lease, clock::instant()) {
             tracing::warn!(%node, lease_seconds = lease.as_secs(), "node is silent, ending its session");
         }
+        let (all, used) = sessions.slots();
+        metrics.set_slots(all, used);
     }
 }

@@ -81,11 +81,11 @@ pub async fn serve(context: Context, node: NodeName, mut inbound: impl Inbound, 
     let last = match run(&context, &node, &mut inbound, &answers).await {
         End::Gone => return,
         End::Rejected(rejected) => {
-            tracing::info!(%node, reason = rejected.reason, message = rejected.message, "session rejected");
+            tracing::info!(%node, reason = rejected.reason, details = rejected.message, "session rejected");
             Ok(wire::down(Down::Rejected(rejected)))
         }
         End::Status(status) => {
-            tracing::info!(%node, code = ?status.code(), message = status.message(), "session ended");
+            tracing::info!(%node, code = ?status.code(), details = status.message(), "session ended");
             Err(status)
         }
     };

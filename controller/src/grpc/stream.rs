@@ -66,7 +66,7 @@ pub(super) async fn serve(
         unsent: HashMap::new(),
     };
     if let Err(status) = upload.run(inbound, &acks).await {
-        tracing::info!(node = %upload.node, code = ?status.code(), message = status.message(), "uploads ended");
+        tracing::info!(node = %upload.node, code = ?status.code(), details = status.message(), "uploads ended");
         // Fails only when the peer has gone.
         let _ = acks.send(Err(status)).await;
     }
@@ -210,7 +210,10 @@ impl Upload {
             Payload::Data(data) => {
                 self.context.metrics.stream_bytes(key.channel, data.len() as u64);
             }
-            Payload::Gap(_) => self.context.metrics.stream_gap(key.channel),
+            Payload::Gap(gap) => {
+                let lost = gap.to.saturating_sub(gap.from);
+                self.context.metrics.stream_gap(key.channel, &gap.reason, lost);
+            }
             Payload::Open(_) | Payload::End(_) => {}
         }
         let (store, stream) = (self.context.store.clone(), key.clone());

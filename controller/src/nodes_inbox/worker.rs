@@ -3,11 +3,12 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use agent_operator::{
-    crd::{AgentRun, AgentRunStatus, conditions},
+    crd::{AgentRun, AgentRunSpec, AgentRunStatus, conditions},
     domain::{
         NodeName, Reason, RunKey, RunPhase, RunRef,
         report::{Report, RunState},
     },
+    telemetry::logs,
 };
 use kube::ResourceExt as _;
 use tokio::{
@@ -15,6 +16,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use super::record::{minimal, recorded};
 use crate::{
@@ -192,6 +194,33 @@ impl Worker {
     }
 
     async fn attempt(&mut self, job: Job, tries: u32) {
+        let within = self.context(&job);
+        self.attempt_within(job, tries).instrument(within).await;
+    }
+
+    /// Context of the log lines about a job: its run, as far as it is known, and its node.
+    fn context(&self, job: &Job) -> Span {
+        let world = &self.observer.world;
+        let named = |at: &RunRef| world.run(&at.namespace, &at.name);
+        let (node, uid, run) = match job {
+            Job::Report { node, report } => (node, &report.run.uid, named(&report.run)),
+            Job::Known { node, attempt } => (node, &attempt.run.uid, named(&attempt.run)),
+            Job::Refused { node, run, .. } | Job::Credentials { node, run } => {
+                (node, &run.uid, world.run_by_uid(&run.uid))
+            }
+        };
+        let span = if let Some(run) = run {
+            let namespace = run.namespace().unwrap_or_default();
+            let at = RunRef { namespace, name: run.name_any(), uid: uid.clone() };
+            let AgentRunSpec { step, task_ref, .. } = &run.spec;
+            logs::run(&at, step, &task_ref.name, &task_ref.uid.as_str().into())
+        } else {
+            tracing::error_span!("run", run_uid = %uid)
+        };
+        span.in_scope(|| tracing::error_span!("node", %node))
+    }
+
+    async fn attempt_within(&mut self, job: Job, tries: u32) {
         let key = job.key();
         let Err(error) = self.work(&job).await else {
             self.parked.remove(&key);
@@ -199,10 +228,10 @@ impl Worker {
         };
         if !matches!(error, JobError::Apply(ApplyError::NotLeading)) {
             let error: &dyn std::error::Error = &error;
-            tracing::warn!(run = key.1, error = %agent_operator::domain::text::error_chain(error), "leave a node's word to a later try");
+            tracing::warn!(error = %agent_operator::domain::text::error_chain(error), "leave a node's word to a later try");
         }
         if self.parked.len() >= PARKED_MAX {
-            tracing::warn!(run = key.1, "drop a node's word: too many wait");
+            tracing::warn!("drop a node's word: too many wait");
             return;
         }
         let wait =
@@ -239,7 +268,7 @@ impl Worker {
         let key = RunKey { uid: report.run.uid.clone(), attempt: report.attempt };
         let run = self.find(&report.run).await?.filter(|run| belongs(run, node, &key));
         let Some(mut run) = run else {
-            tracing::info!(run = %key, node = %node, "drop a report of an unknown attempt");
+            tracing::info!(run_uid = %key.uid, "drop a report of an unknown attempt");
             let ended =
                 matches!(report.state, RunState::Finished(_) | RunState::ExitMismatch { .. });
             let live = !ended;
@@ -376,7 +405,7 @@ impl Worker {
         reason: &str,
         message: &str,
     ) -> Result<(), JobError> {
-        tracing::warn!(run = %key, node = %node, reason, message, "an assignment was refused");
+        tracing::warn!(reason, details = message, "an assignment was refused");
         match reason {
             // The node has it, with other words: it goes on with those it has.
             "Conflict" => {

@@ -49,9 +49,9 @@ impl Failures {
             _ => None,
         };
         let wait = wait(count, code, &uid);
+        // Outside of the pass, so with a context of its own.
+        let _within = super::logs_of(task).entered();
         tracing::warn!(
-            namespace = task.namespace(),
-            task = task.name_any(),
             kind = error.kind(),
             wait_millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
             error = %agent_operator::domain::text::error_chain(error),

@@ -29,13 +29,15 @@ mod task;
 
 use std::sync::Arc;
 
+use agent_operator::{crd::CodingTask, telemetry::logs};
 use futures::StreamExt as _;
 use kube::{
-    Client,
+    Client, ResourceExt as _,
     runtime::controller::{Config, applier},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::{
     apply::Applier,
@@ -126,7 +128,7 @@ pub async fn run(
         credentials: credentials.clone(),
         floor,
     };
-    let context = Arc::new(Context::new(observer, applier, credentials));
+    let context = Arc::new(Context::new(observer, applier, credentials, metrics.clone()));
 
     // Whatever ends first ends the others as well.
     let all = shutdown.child_token();
@@ -166,12 +168,14 @@ async fn terms(
     loop {
         if let Some(term) = leadership.term(clock::instant()) {
             context.observer.memory.new_term(clock::timestamp());
+            context.forget_waiting();
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 ended = term_over(leadership.clone(), term) => ended?,
                 () = lead(Arc::clone(&context), metrics.clone()) => {}
                 () = fences::release(&context) => {}
             }
+            context.forget_waiting();
         }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -200,16 +204,21 @@ async fn lead(context: Arc<Context>, metrics: Metrics) {
     let queue = queue::tasks_to_look_at(Arc::clone(&context));
     let of_passes = Arc::clone(&context);
     let config = Config::default().concurrency(CONCURRENCY);
+    let timing = metrics.clone();
     let mut passes = Box::pin(applier(
         move |task, context: Arc<Context>| {
-            let failures = Arc::clone(&failures);
-            Box::pin(async move {
+            let (failures, timing) = (Arc::clone(&failures), timing.clone());
+            let within = logs_of(&task);
+            let pass = async move {
+                let began = clock::instant();
                 let result = context.reconcile(&task).await;
+                timing.reconciled(began.elapsed());
                 if result.is_ok() {
                     failures.forget(&task);
                 }
                 result
-            })
+            };
+            Box::pin(pass.instrument(within))
         },
         move |task, error, _| {
             metrics.reconcile_error(error.kind());
@@ -227,4 +236,10 @@ async fn lead(context: Arc<Context>, metrics: Metrics) {
             tracing::debug!(error = %error, "pass");
         }
     }
+}
+
+/// Context of the log lines about a task.
+fn logs_of(task: &CodingTask) -> tracing::Span {
+    let uid = task.uid().unwrap_or_default().into();
+    logs::task(&task.namespace().unwrap_or_default(), &task.name_any(), &uid)
 }

@@ -1,7 +1,7 @@
 //! One pass over one task.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -11,6 +11,7 @@ use agent_operator::{
     domain::{Credential, StepName},
 };
 use kube::{ResourceExt as _, runtime::controller::Action};
+use tokio::time::Instant;
 
 use super::backlog::Passes;
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     clock,
     credentials::{CredentialError, Credentials},
     decide::{Amounts, CredentialState, Observed, decide},
+    metrics::Metrics,
     observe::{ObserveError, Observer},
     plan::{Order, Plan},
     settings::quantity_milli,
@@ -61,20 +63,32 @@ pub(super) struct Context {
     credentials: Credentials,
     /// Held while room on nodes is looked at and taken, never across an await.
     placing: Mutex<()>,
-    /// Tasks that wait for room, by namespace and name.
-    waiting: Mutex<BTreeSet<(String, String)>>,
+    /// Tasks that wait for room, by namespace and name, and since when.
+    waiting: Mutex<BTreeMap<(String, String), Instant>>,
+    metrics: Metrics,
 }
 
 impl Context {
-    pub(super) fn new(observer: Observer, applier: Applier, credentials: Credentials) -> Self {
+    pub(super) fn new(
+        observer: Observer,
+        applier: Applier,
+        credentials: Credentials,
+        metrics: Metrics,
+    ) -> Self {
         let (passes, placing, waiting) = Default::default();
-        Self { observer, applier, passes, credentials, placing, waiting }
+        Self { observer, applier, passes, credentials, placing, waiting, metrics }
     }
 
     /// The tasks that wait for room on a node.
     pub(super) fn waiting(&self) -> Vec<(String, String)> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.iter().cloned().collect()
+        waiting.keys().cloned().collect()
+    }
+
+    /// Forgets who waits: a term begins or ends.
+    pub(super) fn forget_waiting(&self) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.metrics.set_tasks_waiting(0);
     }
 
     /// Observes, decides and applies once.
@@ -93,18 +107,22 @@ impl Context {
             (observed.credentials, credentials) = self.read_credentials(&observed, &plan).await?;
             plan = self.place(&mut observed);
         }
-        self.note_waiting(&namespace, &name, plan.waits_for_node);
+        let waited = self.note_waiting(&namespace, &name, plan.waits_for_node);
+        let placed: Vec<_> = plan.run_creates.iter().map(|run| run.spec.step.clone()).collect();
         let requeue = plan.requeue_after;
         tracing::debug!(
-            namespace,
-            task = name,
             creates = plan.run_creates.len(),
             commands = plan.commands.len(),
             writes_status = plan.status.is_some(),
             "decided"
         );
         match self.applier.apply(&task, &observed, plan, &credentials).await {
-            Ok(()) => Ok(requeue.map_or_else(Action::await_change, Action::requeue)),
+            Ok(()) => {
+                for step in &placed {
+                    self.metrics.step_placed(step, waited);
+                }
+                Ok(requeue.map_or_else(Action::await_change, Action::requeue))
+            }
             // Somebody wrote in between: the next pass decides on what is there now.
             Err(error) if error.is_conflict() => Ok(Action::requeue(AT_ONCE)),
             Err(error) => Err(error.into()),
@@ -154,14 +172,18 @@ impl Context {
         }
     }
 
-    fn note_waiting(&self, namespace: &str, name: &str, waits: bool) {
+    /// Notes whether a task waits for room; for how long it has waited, if it does not any more.
+    fn note_waiting(&self, namespace: &str, name: &str, waits: bool) -> Duration {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (namespace.to_owned(), name.to_owned());
-        if waits {
-            waiting.insert(key);
+        let (key, now) = ((namespace.to_owned(), name.to_owned()), clock::instant());
+        let since = if waits {
+            waiting.entry(key).or_insert(now);
+            None
         } else {
-            waiting.remove(&key);
-        }
+            waiting.remove(&key)
+        };
+        self.metrics.set_tasks_waiting(waiting.len());
+        since.map_or(Duration::ZERO, |since| now - since)
     }
 }
 

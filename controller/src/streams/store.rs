@@ -117,7 +117,7 @@ impl StreamStore {
         for (_, uid) in found {
             // A folder that cannot be opened is given up: the node sends its streams again.
             if let Err(error) = store.adopt(&uid) {
-                tracing::warn!(run = %uid, %error, "dropped unreadable streams");
+                tracing::warn!(run_uid = %uid, %error, "dropped unreadable streams");
                 let _ = remove(&store.root.join(uid.as_str()));
             }
         }

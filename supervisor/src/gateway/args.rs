@@ -13,6 +13,9 @@ pub struct Args {
     /// Address that sandboxes reach.
     #[arg(long, env = "GATEWAY_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
+    /// Address of /metrics, apart from what sandboxes reach; left out: none.
+    #[arg(long, env = "GATEWAY_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Unix socket that the supervisor connects to.
     #[arg(long, env = "GATEWAY_SOCKET")]
     pub socket: PathBuf,

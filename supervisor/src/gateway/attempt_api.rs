@@ -82,7 +82,7 @@ pub(super) async fn redeem(gateway: &Shared, caller: &Caller, request: Request<B
                 RedeemError::Taken => "second redemption",
                 RedeemError::Started => "redemption after the start",
             };
-            tracing::warn!(run = %attempt.key(), address = %caller.address, "{target} refused");
+            tracing::warn!(address = %caller.address, "{target} refused");
             attempt.refuse(RefusalKind::Auth, target);
             return respond::refused(StatusCode::FORBIDDEN, error.to_string());
         }

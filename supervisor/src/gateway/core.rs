@@ -5,18 +5,24 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use agent_operator::domain::{Credential, RunKey, StepName, secret::purpose};
+use agent_operator::{
+    domain::{Credential, RunKey, StepName, secret::purpose},
+    telemetry::Tracer,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use super::{
     args::{Args, Config},
     attempt_api::preparation::{Failure, Prepared},
+    book::{Began, Book},
     egress::Egress,
     events_relay::Outbox,
     forge::Forges,
     git::{GitService, RepositoryGrant},
     grants::{Attempt, Grants},
     llm::ModelProxy,
+    metrics::{Metrics, Operation},
     permit::Permit,
     preflight::Preflights,
     proxy::ProxyRules,
@@ -27,6 +33,8 @@ use super::{
 pub struct Gateway {
     /// The configuration.
     pub config: Config,
+    /// What is counted and told.
+    pub book: Book,
     /// Live attempts.
     pub grants: Grants,
     /// Messages for the supervisor.
@@ -72,8 +80,9 @@ pub(super) fn prepare(gateway: &Shared, attempt: &Arc<Attempt>) {
         return;
     }
     let (gateway, attempt) = (Arc::clone(gateway), Arc::clone(attempt));
-    let tasks = gateway.tasks.clone();
-    tasks.spawn(async move {
+    let (tasks, within) = (gateway.tasks.clone(), attempt.context().clone());
+    let preparation = async move {
+        let began = Began::now();
         let credential = attempt.credential(purpose::GIT).flatten();
         let grant = repository_grant(&attempt);
         let prepared = tokio::select! {
@@ -86,10 +95,12 @@ pub(super) fn prepare(gateway: &Shared, attempt: &Arc<Attempt>) {
             prepared = fetch(&gateway, &attempt, &grant, credential.as_ref()) => prepared,
         };
         if let Err(failure) = &prepared {
-            tracing::warn!(run = %attempt.key(), message = failure.message, "preparation failed");
+            tracing::warn!(details = failure.message, "preparation failed");
         }
+        gateway.book.at_forge(&attempt, Operation::Prepare, began, prepared.is_ok());
         attempt.preparation.finish(prepared);
-    });
+    };
+    tasks.spawn(preparation.instrument(within));
 }
 
 /// Fetches the repository and, for the steps that work on it, the text of the task's issue.
@@ -126,7 +137,8 @@ async fn fetch(
 pub(super) fn clean_up(gateway: &Shared, key: &RunKey) {
     gateway.outbox.forget(key);
     let (shared, key) = (Arc::clone(gateway), key.clone());
-    gateway.tasks.spawn(async move { shared.git.discard(&key).await });
+    let discarded = async move { shared.git.discard(&key).await };
+    gateway.tasks.spawn(discarded.in_current_span());
 }
 
 /// Removes the quarantines of all attempts but the live ones; once after the start, for later an
@@ -144,7 +156,11 @@ pub(super) fn retain(gateway: &Shared, live: Vec<RunKey>) {
 }
 
 /// Builds the shared parts from arguments and configuration.
-pub(super) fn build(args: &Args, shutdown: CancellationToken) -> anyhow::Result<Shared> {
+pub(super) fn build(
+    args: &Args,
+    tracer: Tracer,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Shared> {
     use anyhow::Context as _;
 
     let config = Config::read(&args.config)?;
@@ -152,6 +168,8 @@ pub(super) fn build(args: &Args, shutdown: CancellationToken) -> anyhow::Result<
     let proxies = Arc::new(proxies);
     let client = super::http_client::build(args.ca_bundle.as_deref(), Arc::clone(&proxies))?;
     let tasks = TaskTracker::new();
+    let metrics = Arc::new(Metrics::new(config.prices.keys().map(String::as_str)));
+    let book = Book::new(Arc::clone(&metrics), tracer);
     let git = GitService::new(super::git::GitSettings {
         git_dir: args.git_dir.clone(),
         upstreams: config.upstreams.clone(),
@@ -161,15 +179,16 @@ pub(super) fn build(args: &Args, shutdown: CancellationToken) -> anyhow::Result<
     })
     .context("cannot set up the git directory")?;
     Ok(Arc::new(Gateway {
-        grants: Grants::new(config.limits.clone()),
+        grants: Grants::new(config.limits.clone(), Arc::clone(&metrics)),
         outbox: Outbox::default(),
         permit: Permit::none(),
         preflights: Preflights::default(),
         git,
         forges: Forges::new(config.upstreams.clone(), client.clone()),
-        model: ModelProxy::new(&config, client, tasks.clone()),
-        egress: Egress::new(&config, args.egress_allow_private, proxies, tasks.clone()),
+        model: ModelProxy::new(&config, client, tasks.clone(), book.clone()),
+        egress: Egress::new(&config, args.egress_allow_private, proxies, tasks.clone(), metrics),
         config,
+        book,
         tasks,
         swept: AtomicBool::new(false),
         shutdown,

@@ -18,12 +18,14 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use self::policy::{Denied, HostPort, NamePolicy};
 use super::{
     args::{Config, host_of},
     grants::{Attempt, RefusalKind},
     identity::Caller,
+    metrics::Metrics,
     proxy::{ProxyRules, TunnelError},
     respond::{self, Answer},
 };
@@ -44,6 +46,7 @@ pub struct Egress {
     allow_private: bool,
     proxies: Arc<ProxyRules>,
     tunnels: TaskTracker,
+    metrics: Arc<Metrics>,
 }
 
 /// Why no connection was made.
@@ -72,9 +75,10 @@ impl Egress {
         allow_private: bool,
         proxies: Arc<ProxyRules>,
         tunnels: TaskTracker,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let names = NamePolicy::new(&config.egress.allowed_hosts, config.credential_hosts());
-        Self { names: Arc::new(names), allow_private, proxies, tunnels }
+        Self { names: Arc::new(names), allow_private, proxies, tunnels, metrics }
     }
 
     /// Answers one CONNECT request.
@@ -115,15 +119,19 @@ impl Egress {
             }
         };
         let attempt = Arc::clone(attempt);
-        self.tunnels.spawn(async move {
+        let metrics = Arc::clone(&self.metrics);
+        let passing = async move {
             let _slot = slot;
+            metrics.tunnels(1);
             let ended = attempt.agent_ended().clone();
             tokio::select! {
                 () = ended.cancelled() => {}
                 () = tokio::time::sleep_until(until) => {}
-                () = tunnel(request, upstream, &host, &attempt) => {}
+                () = tunnel(request, upstream, &host, &attempt, &metrics) => {}
             }
-        });
+            metrics.tunnels(-1);
+        };
+        self.tunnels.spawn(passing.in_current_span());
         respond::empty(StatusCode::OK)
     }
 
@@ -177,6 +185,7 @@ async fn tunnel(
     mut upstream: TcpStream,
     host: &HostPort,
     attempt: &Attempt,
+    metrics: &Metrics,
 ) {
     let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
     let mut client = TokioIo::new(upgraded);
@@ -196,9 +205,13 @@ async fn tunnel(
         if !allowed {
             attempt.refuse(RefusalKind::Limit, "tunnel upload bytes");
         }
+        metrics.tunnelled("out", bytes);
         allowed
     });
-    let download = copy(from_upstream, to_client, &activity, |_| true);
+    let download = copy(from_upstream, to_client, &activity, |bytes| {
+        metrics.tunnelled("in", bytes);
+        true
+    });
     tokio::select! {
         _ = async { tokio::join!(upload, download) } => {}
         () = activity.idle() => {}

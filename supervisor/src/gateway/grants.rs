@@ -19,7 +19,7 @@ pub use self::{
     refusals::RefusalKind,
     tokens::{Minted, TokenHash, TokenKind},
 };
-use super::args::Limits;
+use super::{args::Limits, metrics::Metrics};
 use crate::link::contract::{Grant, Redemption};
 
 /// Most attempts of one node: a kubelet runs 110 pods by default.
@@ -83,12 +83,13 @@ struct Table {
 pub struct Grants {
     table: Arc<Mutex<Table>>,
     limits: Arc<Limits>,
+    metrics: Arc<Metrics>,
 }
 
 impl Grants {
-    /// An empty table.
-    pub fn new(limits: Limits) -> Self {
-        Self { table: Arc::default(), limits: Arc::new(limits) }
+    /// An empty table; refusals of all attempts are counted in `metrics`.
+    pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
+        Self { table: Arc::default(), limits: Arc::new(limits), metrics }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -147,7 +148,8 @@ impl Grants {
             known.update(&grant, now);
             known
         } else {
-            let attempt = Arc::new(Attempt::new(grant, &self.limits, now));
+            let attempt =
+                Arc::new(Attempt::new(grant, &self.limits, Arc::clone(&self.metrics), now));
             table.attempts.insert(key.clone(), Arc::clone(&attempt));
             attempt
         };

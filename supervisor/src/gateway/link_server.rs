@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::domain::RunKey;
+use agent_operator::{domain::RunKey, telemetry::logs};
 use futures::{SinkExt as _, StreamExt as _, stream::SplitSink};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -241,9 +241,9 @@ fn receive(gateway: &Shared, message: ToGateway) {
     match message {
         ToGateway::Hello { .. } => tracing::warn!("a second Hello is ignored"),
         ToGateway::Register(grant) => {
-            let key = grant.assignment.key();
+            let _within = logs::attempt(&grant.assignment).entered();
             if gateway.grants.register(*grant, Instant::now()).is_none() {
-                tracing::error!(run = %key, "attempt not registered: too many attempts");
+                tracing::error!("attempt not registered: too many attempts");
             }
         }
         ToGateway::Describe { run } => gateway.grants.keep(&run),
@@ -258,10 +258,12 @@ fn receive(gateway: &Shared, message: ToGateway) {
             }
         }
         ToGateway::OpenGate { run, pod_ip, remaining_millis } => {
+            let attempt = gateway.grants.get(&run);
+            let _within = attempt.as_ref().map(|attempt| attempt.context().enter());
             let opened = gateway.grants.open_gate(&run, pod_ip, remaining_millis, Instant::now());
             match opened {
-                Ok(()) => tracing::info!(%run, "gate open"),
-                Err(error) => tracing::error!(%run, %error, "gate stays closed"),
+                Ok(()) => tracing::info!("gate open"),
+                Err(error) => tracing::error!(%error, "gate stays closed"),
             }
         }
         ToGateway::Preflight { order, credentials } => {
@@ -280,7 +282,8 @@ fn receive(gateway: &Shared, message: ToGateway) {
         }
         ToGateway::Stop { run, order } => {
             if let Some(attempt) = gateway.grants.get(&run) {
-                tracing::info!(%run, reason = %order.reason, "stop ordered");
+                let _within = attempt.context().enter();
+                tracing::info!(reason = %order.reason, "stop ordered");
                 attempt.stop(order);
                 gateway.grants.kill_agent_token(&attempt);
             }
@@ -291,8 +294,10 @@ fn receive(gateway: &Shared, message: ToGateway) {
 }
 
 fn revoke(gateway: &Shared, run: &RunKey) {
-    if gateway.grants.revoke(run).is_some() {
-        tracing::info!(%run, "attempt revoked");
+    let attempt = gateway.grants.revoke(run);
+    let _within = attempt.as_ref().map(|attempt| attempt.context().enter());
+    if attempt.is_some() {
+        tracing::info!("attempt revoked");
     }
     // Also for an unknown attempt: its quarantine may be left from before a restart.
     core::clean_up(gateway, run);
@@ -301,7 +306,8 @@ fn revoke(gateway: &Shared, run: &RunKey) {
 /// Drops what the supervisor did not name, on disk too.
 fn synced(gateway: &Shared) {
     for attempt in gateway.grants.synced() {
-        tracing::info!(run = %attempt.key(), "attempt dropped: the supervisor does not know it");
+        let _within = attempt.context().enter();
+        tracing::info!("attempt dropped: the supervisor does not know it");
         core::clean_up(gateway, attempt.key());
     }
     let live = gateway.grants.live();

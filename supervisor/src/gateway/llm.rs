@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 
 use agent_operator::{
     attempt::StopOrder,
-    domain::{Credential, Reason, secret::purpose},
+    domain::{Credential, Reason, Usage, secret::purpose},
 };
 use axum::body::Body;
 use bytes::Bytes;
@@ -31,10 +31,12 @@ use zeroize::Zeroizing;
 use self::prices::Prices;
 use super::{
     args::Config,
+    book::{Began, Book},
     grants::{Attempt, RefusalKind},
     http_client::{HttpClient, describe},
     identity::Caller,
     limits::BODY_READ_TIMEOUT,
+    metrics::CallResult,
     respond::{self, Answer},
 };
 
@@ -116,6 +118,7 @@ struct Inner {
     prices: Prices,
     body_bytes_max: usize,
     answers: TaskTracker,
+    book: Book,
 }
 
 /// A call that has passed every check that needs no body.
@@ -127,7 +130,7 @@ struct Admitted {
 
 impl ModelProxy {
     /// A proxy with the chart's settings; answers are passed on by tasks in `answers`.
-    pub fn new(config: &Config, client: HttpClient, answers: TaskTracker) -> Self {
+    pub fn new(config: &Config, client: HttpClient, answers: TaskTracker, book: Book) -> Self {
         Self {
             inner: Arc::new(Inner {
                 client,
@@ -137,6 +140,7 @@ impl ModelProxy {
                 prices: Prices::new(config.prices.clone()),
                 body_bytes_max: config.limits.model_body_bytes,
                 answers,
+                book,
             }),
         }
     }
@@ -160,23 +164,25 @@ impl ModelProxy {
         let Some(upstream) = self.rewrite(&parts, path, &admitted.credential, body) else {
             return error(StatusCode::BAD_REQUEST, Kind::INVALID, "the query is not plain", false);
         };
+        let flow = answer::Flow {
+            attempt: Arc::clone(attempt),
+            prices: self.inner.prices.clone(),
+            model: facts.model,
+            counted: admitted.operation == Operation::Messages,
+            slot: admitted.slot,
+            book: self.inner.book.clone(),
+            began: Began::now(),
+        };
         let call = self.inner.client.request(upstream);
         let answered = tokio::select! {
-            () = attempt.agent_ended().cancelled() => return stopped(),
+            () = attempt.agent_ended().cancelled() => {
+                flow.over(CallResult::Ended, None, Usage::default());
+                return stopped();
+            }
             answered = timeout(ANSWER_TIMEOUT, call) => answered,
         };
-        let counted = admitted.operation == Operation::Messages;
         match answered {
-            Ok(Ok(response)) => {
-                let flow = answer::Flow {
-                    attempt: Arc::clone(attempt),
-                    prices: self.inner.prices.clone(),
-                    model: facts.model,
-                    counted,
-                    slot: admitted.slot,
-                };
-                answer::pass_on(response, flow, &self.inner.answers)
-            }
+            Ok(Ok(response)) => answer::pass_on(response, flow, &self.inner.answers),
             failed => {
                 let message = match failed {
                     Ok(failed) => {
@@ -185,10 +191,11 @@ impl ModelProxy {
                     }
                     Err(_) => "the model provider does not answer".to_owned(),
                 };
-                tracing::warn!(run = %attempt.key(), message);
-                if counted {
+                tracing::warn!("{message}");
+                if flow.counted {
                     attempt.set_provider_failure(Some(message.clone()));
                 }
+                flow.over(CallResult::Unreachable, None, Usage::default());
                 error(StatusCode::BAD_GATEWAY, Kind::API, &message, true)
             }
         }

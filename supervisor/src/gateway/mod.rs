@@ -3,6 +3,7 @@
 //! | task | ends |
 //! |---|---|
 //! | `server::serve` and one task a connection | at shutdown |
+//! | `metrics::serve` | at shutdown |
 //! | `link_server::serve` and one task for the supervisor's connection | at shutdown |
 //! | one task a model answer and a tunnel | with the attempt or its agent's token |
 //! | one task a preparation | with the attempt |
@@ -17,6 +18,7 @@
 
 pub mod args;
 pub mod attempt_api;
+mod book;
 pub mod core;
 pub mod egress;
 pub mod events_relay;
@@ -28,6 +30,7 @@ pub mod identity;
 pub mod limits;
 pub mod link_server;
 pub mod llm;
+pub mod metrics;
 pub mod permit;
 mod preflight;
 pub mod proxy;
@@ -37,8 +40,9 @@ pub mod server;
 mod tests;
 pub mod upstream;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
+use agent_operator::telemetry::Tracer;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -50,31 +54,50 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the gateway until `shutdown` is cancelled. Fails when it cannot start, or when one of its
 /// two servers ends unexpectedly.
-pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", args.listen))?;
-    run_on(args, listener, shutdown).await
+pub async fn run(args: Args, tracer: Tracer, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let sandboxes = listen(args.listen).await?;
+    let scrapes = match args.metrics_listen {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    run_on(args, Ports { sandboxes, scrapes }, tracer, shutdown).await
 }
 
-/// [`run`] on a listener that the caller has bound.
+/// What the gateway listens on.
+#[derive(Debug)]
+pub struct Ports {
+    /// The one port that sandboxes know.
+    pub sandboxes: TcpListener,
+    /// Metrics, if anybody wants them.
+    pub scrapes: Option<TcpListener>,
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// [`run`] on ports that the caller has bound.
 pub async fn run_on(
     args: Args,
-    listener: TcpListener,
+    ports: Ports,
+    tracer: Tracer,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let gateway = core::build(&args, shutdown.clone())?;
+    let gateway = core::build(&args, tracer, shutdown.clone())?;
     let link = link_server::listen(&args.socket)?;
     let mut uids = args.allowed_peer_uid.clone();
     uids.extend([0, nix::unistd::geteuid().as_raw()]);
     let instance = instance()?;
-    tracing::info!(listen = %listener.local_addr()?, instance, "gateway started");
+    let Ports { sandboxes, scrapes } = ports;
+    tracing::info!(listen = %sandboxes.local_addr()?, instance, "gateway started");
 
-    let http = tokio::spawn(server::serve(gateway.clone(), listener));
+    let http = tokio::spawn(server::serve(gateway.clone(), sandboxes));
     let link = tokio::spawn(link_server::serve(gateway.clone(), link, uids, instance));
+    let scraped = tokio::spawn(serve_scrapes(gateway.clone(), scrapes));
     let ended = tokio::select! {
         ended = http => ended.context("the HTTP server failed"),
         ended = link => ended.context("the link server failed"),
+        ended = scraped => ended.context("the metrics' server failed").and_then(|ended| ended),
     };
     let unexpected = !shutdown.is_cancelled();
     shutdown.cancel();
@@ -84,6 +107,15 @@ pub async fn run_on(
     ended?;
     anyhow::ensure!(!unexpected, "a server of the gateway ended unexpectedly");
     Ok(())
+}
+
+/// Serves metrics, if there is a port for them.
+async fn serve_scrapes(gateway: core::Shared, port: Option<TcpListener>) -> anyhow::Result<()> {
+    let Some(port) = port else {
+        gateway.shutdown.cancelled().await;
+        return Ok(());
+    };
+    metrics::serve(gateway, port).await.context("cannot serve metrics")
 }
 
 /// A name for this start: 64 random bits in hex.

@@ -12,6 +12,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::Instant,
 };
+use tracing::Instrument as _;
 
 use super::{
     attempt_api,
@@ -85,6 +86,42 @@ impl Route {
             _ => return None,
         };
         Some(route)
+    }
+
+    /// All routes.
+    pub const ALL: [Self; 13] = [
+        Self::Health,
+        Self::ModelProbe,
+        Self::Redeem,
+        Self::Step,
+        Self::Gate,
+        Self::Orders,
+        Self::Events,
+        Self::Publish,
+        Self::PullRequest,
+        Self::Result,
+        Self::Git,
+        Self::Model,
+        Self::Connect,
+    ];
+
+    /// The word in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Health => "health",
+            Self::ModelProbe => "model_probe",
+            Self::Redeem => "redeem",
+            Self::Step => "step",
+            Self::Gate => "gate",
+            Self::Orders => "orders",
+            Self::Events => "events",
+            Self::Publish => "publish",
+            Self::PullRequest => "pull_request",
+            Self::Result => "result",
+            Self::Git => "git",
+            Self::Model => "model",
+            Self::Connect => "connect",
+        }
     }
 
     /// The token that the route needs and how it is presented; none for the two that say nothing.
@@ -176,8 +213,21 @@ async fn connection(gateway: Shared, stream: TcpStream, peer: SocketAddr) {
     }
 }
 
-/// Answers one request.
+/// Answers one request, and counts it.
 async fn answer(gateway: &Shared, peer: SocketAddr, request: Request<Body>) -> Answer {
+    let route = Route::of(request.method(), request.uri().path());
+    let answer = judge(gateway, peer, request, route).await;
+    gateway.book.metrics().answered(route, answer.status());
+    answer
+}
+
+/// Whether and by whom a request is answered.
+async fn judge(
+    gateway: &Shared,
+    peer: SocketAddr,
+    request: Request<Body>,
+    route: Option<Route>,
+) -> Answer {
     let target = target(&request);
     let count = |kind: RefusalKind| {
         if let Some(attempt) = gateway.grants.at_address(peer.ip().to_canonical()) {
@@ -191,7 +241,7 @@ async fn answer(gateway: &Shared, peer: SocketAddr, request: Request<Body>) -> A
         answer.headers_mut().insert(header::CONNECTION, close);
         return answer;
     }
-    let Some(route) = Route::of(request.method(), request.uri().path()) else {
+    let Some(route) = route else {
         let path = request.uri().path();
         let kind = if path.starts_with("/git") { RefusalKind::Git } else { RefusalKind::Egress };
         count(kind);
@@ -202,7 +252,8 @@ async fn answer(gateway: &Shared, peer: SocketAddr, request: Request<Body>) -> A
         identity::identify(&gateway.grants, request.headers(), scheme, kind, peer.ip(), &target);
     match caller {
         Ok(caller) if caller.attempt.limits().take_request(Instant::now()) => {
-            dispatch(gateway, route, &caller, request).await
+            let within = caller.attempt.context().clone();
+            dispatch(gateway, route, &caller, request).instrument(within).await
         }
         Ok(caller) => {
             caller.attempt.refuse(RefusalKind::Limit, "requests");

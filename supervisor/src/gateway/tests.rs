@@ -8,4 +8,5 @@ mod raw;
 mod reports;
 mod restart;
 mod rig;
+mod telemetry;
 mod tokens;

@@ -69,6 +69,8 @@ struct Held {
     guarded: Guarded,
     next: Option<Act>,
     over: CancellationToken,
+    /// Context of the log lines about it.
+    within: tracing::Span,
 }
 
 impl Held {
@@ -120,7 +122,8 @@ impl Shared {
         for (run, entry) in held.iter_mut() {
             while let Some(act) = due(entry, now) {
                 entry.next = (act == Act::Stop).then_some(Act::Delete);
-                hand.begin(run, act, &entry.guarded, entry.over.clone());
+                let within = entry.within.clone();
+                within.in_scope(|| hand.begin(run, act, &entry.guarded, entry.over.clone()));
             }
         }
         self.arm(&held)
@@ -174,10 +177,12 @@ impl Guards {
         Ok(Self { shared })
     }
 
-    /// Guards an attempt's deadline; replaces what was held for it.
+    /// Guards an attempt's deadline; replaces what was held for it. Log lines about it get the
+    /// caller's context.
     pub fn hold(&self, run: RunKey, guarded: Guarded) -> Result<(), DeadlineError> {
         let mut held = self.shared.held();
-        let entry = Held { guarded, next: Some(Act::Stop), over: CancellationToken::new() };
+        let (over, within) = (CancellationToken::new(), tracing::Span::current());
+        let entry = Held { guarded, next: Some(Act::Stop), over, within };
         if let Some(before) = held.insert(run, entry) {
             before.over.cancel();
         }

@@ -9,13 +9,16 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::domain::{
-    Assignment, Credential, Epoch, PreflightOrder, PreflightReport, Reason, RunKey, RunPhase,
-    RunRef, Secret,
-    assignment::TaskBudget,
-    ids::{BootId, NodeName},
-    report::Report,
-    text::error_chain,
+use agent_operator::{
+    domain::{
+        Assignment, Credential, Epoch, PreflightOrder, PreflightReport, Reason, RunKey, RunPhase,
+        RunRef, Secret,
+        assignment::TaskBudget,
+        ids::{BootId, NodeName},
+        report::Report,
+        text::error_chain,
+    },
+    telemetry::{Tracer, metrics::gauge},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +34,7 @@ use crate::{
     clock::{self, ClockError},
     ledger::{Delivery, Entry, Ledger, LedgerError, Memory, Stored},
     link::contract::{FromGateway, ToGateway},
-    metrics::{Kind, Metrics},
+    metrics::Metrics,
 };
 
 mod adoption;
@@ -41,6 +44,7 @@ mod orders;
 
 pub use adoption::Look;
 use adoption::Stranger;
+pub(crate) use orders::{ACCEPTED, refusal};
 
 /// Longest queue of inputs; senders wait beyond it.
 pub const INPUTS_MAX: usize = 4096;
@@ -275,6 +279,7 @@ pub struct Runner {
     /// What the gateway had in memory when the link came up.
     gateway_knows: BTreeSet<RunKey>,
     metrics: Arc<Metrics>,
+    tracer: Tracer,
 }
 
 impl Runner {
@@ -312,9 +317,16 @@ impl Runner {
             gateway_knows: BTreeSet::new(),
             settings,
             metrics,
+            tracer: Tracer::off(),
         };
         runner.forget_trial()?;
         Ok(runner)
+    }
+
+    /// Tells `tracer` what attempts spend their time on.
+    #[must_use]
+    pub fn with_tracer(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
     }
 
     /// Runs until `shutdown`, on the calling thread.
@@ -376,6 +388,8 @@ impl Runner {
     /// Compaction and gauges.
     fn tidy(&mut self) {
         self.metrics.live_attempts.set(i64::from(self.live()));
+        self.metrics.slots.set(i64::from(self.settings.slots));
+        self.metrics.stream_stored_bytes.set(gauge(self.workers.streams().budget.used()));
         if self.ledger.wants_compaction() {
             let attempts = self.machines.iter().map(|(run, machine)| (run, &machine.facts));
             let entries =
@@ -533,10 +547,6 @@ impl Runner {
         for report in reports {
             self.say(Outgoing::Report(Box::new(report)));
         }
-    }
-
-    fn count_assignment(&self, answer: &str) {
-        self.metrics.assignments.get_or_create(&Kind { kind: answer.to_owned() }).inc();
     }
 }
 

@@ -13,6 +13,7 @@ use agent_operator::domain::{Assignment, RunKey, RunRef, Secret, StartFault, ids
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use super::{
     event::{CreateFailure, Event},
@@ -122,7 +123,9 @@ impl Workers {
         &self.tools.streams
     }
 
+    /// Runs `task`; its log lines have the context of the attempt that is worked on right now.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let task = task.in_current_span();
         self.tools.tasks.spawn_on(task, &self.tools.runtime).abort_handle()
     }
 

@@ -11,8 +11,11 @@
 //! - [`script`]: the answer to it.
 //! - [`wire`]: the answer as JSON or as server-sent events.
 //!
-//! `network` is a company's network: a proxy with a password, and a certificate authority of its own.
+//! `network` (a feature) is a company's network: a proxy with a password, and a certificate authority of its own.
+//! `collector` (a feature) takes traces by OTLP over gRPC and keeps them for tests to look at.
 
+#[cfg(feature = "collector")]
+pub mod collector;
 pub mod conversation;
 pub mod half_open;
 #[cfg(feature = "network")]

@@ -79,6 +79,18 @@ capabilities: {drop: [ALL]}
 {{- define "ao.supervisorUid" -}}65532{{- end }}
 {{- define "ao.gatewayUid" -}}65533{{- end }}
 
+{{/* Environment of every process for logs and traces, as in src/telemetry/args.rs. */}}
+{{- define "ao.telemetryEnv" -}}
+- name: AO_LOG_FORMAT
+  value: {{ .Values.logFormat }}
+{{- with .Values.tracing.endpoint }}
+- name: AO_OTLP_ENDPOINT
+  value: {{ . | quote }}
+- name: AO_TRACE_RATIO
+  value: {{ $.Values.tracing.ratio | quote }}
+{{- end }}
+{{- end }}
+
 {{/* Arguments of `supervisor run`, as in supervisor/src/args.rs. */}}
 {{- define "ao.supervisorArgs" -}}
 - --controller-address={{ include "ao.name" . }}-controller.{{ .Release.Namespace }}.svc:8443

@@ -13,15 +13,18 @@ use agent_operator::{
 use axum::body::Body;
 use http::{Request, StatusCode};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{collect::read_json, record};
 use crate::{
     gateway::{
+        book::Began,
         core::{Shared, repository_grant},
         forge::PullRequestOrder,
         git::GitError,
         grants::{Attempt, RefusalKind},
         identity::Caller,
+        metrics::Operation,
         respond::{self, Answer},
     },
     link::contract::DurableEvent,
@@ -47,11 +50,14 @@ pub(in crate::gateway) async fn publish(
     let (shared, attempt) = (Arc::clone(gateway), Arc::clone(attempt));
     to_the_end(gateway, async move {
         let grant = repository_grant(&attempt);
+        let began = Began::now();
         let published =
-            match shared.git.publish(&grant, &credential, &request.commit, &shared.permit).await {
-                Ok(published) => published,
-                Err(error) => return git_failure(&attempt, &error),
-            };
+            shared.git.publish(&grant, &credential, &request.commit, &shared.permit).await;
+        shared.book.at_forge(&attempt, Operation::Publish, began, published.is_ok());
+        let published = match published {
+            Ok(published) => published,
+            Err(error) => return git_failure(&error),
+        };
         let event = DurableEvent::Published {
             work_branch: published.work_branch.clone(),
             head_commit: published.head_commit.clone(),
@@ -89,18 +95,20 @@ pub(in crate::gateway) async fn pull_request(
             body: request.body,
             issue: attempt.assignment().work.issue.clone(),
         };
-        let opened =
-            match shared.forges.ensure_pull_request(&order, &credential, &shared.permit).await {
-                Ok(opened) => opened,
-                Err(error) => {
-                    tracing::warn!(run = %attempt.key(), %error, "pull request failed");
-                    let mut answer = failure(error.reason(), error.to_string(), error.retryable());
-                    if let Some(wait) = error.wait().filter(|_| error.retryable()) {
-                        respond::retry_after(&mut answer, wait);
-                    }
-                    return answer;
+        let began = Began::now();
+        let opened = shared.forges.ensure_pull_request(&order, &credential, &shared.permit).await;
+        shared.book.at_forge(&attempt, Operation::PullRequest, began, opened.is_ok());
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::warn!(%error, "pull request failed");
+                let mut answer = failure(error.reason(), error.to_string(), error.retryable());
+                if let Some(wait) = error.wait().filter(|_| error.retryable()) {
+                    respond::retry_after(&mut answer, wait);
                 }
-            };
+                return answer;
+            }
+        };
         let event = DurableEvent::PullRequestOpened(opened.clone());
         match record(&shared, attempt.key(), event).await {
             Ok(()) => respond::json(StatusCode::OK, &opened),
@@ -143,14 +151,14 @@ async fn to_the_end(
     gateway: &Shared,
     work: impl Future<Output = Answer> + Send + 'static,
 ) -> Answer {
-    gateway.tasks.spawn(work).await.unwrap_or_else(|error| {
+    gateway.tasks.spawn(work.in_current_span()).await.unwrap_or_else(|error| {
         tracing::error!(%error, "a write upstream ended unexpectedly");
         respond::later("the operation ended unexpectedly; try again")
     })
 }
 
-fn git_failure(attempt: &Attempt, error: &GitError) -> Answer {
-    tracing::warn!(run = %attempt.key(), %error, "publish failed");
+fn git_failure(error: &GitError) -> Answer {
+    tracing::warn!(%error, "publish failed");
     failure(error.reason(), error.to_string(), error.retryable())
 }
 

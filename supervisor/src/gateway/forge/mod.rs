@@ -156,7 +156,7 @@ impl Forges {
         }
         permit.check()?;
         if let Some(opened) = forge.open_pull_request(&draft).await? {
-            tracing::info!(run = %order.grant.run, url = opened.url, "pull request opened");
+            tracing::info!(url = opened.url, "pull request opened");
             return Ok(opened);
         }
         // Somebody was faster: this task on another node, or a person.

@@ -186,7 +186,7 @@ impl GitService {
         }
         let directory = quarantine::directory(&self.inner.quarantines, run);
         if let Err(error) = quarantine::remove(&directory).await {
-            tracing::warn!(%run, error = %error, "quarantine stays on disk until the next start");
+            tracing::warn!(run_uid = %run.uid, error = %error, "quarantine stays on disk until the next start");
         }
     }
 

@@ -72,7 +72,7 @@ impl GitService {
             Published { work_branch: branch.to_string(), head_commit: commit.to_string() };
         state.published = Some(published.clone());
         quarantine.save(&state).await?;
-        tracing::info!(run = %grant.run, %branch, %commit, "work branch moved upstream");
+        tracing::info!(%branch, %commit, "work branch moved upstream");
         Ok(published)
     }
 }

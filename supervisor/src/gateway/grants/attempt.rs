@@ -2,7 +2,7 @@
 
 use std::{
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -11,13 +11,17 @@ use agent_operator::{
     domain::{
         Assignment, Credential, Reason, RunKey, Usage, assignment::TaskBudget, report::Refusal,
     },
+    telemetry::logs,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::refusals::{RefusalCounts, RefusalKind};
 use crate::{
-    gateway::{args::Limits, attempt_api::preparation::Preparation, limits::AttemptLimits},
+    gateway::{
+        args::Limits, attempt_api::preparation::Preparation, limits::AttemptLimits,
+        metrics::Metrics,
+    },
     link::contract::{Grant, Redemption, Survivor},
 };
 
@@ -98,10 +102,12 @@ pub struct Attempt {
     pub(in crate::gateway) next_event: tokio::sync::Mutex<u64>,
     /// The preparation of repository and issue.
     pub(in crate::gateway) preparation: Preparation,
+    metrics: Arc<Metrics>,
+    context: tracing::Span,
 }
 
 impl Attempt {
-    pub(super) fn new(grant: Grant, limits: &Limits, now: Instant) -> Self {
+    pub(super) fn new(grant: Grant, limits: &Limits, metrics: Arc<Metrics>, now: Instant) -> Self {
         let ended = CancellationToken::new();
         let signal = Signal { open_until: open_until(&grant, now), stop: None };
         Self {
@@ -126,6 +132,8 @@ impl Attempt {
             limits: AttemptLimits::new(limits, now),
             next_event: tokio::sync::Mutex::new(grant.next_event),
             preparation: Preparation::default(),
+            metrics,
+            context: logs::attempt(&grant.assignment),
             assignment: grant.assignment,
         }
     }
@@ -164,6 +172,11 @@ impl Attempt {
     /// The assignment, whole.
     pub fn assignment(&self) -> &Assignment {
         &self.assignment
+    }
+
+    /// Context of the log lines about the attempt.
+    pub fn context(&self) -> &tracing::Span {
+        &self.context
     }
 
     /// The attempt's limits.
@@ -233,6 +246,7 @@ impl Attempt {
 
     /// Counts a refused request.
     pub fn refuse(&self, kind: RefusalKind, target: &str) {
+        self.metrics.refused(kind);
         let mut state = self.state();
         state.refusals.add(kind, target);
         state.counters_changed = true;

@@ -30,6 +30,9 @@ pub enum RefusalKind {
 }
 
 impl RefusalKind {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [Self::Egress, Self::Model, Self::Git, Self::Auth, Self::Limit];
+
     /// The name in status.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -17,13 +17,19 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use super::{
     Kind, error,
     meter::{Counted, Meter},
     prices::Prices,
 };
-use crate::gateway::{grants::Attempt, respond::Answer};
+use crate::gateway::{
+    book::{Began, Book, ModelCall},
+    grants::Attempt,
+    metrics::CallResult,
+    respond::Answer,
+};
 
 /// Longest silence within an answer; the provider sends pings meanwhile.
 const SILENCE_MAX: Duration = Duration::from_mins(5);
@@ -47,6 +53,22 @@ pub(super) struct Flow {
     pub(super) counted: bool,
     /// Held until the answer has been read to its end.
     pub(super) slot: OwnedSemaphorePermit,
+    /// Where its end is noted.
+    pub(super) book: Book,
+    /// When it was sent.
+    pub(super) began: Began,
+}
+
+impl Flow {
+    /// Notes how the call ended.
+    pub(super) fn over(&self, result: CallResult, status: Option<StatusCode>, usage: Usage) {
+        if !self.counted {
+            return;
+        }
+        let (attempt, began, model) = (&*self.attempt, self.began, self.model.as_str());
+        let priced = self.prices.entry(model).map(|(name, _)| name);
+        self.book.model_called(&ModelCall { attempt, began, model, priced, result, status, usage });
+    }
 }
 
 /// Turns the provider's response into ours.
@@ -60,13 +82,14 @@ pub(super) fn pass_on(response: Response<Incoming>, flow: Flow, tasks: &TaskTrac
         None if flow.counted => {
             let message = "the model provider's answer has a form that cannot be counted";
             flow.attempt.set_provider_failure(Some(message.to_owned()));
+            flow.over(CallResult::Broken, Some(parts.status), Usage::default());
             return error(StatusCode::BAD_GATEWAY, Kind::API, message, false);
         }
         None => Meter::json(),
     };
     let (sink, pieces) = mpsc::channel(PIECES_MAX);
     let headers = kept_headers(&parts.headers);
-    tasks.spawn(pump(body, sink, meter, flow));
+    tasks.spawn(pump(body, parts.status, sink, meter, flow).in_current_span());
     answer(parts.status, headers, pieces)
 }
 
@@ -89,9 +112,10 @@ fn pass_on_error(
     flow: Flow,
     tasks: &TaskTracker,
 ) -> Answer {
+    flow.over(CallResult::Refused, Some(status), Usage::default());
     if flow.counted && is_provider_failure(status) {
         let message = format!("the model provider answered {}", status.as_u16());
-        tracing::warn!(run = %flow.attempt.key(), message);
+        tracing::warn!("{message}");
         flow.attempt.set_provider_failure(Some(message));
     }
     if status.is_redirection() || status.is_informational() {
@@ -152,6 +176,7 @@ fn kept_headers(from: &HeaderMap) -> HeaderMap {
 /// Reads the answer to its end and counts it.
 async fn pump(
     mut body: Incoming,
+    status: StatusCode,
     sink: mpsc::Sender<Result<Bytes, io::Error>>,
     mut meter: Meter,
     flow: Flow,
@@ -162,7 +187,7 @@ async fn pump(
         whole = copy(&mut body, &sink, &mut meter) => whole,
     };
     if flow.counted {
-        settle(&flow, &meter.finish(), whole, ended.is_cancelled());
+        settle(&flow, &meter.finish(), status, whole, ended.is_cancelled());
     }
     // The count stands before the agent sees the end, so its next call meets the new budget.
     if !whole {
@@ -192,12 +217,20 @@ async fn copy(
     }
 }
 
-fn settle(flow: &Flow, counted: &Counted, whole: bool, cancelled: bool) {
+fn settle(flow: &Flow, counted: &Counted, status: StatusCode, whole: bool, cancelled: bool) {
     let model = counted.model.as_deref().unwrap_or(&flow.model);
     let price = flow.prices.of(model).or_else(|| flow.prices.of(&flow.model));
     let cost = price.map_or(0, |price| price.cost_micro_usd(&counted.usage));
     let turns = u64::from(counted.complete);
-    flow.attempt.count(Usage { turns, cost_micro_usd: cost, ..counted.usage });
+    let usage = Usage { turns, cost_micro_usd: cost, ..counted.usage };
+    flow.attempt.count(usage);
+    let result = match &counted.error {
+        Some(_) => CallResult::Refused,
+        None if whole => CallResult::Answered,
+        None if cancelled => CallResult::Ended,
+        None => CallResult::Broken,
+    };
+    flow.over(result, Some(status), usage);
     let failure = match &counted.error {
         Some(kind) => Some(format!("the model provider answered {kind}")),
         None if !whole && !cancelled => Some("the model provider's answer broke off".to_owned()),

@@ -50,9 +50,14 @@ impl Prices {
         Self(table)
     }
 
-    /// The price of `model`: its own entry, else the longest entry that it is a version of
-    /// (`name-20250101` is a version of `name`).
+    /// The price of `model`, see [`Self::entry`].
     pub fn of(&self, model: &str) -> Option<Price> {
+        self.entry(model).map(|(_, price)| price)
+    }
+
+    /// The entry of `model`: its own, else the longest that it is a version of (`name-20250101` is a
+    /// version of `name`).
+    pub fn entry(&self, model: &str) -> Option<(&str, Price)> {
         let version_of = |name: &str| {
             model
                 .strip_prefix(name)
@@ -62,7 +67,7 @@ impl Prices {
             .iter()
             .filter(|(name, _)| version_of(name))
             .max_by_key(|(name, _)| name.len())
-            .map(|(_, price)| *price)
+            .map(|(name, price)| (name.as_str(), *price))
     }
 }
 

@@ -15,6 +15,7 @@ use agent_operator::{
         assignment::{AgentKind, PodRequest, Repository, SandboxPolicy, TaskBudget, Work},
         names::sha256_hex,
     },
+    telemetry::Tracer,
 };
 use agent_operator_doubles::network::Network;
 use axum::body::Body;
@@ -34,7 +35,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Args, run_on};
+use super::super::{Args, Ports, run_on};
 use crate::link::{
     contract::{DurableEvent, FromGateway, Grant, LINK_VERSION, Redemption, ToGateway},
     frame,
@@ -137,6 +138,7 @@ pub(super) struct Options {
     pub(super) ca_bundle: Option<PathBuf>,
     /// The gateway gets a runtime of its own, so that [`Rig::restart`] can end it as SIGKILL would.
     pub(super) killable: bool,
+    pub(super) tracer: Tracer,
 }
 
 impl Options {
@@ -169,6 +171,7 @@ impl Default for Options {
             proxy_credentials: None,
             ca_bundle: None,
             killable: false,
+            tracer: Tracer::off(),
         }
     }
 }
@@ -179,6 +182,8 @@ pub(super) struct Rig {
     pub(super) address: SocketAddr,
     pub(super) model: Model,
     pub(super) model_address: SocketAddr,
+    /// Where metrics are; not served again after a restart.
+    pub(super) metrics: SocketAddr,
     socket: PathBuf,
     args: Args,
     runtime: Option<Runtime>,
@@ -221,11 +226,15 @@ impl Rig {
         });
         let config_path = directory.path().join("gateway.json");
         std::fs::write(&config_path, config.to_string()).unwrap();
-        let listener = TcpListener::bind((POD, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let sandboxes = TcpListener::bind((POD, 0)).await.unwrap();
+        let address = sandboxes.local_addr().unwrap();
+        let scrapes = TcpListener::bind((POD, 0)).await.unwrap();
+        let metrics = scrapes.local_addr().unwrap();
+        let ports = Ports { sandboxes, scrapes: Some(scrapes) };
         let socket = directory.path().join("gateway.sock");
         let args = Args {
             listen: address,
+            metrics_listen: None,
             socket: socket.clone(),
             allowed_peer_uid: vec![],
             git_dir: directory.path().join("git"),
@@ -238,14 +247,15 @@ impl Rig {
         let (token, of_gateway) = (shutdown.clone(), args.clone());
         let runtime = options.killable.then(own_runtime);
         let handle = runtime.as_ref().map_or_else(Handle::current, |own| own.handle().clone());
-        let gateway =
-            handle.spawn(async move { run_on(of_gateway, listener, token).await.unwrap() });
+        let gateway = handle
+            .spawn(async move { run_on(of_gateway, ports, options.tracer, token).await.unwrap() });
         Self {
             args,
             runtime,
             address,
             model,
             model_address,
+            metrics,
             socket,
             shutdown,
             _directory: directory,
@@ -259,7 +269,8 @@ impl Rig {
         killed.shutdown_background();
         let listener = eventually(async || TcpListener::bind(self.address).await.ok()).await;
         let (args, token, runtime) = (self.args.clone(), self.shutdown.clone(), own_runtime());
-        runtime.spawn(async move { run_on(args, listener, token).await.unwrap() });
+        let ports = Ports { sandboxes: listener, scrapes: None };
+        runtime.spawn(async move { run_on(args, ports, Tracer::off(), token).await.unwrap() });
         self.runtime = Some(runtime);
     }
 

@@ -7,6 +7,7 @@ use agent_operator::{attempt::StopOrder, domain::RunKey};
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::{net::UnixStream, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{Act, Guarded, Hand};
 use crate::{
@@ -41,6 +42,8 @@ struct Order {
     act: Act,
     guarded: Guarded,
     over: CancellationToken,
+    /// Context of the log lines about it.
+    within: tracing::Span,
 }
 
 /// Sends orders to stop through the gateway's socket, and deletes pods.
@@ -70,10 +73,11 @@ impl OwnThread {
 
 impl Hand for OwnThread {
     fn begin(&self, run: &RunKey, act: Act, guarded: &Guarded, over: CancellationToken) {
-        tracing::info!(%run, ?act, "a guarded deadline has passed");
-        let order = Order { run: run.clone(), act, guarded: guarded.clone(), over };
+        tracing::info!(?act, "a guarded deadline has passed");
+        let (run, guarded, within) = (run.clone(), guarded.clone(), tracing::Span::current());
+        let order = Order { run, act, guarded, over, within };
         if self.orders.try_send(order).is_err() {
-            tracing::error!(%run, "too many deadlines at once; the runner is left with this one");
+            tracing::error!("too many deadlines at once; the runner is left with this one");
         }
     }
 }
@@ -87,7 +91,8 @@ async fn carry_out(
     while let Some(order) = queue.recv().await {
         while tasks.try_join_next().is_some() {}
         let (socket, pods, over) = (socket.clone(), pods.clone(), order.over.clone());
-        tasks.spawn(async move {
+        let within = order.within.clone();
+        let carried_out = async move {
             let work = async {
                 match (order.act, pods) {
                     (Act::Stop, _) => stop(&socket, &order.run, &order.guarded.order).await,
@@ -96,7 +101,8 @@ async fn carry_out(
                 }
             };
             over.run_until_cancelled(work).await;
-        });
+        };
+        tasks.spawn(carried_out.instrument(within));
     }
 }
 
@@ -106,7 +112,7 @@ async fn stop(socket: &PathBuf, run: &RunKey, order: &StopOrder) {
         loop {
             let once = tokio::time::timeout(ORDER_LIMIT, order_once(socket, run, order)).await;
             if !matches!(once, Ok(Some(()))) {
-                tracing::warn!(%run, "the gateway took no order to stop yet");
+                tracing::warn!("the gateway took no order to stop yet");
             }
             tokio::time::sleep(PACE).await;
         }

@@ -15,12 +15,13 @@
 //! The deadline comes from the gateway's own clock where it remembers the attempt, else from the
 //! start time in the run's status, else from the start of the container.
 
-use agent_operator::domain::{
-    Assignment, Credential, Epoch, Reason, RunKey, RunPhase, RunRef, names,
+use agent_operator::{
+    domain::{Assignment, Credential, Epoch, Reason, RunKey, RunPhase, RunRef, names},
+    telemetry::logs,
 };
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Outgoing, Runner, RunnerError};
+use super::{ACCEPTED, Outgoing, Runner, RunnerError};
 use crate::{
     clock,
     ledger::Entry,
@@ -83,7 +84,7 @@ impl Runner {
 
     fn note_stranger(&mut self, run: &RunKey) -> Option<&mut Stranger> {
         if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(run) {
-            tracing::error!(%run, "too many attempts without an entry in the ledger");
+            tracing::error!(run_uid = %run.uid, "too many attempts without an entry in the ledger");
             return None;
         }
         Some(self.strangers.entry(run.clone()).or_default())
@@ -161,7 +162,7 @@ impl Runner {
         };
         self.obey(server.epoch)?;
         if server.node != self.settings.node || server.attempt != run.attempt {
-            tracing::error!(%run, node = %server.node, "a pod of ours is on the wrong node");
+            tracing::error!(run_uid = %run.uid, node = %server.node, "a pod of ours is on the wrong node");
             return Ok(());
         }
         // Whether the tokens survived is known only with the gateway at hand.
@@ -190,7 +191,13 @@ impl Runner {
         let Some(pod) = look.pod else { return };
         let Some(at) = digest(&pod).run else { return };
         let uid = digest(&pod).uid;
-        tracing::warn!(run = at.name, "a pod without a live run is taken away");
+        let task = pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_TASK));
+        tracing::warn!(
+            namespace = at.namespace,
+            task,
+            run = at.name,
+            "a pod without a live run is taken away"
+        );
         self.workers.delete_pod(run.clone(), &at, uid.clone());
         self.workers.remove_finalizer(run, &at, uid);
     }
@@ -251,10 +258,11 @@ impl Runner {
         pod: &Pod,
     ) -> Result<(), RunnerError> {
         let Some(assignment) = stranger.assignment() else { return Ok(()) };
+        let _within = logs::attempt(&assignment).entered();
         let (uid, one_time_hash) = match judge_for(pod, &assignment) {
             Adoption::Ours { uid, one_time_hash } => (uid, one_time_hash),
             Adoption::Foreign(difference) => {
-                tracing::error!(run = assignment.run.name, difference, "a pod is not adopted");
+                tracing::error!(difference, "a pod is not adopted");
                 self.metrics.drop_one("foreign_pod");
                 self.guard_stranger(run, server, &stranger, pod)?;
                 self.answer(stranger.order, Some(("Conflict", difference)));
@@ -280,7 +288,7 @@ impl Runner {
             records.push(Record::Counters { usage, refusals });
         }
         self.take_up(run, &records)?;
-        tracing::info!(run = assignment.run.name, tokens_lost, "a lost attempt is adopted");
+        tracing::info!(tokens_lost, "a lost attempt is adopted");
         self.metrics.adopted.inc();
         self.step(run, Event::Restarted { one_time_hash })?;
         if tokens_lost {
@@ -343,7 +351,7 @@ impl Runner {
     fn answer(&mut self, order: Option<Order>, refused: Option<(&'static str, String)>) {
         let Some(Order { assignment, credentials }) = order else { return };
         let (run, epoch): (_, Epoch) = (assignment.key(), assignment.epoch);
-        self.count_assignment(refused.as_ref().map_or("accepted", |(reason, _)| reason));
+        self.metrics.assigned(refused.as_ref().map_or(ACCEPTED, |(reason, _)| reason));
         if refused.is_none() {
             self.pass_credentials(run.clone(), credentials);
         }

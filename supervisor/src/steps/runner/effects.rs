@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use agent_operator::domain::{
-    RunKey,
-    report::{Report, RunState},
+use agent_operator::{
+    domain::{
+        RunKey, RunPhase, StartFault,
+        report::{Outcome, Report, RunState},
+    },
+    telemetry::{Told, logs},
 };
 
 use super::{Outgoing, Runner, RunnerError};
@@ -12,7 +15,6 @@ use crate::{
     clock,
     ledger::{Delivery, Entry},
     link::contract::ToGateway,
-    metrics::Kind,
     steps::{
         event::{Context, Effect, Event, PodDigest, Timer},
         machine::Machine,
@@ -50,6 +52,8 @@ impl Runner {
             log,
             pod_retention: self.settings.pod_retention,
         };
+        let within = logs::attempt(&machine.facts.assignment);
+        let _within = within.enter();
         let effects = machine.step(event, &context);
         let entries: Vec<_> = effects.iter().filter_map(|effect| entry(run, effect)).collect();
         if !entries.is_empty() {
@@ -121,7 +125,7 @@ impl Runner {
             }
             Effect::SwitchDelivery { message } => self.switch_delivery(&message)?,
             Effect::ExitMismatch { reported, recorded } => {
-                tracing::error!(run = at.name, reported, ?recorded, "exit codes differ");
+                tracing::error!(reported, ?recorded, "exit codes differ");
                 self.metrics.exit_mismatches.inc();
             }
             Effect::Drop => {
@@ -137,21 +141,57 @@ impl Runner {
 
     fn journalled(&mut self, run: &RunKey, record: &Record) {
         match record {
+            Record::GateOpened { at } => {
+                let Some(machine) = self.machines.get(run) else { return };
+                let facts = &machine.facts;
+                let after = at.boot.since(facts.accepted.boot);
+                self.metrics.started(facts.assignment.step, after);
+            }
+            Record::Acked => {
+                let outcome = self.machines.get(run).and_then(|m| m.facts.outcome.as_ref());
+                if let Some(outcome) = outcome {
+                    let after = clock::now().wall.duration_since(outcome.completed_at);
+                    self.metrics.reported(after.try_into().unwrap_or_default());
+                }
+            }
             Record::Finished { outcome } => {
-                let name = &self.machines.get(run).map(|m| m.facts.assignment.run.name.clone());
-                let (reason, message) = (outcome.reason, &outcome.message);
-                tracing::info!(run = name, %reason, message, exit = ?outcome.exit_code, "finished");
-                let kind = Kind { kind: reason.as_str().to_owned() };
-                self.metrics.outcomes.get_or_create(&kind).inc();
+                let (reason, details) = (outcome.reason, &outcome.message);
+                tracing::info!(%reason, details, exit = ?outcome.exit_code, "finished");
+                self.metrics.ended(reason, outcome.start_fault);
+                self.tell_parts(run, outcome);
                 self.tokens.remove(run);
                 self.needing.remove(run);
                 self.guards.release(run);
             }
             Record::Result { .. } => self.guards.spare_the_order(run),
             Record::Stopping(stop) => {
-                tracing::info!(%run, reason = %stop.reason, message = stop.message, "stopping");
+                tracing::info!(reason = %stop.reason, details = stop.message, "stopping");
             }
             _ => {}
+        }
+    }
+
+    /// Tells what an attempt that has ended spent its time on, as parts of its run.
+    fn tell_parts(&self, run: &RunKey, outcome: &Outcome) {
+        let Some(machine) = self.machines.get(run) else { return };
+        let facts = &machine.facts;
+        let (task, at) = (&facts.assignment.task.uid, &run.uid);
+        let (accepted, end) = (facts.accepted.wall, outcome.completed_at);
+        let opened = facts.opened.as_ref().map(|opened| opened.wall);
+        let part = |name, times| {
+            let pod = outcome.pod_name.clone();
+            Told::part(task, at, name, times)
+                .with("k8s.node.name", self.settings.node.to_string())
+                .with_some("k8s.pod.name", pod)
+        };
+        // Until the gate opens: the pod is made, its image pulled, the gateway reached.
+        let start = part("start", (accepted, opened.unwrap_or(end)));
+        let fault = outcome.start_fault.map(StartFault::as_str);
+        self.tracer.tell(start.failed(fault.filter(|_| opened.is_none())));
+        if let Some(opened) = opened {
+            let failed =
+                (outcome.phase() != RunPhase::Succeeded).then_some(outcome.reason.as_str());
+            self.tracer.tell(part("work", (opened, end)).failed(failed));
         }
     }
 

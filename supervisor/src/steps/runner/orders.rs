@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use agent_operator::domain::{
-    Assignment, Credential, Epoch, PreflightOrder, PreflightReport, Reason, RunKey,
-    assignment::TaskBudget,
-    preflight::{Finding, Problem},
+use agent_operator::{
+    domain::{
+        Assignment, Credential, Epoch, PreflightOrder, PreflightReport, Reason, RunKey,
+        assignment::TaskBudget,
+        preflight::{Finding, Problem},
+    },
+    telemetry::logs,
 };
 use tokio::sync::mpsc;
 
@@ -22,12 +25,18 @@ use crate::{
     },
 };
 
-/// Refusals of an assignment.
-mod refusal {
+/// Answer to an assignment that is not refused, for metrics.
+pub(crate) const ACCEPTED: &str = "accepted";
+
+/// Refusals of an assignment, beside those of the ledger.
+pub(crate) mod refusal {
     pub(super) const STALE_EPOCH: &str = "StaleEpoch";
     pub(super) const WRONG_NODE: &str = "WrongNode";
     pub(super) const CONFLICT: &str = "Conflict";
     pub(super) const NO_CAPACITY: &str = "NoCapacity";
+
+    /// All of them.
+    pub(crate) const ALL: [&str; 4] = [STALE_EPOCH, WRONG_NODE, CONFLICT, NO_CAPACITY];
 }
 
 /// Reason and sentence of a refusal.
@@ -59,8 +68,8 @@ impl Runner {
             }
             self.pass_credentials(run.clone(), credentials);
         }
-        let answer = refused.as_ref().map_or("accepted", |(reason, _)| reason);
-        self.count_assignment(answer);
+        let answer = refused.as_ref().map_or(ACCEPTED, |(reason, _)| reason);
+        self.metrics.assigned(answer);
         let refused = refused.map(|(reason, message)| (reason.to_owned(), message));
         self.say(Outgoing::AssignmentAck { run, epoch, refused });
         Ok(())
@@ -97,7 +106,8 @@ impl Runner {
         assignment: Assignment,
     ) -> Result<Option<Refusal>, RunnerError> {
         let run = assignment.key();
-        tracing::info!(run = assignment.run.name, step = %assignment.step, "assigned");
+        let _within = logs::attempt(&assignment).entered();
+        tracing::info!(attempt = %assignment.attempt, "assigned");
         let one_time_hash = self.new_token(&run)?;
         let at = Moment::new(clock::now(), &self.boot_id);
         let fact = Record::Accepted {

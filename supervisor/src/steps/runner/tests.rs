@@ -185,6 +185,15 @@ impl Life {
     }
 
     async fn start_on(disk: Box<dyn Disk>, dir: &Path, pods: &Arc<FakePods>) -> Self {
+        Self::start_traced(disk, dir, pods, Tracer::off()).await
+    }
+
+    async fn start_traced(
+        disk: Box<dyn Disk>,
+        dir: &Path,
+        pods: &Arc<FakePods>,
+        tracer: Tracer,
+    ) -> Self {
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
         let streams = Arc::new(Streams::open(&dir.join("streams"), Retention::default()).unwrap());
         let tools = Arc::new(Tools {
@@ -214,6 +223,7 @@ impl Life {
         let metrics = Arc::new(Metrics::new());
         let guards = Guards::new(Arc::new(NoHand)).unwrap();
         let runner = Runner::new(settings, ledger, memory, tools, guards, metrics).unwrap();
+        let runner = runner.with_tracer(tracer);
         let shutdown = CancellationToken::new();
         let of_runner = shutdown.clone();
         let runner = tokio::task::spawn_blocking(move || runner.run_blocking(queue, &of_runner));
@@ -552,3 +562,4 @@ async fn events_and_log_reach_the_spools_and_complete() {
 
 mod epochs;
 mod lost_ledger;
+mod telemetry;
