@@ -8,8 +8,11 @@
 //! - [`conversation`]: what a request says about step, turn and script.
 //! - [`script`]: the answer to it.
 //! - [`wire`]: the answer as JSON or as server-sent events.
+//!
+//! Beside it, [`history`] judges what witnesses saw of the whole system under faults.
 
 pub mod conversation;
+pub mod history;
 pub mod script;
 pub mod server;
 pub mod wire;
