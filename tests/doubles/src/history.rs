@@ -194,6 +194,8 @@ pub struct Rules {
     pub grace: Duration,
     /// How much later than deadline and grace a container may end, the witnesses' own delays included.
     pub slack: Duration,
+    /// How late a witness may write down an end: two moments closer than this have no order.
+    pub skew: Duration,
     /// Retries after lost nodes and the like.
     pub infrastructure_retries: u32,
 }
@@ -253,7 +255,7 @@ impl Fact {
 pub fn check(history: &History, rules: &Rules) -> Vec<Violation> {
     let events = history.sorted();
     let runs = attempts::runs(&events);
-    let mut found = attempts::check(&events, &runs);
+    let mut found = attempts::check(&events, &runs, rules);
     found.extend(outcomes::check(&events, &runs, rules));
     found.extend(effects::check(&events, &runs, rules));
     found.sort_by_key(|violation| violation.invariant);

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::{
     harm::victim::{Node, Victim},
+    say,
     trial::{Trial, assert_untouched},
     witness::{Point, Witnesses},
 };
@@ -59,7 +60,7 @@ async fn tasks_go_through_while_every_process_is_killed_and_frozen() {
     let now = clock::now().wall.as_microsecond().unsigned_abs();
     let seed = number("AO_FAULTS_SEED").unwrap_or(now % 1_000_000);
     let long = Duration::from_secs(number("AO_FAULTS_SECONDS").unwrap_or_default());
-    println!("AO_FAULTS_SEED={seed} AO_FAULTS_SECONDS={}", long.as_secs());
+    say(&format!("AO_FAULTS_SEED={seed} AO_FAULTS_SECONDS={}", long.as_secs()));
     let mut random = fastrand::Rng::with_seed(seed);
     let trial = Trial::begin("deck").await;
     let done = AtomicBool::new(false);
@@ -101,7 +102,7 @@ async fn harm(
     let point = random.choice(Point::ALL).expect("some points");
     let seen = witnesses.next(point, MOMENT).await;
     let moment = if seen { format!("at {point:?}") } else { "between".to_owned() };
-    println!("{number}: {harm:?} {victim} {moment}");
+    say(&format!("{number}: {harm:?} {victim} {moment}"));
     let factor = random.f64().mul_add(3.0, 1.0);
     match harm {
         Harm::Kill => {

@@ -7,7 +7,7 @@ use super::{
         disk::SmallDisk,
         victim::{Node, Victim},
     },
-    trial::{SOON, Trial, on},
+    trial::{SOON, Trial},
 };
 use crate::support::{
     cluster::{NAMESPACE, phase},
@@ -17,6 +17,9 @@ use crate::support::{
 const NODE: Node = Node::B;
 /// Room for the ledger's reserve, a mirror and the streams of some steps.
 const MEBIBYTES: u32 = 48;
+
+/// Rows of the step that runs when the disk becomes full.
+const ROWS: u64 = 40;
 
 fn processes() -> [Option<i32>; 2] {
     [Victim::Supervisor(NODE).pid(), Victim::Gateway(NODE).pid()]
@@ -31,10 +34,7 @@ async fn f22_a_full_disk_refuses_new_steps_and_keeps_deadlines_and_outcomes_of_l
         if processes().iter().all(Option::is_some) { Ok(()) } else { Err("not yet".to_owned()) }
     })
     .await;
-    let ticking = trial.ticking(24, &on(NODE)).await;
-    trial.running(&ticking, "implement").await;
-    let sleeping = trial.sleeping("8s", &on(NODE)).await;
-    trial.running(&sleeping, "plan").await;
+    let (ticking, sleeping) = trial.two_on(NODE, ROWS).await;
     let before = processes();
     disk.fill();
 

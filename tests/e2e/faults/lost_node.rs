@@ -17,6 +17,8 @@ use crate::support::{
 
 /// The node that is lost; the other one carries the control plane.
 const LOST: Node = Node::B;
+/// Rows of a step that is in its middle when the node goes.
+const ROWS: u64 = 60;
 const CONTROLLER: &str = "app.kubernetes.io/component=controller";
 
 /// Moves the controller off the node that is about to be lost.
@@ -47,23 +49,13 @@ async fn node_is_back() {
 async fn f12_f14_a_node_that_is_cut_off_goes_on_and_is_not_replaced() {
     let trial = Trial::begin("lost-link").await;
     controller_is_elsewhere(&trial).await;
-    let ticking = trial.ticking(60, &on(LOST)).await;
-    trial.running(&ticking, "implement").await;
-    let sleeping = trial.sleeping("8s", &on(LOST)).await;
-    trial.running(&sleeping, "plan").await;
-    let asleep = trial.cluster.task_pods(NAMESPACE, &sleeping).await.remove(0);
+    let (ticking, sleeping) = trial.two_on(LOST, ROWS).await;
 
     let cut = Cut::new(Place::node(LOST), Link::Everything, Direction::Both);
     let kubelet = Victim::Kubelet(LOST).kill();
     let containerd = Victim::Containerd(LOST).kill();
     trial.held_up_by(&ticking, "Scheduled", "NodeUnknown").await;
-    let uid = asleep.metadata.uid.expect("a uid");
-    eventually("the deadline holds on a node that is alone", SOON, || async {
-        let mut left = processes::of_pod(&uid);
-        left.retain(|(_, comm)| comm != "pause");
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
-    })
-    .await;
+    trial.agent_is_gone(&sleeping).await;
     assert_eq!(trial.cluster.runs(NAMESPACE, &ticking).await.len(), 2, "nothing is replaced");
     drop(cut);
     drop(containerd);
@@ -82,7 +74,7 @@ async fn f12_f14_a_node_that_is_cut_off_goes_on_and_is_not_replaced() {
 async fn f7_a_power_cut_costs_one_attempt_of_the_infrastructures_budget() {
     let trial = Trial::begin("lost-power").await;
     controller_is_elsewhere(&trial).await;
-    let ticking = trial.ticking(60, &on(LOST)).await;
+    let ticking = trial.ticking(ROWS, &on(LOST)).await;
     trial.running(&ticking, "implement").await;
 
     let cut = Cut::new(Place::node(LOST), Link::Everything, Direction::Both);
@@ -90,9 +82,9 @@ async fn f7_a_power_cut_costs_one_attempt_of_the_infrastructures_budget() {
     let containerd = Victim::Containerd(LOST).kill();
     eventually("everything on the node is dead", SOON, || async {
         let left = pods_of(LOST);
-        left.iter().for_each(|pid| {
+        for pid in &left {
             processes::signal(*pid, Signal::SIGKILL);
-        });
+        }
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await;

@@ -11,3 +11,9 @@ mod partitions;
 mod slow_link;
 mod trial;
 mod witness;
+
+/// One line for whoever watches the run; a figure or the seed is worth it also when all goes well.
+fn say(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "faults: {line}");
+}

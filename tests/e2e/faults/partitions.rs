@@ -11,44 +11,20 @@ use super::{
     trial::{SOON, Trial, assert_untouched, on},
     witness::Point,
 };
-use crate::support::{
-    cluster::{NAMESPACE, phase},
-    eventually, processes,
-};
+use crate::support::cluster::{NAMESPACE, phase};
 
 /// The node whose supervisor is cut off.
 const NODE: Node = Node::B;
 /// Rows of a step that goes on for some ten seconds behind the cut.
 const ROWS: u64 = 40;
 
-/// Waits until the agent of a task runs no more, by the processes of its pod.
-async fn agent_is_gone(trial: &Trial, task: &str) {
-    let pods = trial.cluster.task_pods(NAMESPACE, task).await;
-    let uid = pods[0].metadata.uid.clone().expect("a uid");
-    eventually("nothing of the pod runs", SOON, || async {
-        let mut left = processes::of_pod(&uid);
-        left.retain(|(_, comm)| comm != "pause");
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
-    })
-    .await;
-}
-
-/// A task of four steps on the node, in the middle of its implement step, and one that will time out.
-async fn two_on_the_node(trial: &Trial) -> (String, String) {
-    let ticking = trial.ticking(ROWS, &on(NODE)).await;
-    trial.running(&ticking, "implement").await;
-    let sleeping = trial.sleeping("8s", &on(NODE)).await;
-    trial.running(&sleeping, "plan").await;
-    (ticking, sleeping)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the local cluster: tests/run faults"]
 async fn f14_steps_go_on_and_time_out_without_a_controller_and_are_told_once_it_is_back() {
     let trial = Trial::begin("cut-both").await;
-    let (ticking, sleeping) = two_on_the_node(&trial).await;
+    let (ticking, sleeping) = trial.two_on(NODE, ROWS).await;
     let cut = Cut::new(Place::supervisor(NODE), CONTROLLER, Direction::Both);
-    agent_is_gone(&trial, &sleeping).await;
+    trial.agent_is_gone(&sleeping).await;
     trial.held_up_by(&ticking, "Scheduled", "NodeUnknown").await;
     // Work for any node goes to one that answers.
     let other = trial.ticking(1, &json!({})).await;
@@ -98,13 +74,11 @@ async fn f14_a_supervisor_that_is_heard_but_hears_nothing_loses_nothing() {
 #[ignore = "needs the local cluster: tests/run faults"]
 async fn f15_steps_end_and_are_recorded_while_their_supervisor_has_no_api_server() {
     let trial = Trial::begin("cut-api").await;
-    let (ticking, sleeping) = two_on_the_node(&trial).await;
+    let (ticking, sleeping) = trial.two_on(NODE, ROWS).await;
     let cut = Cut::new(Place::supervisor(NODE), API_SERVER, Direction::Both);
     // Both outcomes take the way by the controller.
-    for _ in 0..2 {
-        assert!(trial.witnesses.next(Point::OutcomeWritten, SOON).await, "recorded meanwhile");
-    }
     let failed = trial.end_of(&sleeping).await;
+    trial.cluster.run_in_phase(NAMESPACE, &ticking, "implement", "Succeeded").await;
     drop(cut);
     let ended = trial.judge(false).await;
     assert_timed_out(&failed);

@@ -16,10 +16,14 @@ use jiff::Timestamp;
 use kube::api::PostParams;
 use serde_json::{Value, json};
 
-use super::witness::{Witnesses, tell_task};
+use super::{
+    harm::victim::Node,
+    say,
+    witness::{Witnesses, tell_task},
+};
 use crate::support::{
     cluster::{Cluster, NAMESPACE, phase},
-    eventually, grpcurl, logs,
+    eventually, grpcurl, logs, processes,
     task::{command_agent, merge, task, unique},
 };
 
@@ -34,6 +38,9 @@ const ROWS_FEW: u64 = 4;
 /// The promise is one second. A machine with two busy cores needs more to deliver a signal; what was
 /// reached is printed.
 const SLACK: Duration = Duration::from_secs(5);
+/// The runtime notes an end when it gets to it; by then a supervisor that looks at the cgroup may have
+/// told its controller.
+const SKEW: Duration = Duration::from_secs(1);
 /// Length of the quiet time in which nothing may be written.
 const QUIET: Duration = Duration::from_secs(10);
 /// Writes have ceased when there was none for this long.
@@ -115,6 +122,28 @@ impl Trial {
         self.cluster.run_in_phase(NAMESPACE, task, step, "Running").await
     }
 
+    /// A task that will run into its deadline, and one that is at the beginning of a long implement step,
+    /// both on this node.
+    pub(super) async fn two_on(&self, node: Node, rows: u64) -> (String, String) {
+        let sleeping = self.sleeping("30s", &on(node)).await;
+        self.running(&sleeping, "plan").await;
+        let ticking = self.ticking(rows, &on(node)).await;
+        self.running(&ticking, "implement").await;
+        (ticking, sleeping)
+    }
+
+    /// Waits until nothing of the task's only pod runs.
+    pub(super) async fn agent_is_gone(&self, task: &str) {
+        let pods = self.cluster.task_pods(NAMESPACE, task).await;
+        let uid = pods[0].metadata.uid.clone().expect("a uid");
+        eventually(&format!("nothing of {task} runs"), SOON, || async {
+            let mut left = processes::of_pod(&uid);
+            left.retain(|(_, comm)| comm != "pause");
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+    }
+
     /// Waits until a condition of the task has this reason.
     pub(super) async fn held_up_by(&self, task: &str, type_: &str, reason: &str) {
         self.cluster.condition(NAMESPACE, task, (type_, "False", reason)).await;
@@ -173,15 +202,19 @@ impl Trial {
             self.tell_pull_requests(task, &made.name, now, &mut history).await;
             self.tell_log(made, &runs, now, &mut history).await;
         }
-        let rules =
-            Rules { grace: GRACE, slack: SLACK, infrastructure_retries: INFRASTRUCTURE_RETRIES };
+        let rules = Rules {
+            grace: GRACE,
+            slack: SLACK,
+            skew: SKEW,
+            infrastructure_retries: INFRASTRUCTURE_RETRIES,
+        };
         let broken = check(&history, &rules);
         let latest = latest_end(&history, &rules).unwrap_or_default();
-        println!(
+        say(&format!(
             "{}: {}; latest end {latest:.1?} after deadline and grace",
             self.prefix,
             history.summary()
-        );
+        ));
         let mut told = String::new();
         for name in ended.keys() {
             told += &self.cluster.describe(NAMESPACE, name).await;
@@ -266,6 +299,6 @@ pub(super) fn assert_untouched(task: &CodingTask) {
 }
 
 /// Overrides that pin a task to a node.
-pub(super) fn on(node: super::harm::victim::Node) -> Value {
+pub(super) fn on(node: Node) -> Value {
     json!({"nodeSelector": {"kubernetes.io/hostname": node.name()}})
 }

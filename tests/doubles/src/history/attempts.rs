@@ -7,7 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Event, Fact, Invariant, Violation, violation};
+use super::{Event, Fact, Invariant, Rules, Violation, violation};
 
 /// The story of one run.
 #[derive(Clone, Debug, Default)]
@@ -36,8 +36,10 @@ pub(super) struct Container {
 }
 
 impl Container {
-    pub(super) fn lives_at(&self, moment: Timestamp) -> bool {
-        self.started <= moment && self.ended.is_none_or(|(end, _)| moment < end)
+    /// Whether it ran at this moment, and for longer than a witness of its end may be late.
+    pub(super) fn lives_at(&self, moment: Timestamp, skew: Duration) -> bool {
+        let lives_on = |end: Timestamp| end.duration_since(moment).unsigned_abs() > skew;
+        self.started <= moment && self.ended.is_none_or(|(end, _)| moment < end && lives_on(end))
     }
 }
 
@@ -118,13 +120,17 @@ pub(super) fn fences(events: &[Event]) -> BTreeMap<&str, Timestamp> {
     fences
 }
 
-pub(super) fn check(events: &[Event], runs: &BTreeMap<String, Run>) -> Vec<Violation> {
+pub(super) fn check(
+    events: &[Event],
+    runs: &BTreeMap<String, Run>,
+    rules: &Rules,
+) -> Vec<Violation> {
     let mut found = Vec::new();
     for (name, run) in runs {
         found.extend(one_pod(name, run));
         found.extend(as_assigned(name, run));
     }
-    found.extend(one_live(runs, &fences(events)));
+    found.extend(one_live(runs, &fences(events), rules.skew));
     found.extend(rising_epochs(events));
     found
 }
@@ -152,7 +158,11 @@ fn as_assigned(name: &str, run: &Run) -> Option<Violation> {
 }
 
 /// Two attempts of a task at once; what runs on a fenced node does not count from then on.
-fn one_live(runs: &BTreeMap<String, Run>, fences: &BTreeMap<&str, Timestamp>) -> Vec<Violation> {
+fn one_live(
+    runs: &BTreeMap<String, Run>,
+    fences: &BTreeMap<&str, Timestamp>,
+    skew: Duration,
+) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut all: Vec<(&str, &str, &Container)> = Vec::new();
     for (name, run) in runs {
@@ -163,9 +173,9 @@ fn one_live(runs: &BTreeMap<String, Run>, fences: &BTreeMap<&str, Timestamp>) ->
     all.sort_by_key(|(task, _, container)| (*task, container.started));
     for (index, (task, name, later)) in all.iter().enumerate() {
         for (_, other, earlier) in all[..index].iter().filter(|(of, ..)| of == task) {
-            let fenced =
+            let cut_off =
                 fences.get(earlier.node.as_str()).is_some_and(|since| *since <= later.started);
-            if other != name && earlier.lives_at(later.started) && !fenced {
+            if other != name && earlier.lives_at(later.started, skew) && !cut_off {
                 let what = format!("{name} started while {other} was running ({task})");
                 found.push(violation(Invariant::I1, what));
             }

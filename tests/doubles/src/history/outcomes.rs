@@ -19,7 +19,7 @@ pub(super) fn check(
     let mut found = Vec::new();
     for (name, run) in runs {
         found.extend(changed(name, run));
-        found.extend(before_its_end(name, run, &fences));
+        found.extend(before_its_end(name, run, &fences, rules.skew));
         found.extend(exit_code(name, run));
     }
     found.extend(missing(events, runs));
@@ -50,11 +50,16 @@ fn changed(name: &str, run: &Run) -> Vec<Violation> {
 }
 
 /// The outcome waits for the end of the container, but for what a fence has cut off.
-fn before_its_end(name: &str, run: &Run, fences: &BTreeMap<&str, Timestamp>) -> Option<Violation> {
+fn before_its_end(
+    name: &str,
+    run: &Run,
+    fences: &BTreeMap<&str, Timestamp>,
+    skew: Duration,
+) -> Option<Violation> {
     let outcome = run.outcome()?;
-    let live = run.containers.iter().find(|container| container.lives_at(outcome.at))?;
-    let fenced = fences.get(live.node.as_str()).is_some_and(|since| *since <= outcome.at);
-    (!fenced).then(|| {
+    let live = run.containers.iter().find(|container| container.lives_at(outcome.at, skew))?;
+    let cut_off = fences.get(live.node.as_str()).is_some_and(|since| *since <= outcome.at);
+    (!cut_off).then(|| {
         let what = format!("{name} got its outcome while its container was running");
         violation(Invariant::I2, what)
     })

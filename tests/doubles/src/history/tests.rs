@@ -9,6 +9,7 @@ use super::{Fact, History, Invariant, Retries, Rules, check, latest_end};
 const RULES: Rules = Rules {
     grace: Duration::from_secs(10),
     slack: Duration::from_secs(1),
+    skew: Duration::ZERO,
     infrastructure_retries: 3,
 };
 const TASK: &str = "task";
@@ -203,6 +204,19 @@ fn i2_an_outcome_before_the_end_of_the_container() {
         f[record].0 = 19;
     };
     assert_eq!(broken(early), [Invariant::I2]);
+}
+
+#[test]
+fn a_witness_that_is_late_by_no_more_than_the_skew_accuses_nobody() {
+    let mut history = History::default();
+    for (second, fact) in clean() {
+        // The outcome comes a second before the end that it follows.
+        let early = is_record_of("plan-2")(&fact);
+        history.push(at(if early { 19 } else { second }), fact);
+    }
+    let late = |seconds| Rules { skew: Duration::from_secs(seconds), ..RULES };
+    assert_eq!(check(&history, &late(1)), []);
+    assert_eq!(check(&history, &late(0)).len(), 1);
 }
 
 #[test]

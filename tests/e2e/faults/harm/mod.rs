@@ -18,7 +18,7 @@ fn mend(program: &str, arguments: &[&str]) {
         .stderr(Stdio::null())
         .status();
     if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        println!("not mended by {program} {arguments:?}: {status:?}");
+        super::say(&format!("not mended by {program} {arguments:?}: {status:?}"));
     }
 }
 

@@ -99,7 +99,10 @@ impl Victim {
 
 /// All processes in pods of a node, or of both.
 fn pids_in_pods(node: Option<Node>) -> Vec<i32> {
-    let folder = node.map_or("/ao-node-".to_owned(), |node| format!("/ao-node-{}/", node.letter()));
+    let folder = match node {
+        Some(node) => format!("/ao-node-{}/", node.letter()),
+        None => "/ao-node-".to_owned(),
+    };
     let entries = fs::read_dir("/proc").expect("Linux");
     let pids =
         entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());

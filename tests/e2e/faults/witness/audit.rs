@@ -81,7 +81,8 @@ pub(super) struct Request {
     user: User,
     object_ref: Option<ObjectRef>,
     response_status: Option<ResponseStatus>,
-    request_received_timestamp: Timestamp,
+    #[serde(rename = "requestReceivedTimestamp")]
+    received: Timestamp,
     #[serde(default)]
     response_object: Value,
 }
@@ -154,7 +155,7 @@ impl Request {
     }
 
     pub(super) fn tell(&self, history: &mut History) {
-        let at = self.request_received_timestamp;
+        let at = self.received;
         if self.made("agentruns") {
             let run: AgentRun = serde_json::from_value(self.response_object.clone())
                 .expect("the audit policy logs runs as a whole");
@@ -202,7 +203,7 @@ fn tell_recorded(run: &str, status: &AgentRunStatus, at: Timestamp, history: &mu
 
 /// A task's status as a fact.
 pub(crate) fn tell_task(task: &str, status: &CodingTaskStatus, at: Timestamp, to: &mut History) {
-    let counts = status.retries.clone().unwrap_or_default();
+    let counts = status.retries.unwrap_or_default();
     let count = |count: i32| u32::try_from(count).expect("no negative count");
     let retries = Retries {
         application: count(counts.application),
