@@ -133,6 +133,12 @@ impl Request {
         self.verb == "create" && self.went_well() && self.target() == (resource, "")
     }
 
+    /// The run that it created; an audit policy of another cluster logs no bodies.
+    fn made_run(&self) -> Option<AgentRun> {
+        let body = self.made("agentruns").then(|| self.response_object.clone())?;
+        serde_json::from_value(body).ok()
+    }
+
     /// Whether it wrote a run's outcome.
     pub(super) fn is_outcome(&self) -> bool {
         let phase = self.run_status().and_then(|status| status.phase);
@@ -156,9 +162,7 @@ impl Request {
 
     pub(super) fn tell(&self, history: &mut History) {
         let at = self.received;
-        if self.made("agentruns") {
-            let run: AgentRun = serde_json::from_value(self.response_object.clone())
-                .expect("the audit policy logs runs as a whole");
+        if let Some(run) = self.made_run() {
             tell_assigned(&run, at, history);
         }
         if let Some(status) = self.run_status() {
@@ -222,7 +226,8 @@ pub(super) fn tell_final(
     history: &mut History,
 ) {
     let name = run.name_any();
-    if !requests.iter().any(|request| request.made("agentruns") && request.name() == name) {
+    let told = |request: &Request| request.name() == name && request.made_run().is_some();
+    if !requests.iter().any(told) {
         let made = run.creation_timestamp().expect("every object has one").0;
         tell_assigned(run, made, history);
     }
