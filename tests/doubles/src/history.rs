@@ -64,8 +64,8 @@ pub enum Fact {
         run: String,
         /// Identity of the pod.
         pod: String,
-        /// The exit code of its main process.
-        exit_code: i32,
+        /// The exit code of its main process; none: the runtime itself was away and has lost it.
+        exit_code: Option<i32>,
     },
     /// The status of a run was written.
     Recorded {
@@ -79,6 +79,8 @@ pub enum Fact {
         exit_code: Option<i32>,
         /// When its gate opened.
         opened: Option<Timestamp>,
+        /// Whether it says that runner and runtime differ about the exit code.
+        mismatch: bool,
     },
     /// The status of a task was written.
     TaskRecorded {

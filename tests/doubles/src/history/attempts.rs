@@ -32,7 +32,7 @@ pub(super) struct Container {
     pub(super) pod: String,
     pub(super) node: String,
     pub(super) started: Timestamp,
-    pub(super) ended: Option<(Timestamp, i32)>,
+    pub(super) ended: Option<(Timestamp, Option<i32>)>,
 }
 
 impl Container {
@@ -51,6 +51,7 @@ pub(super) struct Record {
     pub(super) reason: Option<String>,
     pub(super) exit_code: Option<i32>,
     pub(super) opened: Option<Timestamp>,
+    pub(super) mismatch: bool,
 }
 
 impl Record {
@@ -94,13 +95,14 @@ pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
                     container.ended = Some((event.at, *exit_code));
                 }
             }
-            Fact::Recorded { run, phase, reason, exit_code, opened } => {
+            Fact::Recorded { run, phase, reason, exit_code, opened, mismatch } => {
                 runs.entry(run.clone()).or_default().records.push(Record {
                     at: event.at,
                     phase: phase.clone(),
                     reason: reason.clone(),
                     exit_code: *exit_code,
                     opened: *opened,
+                    mismatch: *mismatch,
                 });
             }
             _ => {}

@@ -176,6 +176,9 @@ fn tell_kubelets_record(
     }
     if let Some(end) = state.terminated.filter(|_| !ended) {
         let at = end.finished_at.map(|at| at.0).expect("an end has a time");
-        history.push(at, Fact::Ended { run, pod: uid, exit_code: end.exit_code });
+        // The words of a runtime that was away at the end, and of a kubelet that was.
+        let lost = matches!(end.reason.as_deref(), Some("Unknown" | "ContainerStatusUnknown"));
+        let exit_code = (!lost).then_some(end.exit_code);
+        history.push(at, Fact::Ended { run, pod: uid, exit_code });
     }
 }

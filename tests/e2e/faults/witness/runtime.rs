@@ -36,7 +36,7 @@ impl Seen {
         let (run, pod) = (run.to_owned(), self.pod_uid.clone());
         let fact = match self.exit {
             None => Fact::Started { run, pod, node: self.node.clone() },
-            Some(exit_code) => Fact::Ended { run, pod, exit_code },
+            exit_code => Fact::Ended { run, pod, exit_code },
         };
         history.push(self.at, fact);
     }
