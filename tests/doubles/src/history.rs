@@ -79,8 +79,6 @@ pub enum Fact {
         exit_code: Option<i32>,
         /// When its gate opened.
         opened: Option<Timestamp>,
-        /// Whether it says that runner and runtime differ about the exit code.
-        mismatch: bool,
     },
     /// The status of a task was written.
     TaskRecorded {

@@ -51,7 +51,6 @@ pub(super) struct Record {
     pub(super) reason: Option<String>,
     pub(super) exit_code: Option<i32>,
     pub(super) opened: Option<Timestamp>,
-    pub(super) mismatch: bool,
 }
 
 impl Record {
@@ -95,14 +94,13 @@ pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
                     container.ended = Some((event.at, *exit_code));
                 }
             }
-            Fact::Recorded { run, phase, reason, exit_code, opened, mismatch } => {
+            Fact::Recorded { run, phase, reason, exit_code, opened } => {
                 runs.entry(run.clone()).or_default().records.push(Record {
                     at: event.at,
                     phase: phase.clone(),
                     reason: reason.clone(),
                     exit_code: *exit_code,
                     opened: *opened,
-                    mismatch: *mismatch,
                 });
             }
             _ => {}

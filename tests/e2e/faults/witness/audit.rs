@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::crd::{AgentRun, AgentRunStatus, CodingTaskStatus, conditions::EXIT_MISMATCH};
+use agent_operator::crd::{AgentRun, AgentRunStatus, CodingTaskStatus};
 use agent_operator::domain::GoDuration;
 use agent_operator_doubles::history::{Fact, History, Retries};
 use jiff::Timestamp;
@@ -201,7 +201,6 @@ fn tell_recorded(run: &str, status: &AgentRunStatus, at: Timestamp, history: &mu
         reason: status.reason.clone(),
         exit_code: status.exit_code,
         opened: status.start_time,
-        mismatch: status.conditions.iter().any(|known| known.type_ == EXIT_MISMATCH),
     };
     history.push(at, fact);
 }
