@@ -1,9 +1,10 @@
 //! The whole system on real nodes: real API server, kubelets, containerd, forge and Claude Code
-//! CLI; only the model is scripted. `tests/run e2e` brings the cluster up and runs these; plain
-//! `cargo test` lists them as ignored.
+//! CLI; only the model is scripted. `tests/run e2e faults` brings the cluster up and runs these;
+//! plain `cargo test` lists them as ignored.
 
 #![allow(clippy::panic, reason = "a helper of a test fails the test")]
 
 mod disruptive;
+mod faults;
 mod scenarios;
 mod support;

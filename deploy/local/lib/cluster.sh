@@ -58,6 +58,7 @@ cluster_up() {
   mark_state
   ensure_tools "${CLUSTER_TOOLS[@]}" "${CLIENT_TOOLS[@]}"
   net_up
+  faults_heal
   open_or_close_network
   registry_up
   pause_image

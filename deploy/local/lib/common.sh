@@ -101,7 +101,7 @@ cargo_target_dir() { printf '%s' "${CARGO_TARGET_DIR:-$AO_CACHE/target}"; }
 # What every command sources at its start.
 load_libraries() {
   local name
-  for name in tools process net pki control_plane node services forge images chart cluster; do
+  for name in tools process net pki control_plane node services forge images chart cluster faults; do
     # shellcheck source=/dev/null
     . "$AO_LIB/$name.sh"
   done

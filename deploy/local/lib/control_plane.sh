@@ -17,11 +17,16 @@ etcd_arguments() {
 
 audit_policy() {
   # Metadata level: microsecond times of each stage, the user agent and no body. It is the neutral instrument
-  # with which tests count requests.
+  # with which tests count requests. What is written of our own objects is there as a whole: the tests of faults
+  # hold it against the promises.
   write_file "$AO_STATE/audit-policy.yaml" <<'YAML'
 apiVersion: audit.k8s.io/v1
 kind: Policy
+omitManagedFields: true
 rules:
+  - level: RequestResponse
+    verbs: [create, update, patch]
+    resources: [{group: agents.wearn.dev, resources: [agentruns, agentruns/status, codingtasks/status]}]
   - level: Metadata
 YAML
 }

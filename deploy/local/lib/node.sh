@@ -239,6 +239,8 @@ localStorageCapacityIsolation: false
 maxPods: 110
 podPidsLimit: 1024
 serializeImagePulls: false
+# Tests kill the same process again and again; minutes of back-off would only be waited out.
+crashLoopBackOff: {maxContainerRestartPeriod: 5s}
 # Small files, looked at often, so that tests see rotations without writing gigabytes.
 containerLogMaxSize: 5Mi
 containerLogMaxFiles: 5

@@ -24,8 +24,9 @@ use super::{
 
 /// Exit code of a process that was killed by SIGKILL, as runtimes report it.
 const EXIT_SIGKILL: i32 = 137;
-/// The kubelet's word for 'the container is gone and I do not know how it ended'.
-const STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
+/// The words for 'the container is gone and I do not know how it ended': the kubelet's, and the one of a
+/// container runtime that was itself away at the end (containerd, with exit code 255).
+const STATUS_UNKNOWN: [&str; 2] = ["ContainerStatusUnknown", "Unknown"];
 /// The kubelet's words for a container whose process could not be started at all.
 const START_ERRORS: [&str; 4] =
     ["StartError", "ContainerCannotRun", "CreateContainerError", "CreateContainerConfigError"];
@@ -209,7 +210,7 @@ fn by_record(facts: &Facts, exit: &Exit) -> Verdict {
 
 /// Nothing but the container's own end is known.
 fn by_code(facts: &Facts, exit: &Exit, started: bool) -> Verdict {
-    if exit.reason == STATUS_UNKNOWN {
+    if is_lost(exit) {
         return plain((Reason::ExitCodeUnknown, words("the node lost the container's end", exit)));
     }
     let Some(code) = exit.exit_code else {
@@ -259,7 +260,11 @@ fn disrupted(word: &str) -> String {
 
 /// The kubelet's exit code; a lost status has none whatever number it shows.
 fn recorded_code(exit: &Exit) -> Option<i32> {
-    if exit.reason == STATUS_UNKNOWN { None } else { exit.exit_code }
+    if is_lost(exit) { None } else { exit.exit_code }
+}
+
+fn is_lost(exit: &Exit) -> bool {
+    STATUS_UNKNOWN.contains(&exit.reason.as_str())
 }
 
 /// Whether the kubelet's code contradicts the runner's: the runner's and the kubelet's. A lost status

@@ -13,11 +13,13 @@
 //!
 //! `network` (a feature) is a company's network: a proxy with a password, and a certificate authority of its own.
 //! `collector` (a feature) takes traces by OTLP over gRPC and keeps them for tests to look at.
+//! Beside it, [`history`] judges what witnesses saw of the whole system under faults.
 
 #[cfg(feature = "collector")]
 pub mod collector;
 pub mod conversation;
 pub mod half_open;
+pub mod history;
 #[cfg(feature = "network")]
 pub mod network;
 pub mod script;

@@ -112,6 +112,13 @@ fn ends_of_a_running_pod() -> Vec<Row> {
             failed(137, "ContainerStatusUnknown"),
             (Reason::ExitCodeUnknown, None),
         ),
+        // As containerd says after its own restart of a container that ended meanwhile.
+        row(
+            "status lost by the runtime",
+            Open,
+            failed(255, "Unknown"),
+            (Reason::ExitCodeUnknown, None),
+        ),
         row("drained", Open, disrupted("EvictionByEvictionAPI"), lost),
         row("taint of the node", Open, disrupted("DeletionByTaintManager"), lost),
         row("node object gone", Open, disrupted("DeletionByPodGC"), lost),
@@ -337,6 +344,9 @@ fn a_lost_status_contradicts_nothing_and_another_code_does() {
     let ended = |code, reason: &str| json!({"phase": "Failed", "containerStatuses": terminated(code, reason, "")});
     lost.apply(&Record::Exit(record(&ended(137, "ContainerStatusUnknown"), false)));
     assert_eq!(mismatch(&lost), None);
+    let mut lost_by_runtime = known.clone();
+    lost_by_runtime.apply(&Record::Exit(record(&ended(255, "Unknown"), false)));
+    assert_eq!(mismatch(&lost_by_runtime), None);
     known.apply(&Record::Exit(record(&ended(137, "Error"), false)));
     assert_eq!(mismatch(&known), Some((0, 137)));
     // What was recorded first stays.

@@ -1,0 +1,200 @@
+//! I1: at most one pod per run, at most one live attempt per task, and none that nobody asked for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::{Event, Fact, Invariant, Rules, Violation, violation};
+
+/// The story of one run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Run {
+    pub(super) task: String,
+    pub(super) assigned: Option<Assigned>,
+    pub(super) containers: Vec<Container>,
+    /// Status writes in order.
+    pub(super) records: Vec<Record>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Assigned {
+    pub(super) at: Timestamp,
+    pub(super) node: String,
+    pub(super) timeout: Duration,
+}
+
+/// One agent container.
+#[derive(Clone, Debug)]
+pub(super) struct Container {
+    pub(super) pod: String,
+    pub(super) node: String,
+    pub(super) started: Timestamp,
+    pub(super) ended: Option<(Timestamp, Option<i32>)>,
+}
+
+impl Container {
+    /// Whether it ran at this moment, and for longer than a witness of its end may be late.
+    pub(super) fn lives_at(&self, moment: Timestamp, skew: Duration) -> bool {
+        let lives_on = |end: Timestamp| end.duration_since(moment).unsigned_abs() > skew;
+        self.started <= moment && self.ended.is_none_or(|(end, _)| moment < end && lives_on(end))
+    }
+}
+
+/// One write of a run's status.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) at: Timestamp,
+    pub(super) phase: String,
+    pub(super) reason: Option<String>,
+    pub(super) exit_code: Option<i32>,
+    pub(super) opened: Option<Timestamp>,
+}
+
+impl Record {
+    pub(super) fn is_terminal(&self) -> bool {
+        matches!(self.phase.as_str(), "Succeeded" | "Failed")
+    }
+}
+
+impl Run {
+    /// The first terminal record.
+    pub(super) fn outcome(&self) -> Option<&Record> {
+        self.records.iter().find(|record| record.is_terminal())
+    }
+
+    /// When the gate opened, by the first record that says so.
+    pub(super) fn opened(&self) -> Option<Timestamp> {
+        self.records.iter().find_map(|record| record.opened)
+    }
+}
+
+/// The stories, by run.
+pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
+    let mut runs: BTreeMap<String, Run> = BTreeMap::new();
+    for event in events {
+        match &event.fact {
+            Fact::Assigned { run, task, node, timeout, .. } => {
+                let story = runs.entry(run.clone()).or_default();
+                story.task.clone_from(task);
+                let (at, node, timeout) = (event.at, node.clone(), *timeout);
+                story.assigned.get_or_insert(Assigned { at, node, timeout });
+            }
+            Fact::Started { run, pod, node } => {
+                let (pod, node, started) = (pod.clone(), node.clone(), event.at);
+                let story = runs.entry(run.clone()).or_default();
+                story.containers.push(Container { pod, node, started, ended: None });
+            }
+            Fact::Ended { run, pod, exit_code } => {
+                let containers = &mut runs.entry(run.clone()).or_default().containers;
+                let of_pod = containers.iter_mut().find(|c| c.pod == *pod && c.ended.is_none());
+                if let Some(container) = of_pod {
+                    container.ended = Some((event.at, *exit_code));
+                }
+            }
+            Fact::Recorded { run, phase, reason, exit_code, opened } => {
+                runs.entry(run.clone()).or_default().records.push(Record {
+                    at: event.at,
+                    phase: phase.clone(),
+                    reason: reason.clone(),
+                    exit_code: *exit_code,
+                    opened: *opened,
+                });
+            }
+            _ => {}
+        }
+    }
+    runs
+}
+
+/// When each node was fenced first.
+pub(super) fn fences(events: &[Event]) -> BTreeMap<&str, Timestamp> {
+    let mut fences = BTreeMap::new();
+    for event in events {
+        if let Fact::Fenced { node } = &event.fact {
+            fences.entry(node.as_str()).or_insert(event.at);
+        }
+    }
+    fences
+}
+
+pub(super) fn check(
+    events: &[Event],
+    runs: &BTreeMap<String, Run>,
+    rules: &Rules,
+) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for (name, run) in runs {
+        found.extend(one_pod(name, run));
+        found.extend(as_assigned(name, run));
+    }
+    found.extend(one_live(runs, &fences(events), rules.skew));
+    found.extend(rising_epochs(events));
+    found
+}
+
+fn one_pod(name: &str, run: &Run) -> Option<Violation> {
+    let pods: BTreeSet<&str> = run.containers.iter().map(|c| c.pod.as_str()).collect();
+    let (containers, pods) = (run.containers.len(), pods.len());
+    (containers > 1).then(|| {
+        violation(Invariant::I1, format!("{name} was started {containers} times in {pods} pods"))
+    })
+}
+
+fn as_assigned(name: &str, run: &Run) -> Option<Violation> {
+    let first = run.containers.first()?;
+    let Some(assigned) = &run.assigned else {
+        return Some(violation(Invariant::I1, format!("{name} runs and nobody assigned it")));
+    };
+    if first.started < assigned.at {
+        return Some(violation(Invariant::I1, format!("{name} runs before it was assigned")));
+    }
+    (first.node != assigned.node).then(|| {
+        let what = format!("{name} runs on {}, assigned to {}", first.node, assigned.node);
+        violation(Invariant::I1, what)
+    })
+}
+
+/// Two attempts of a task at once; what runs on a fenced node does not count from then on.
+fn one_live(
+    runs: &BTreeMap<String, Run>,
+    fences: &BTreeMap<&str, Timestamp>,
+    skew: Duration,
+) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut all: Vec<(&str, &str, &Container)> = Vec::new();
+    for (name, run) in runs {
+        for container in &run.containers {
+            all.push((run.task.as_str(), name, container));
+        }
+    }
+    all.sort_by_key(|(task, _, container)| (*task, container.started));
+    for (index, (task, name, later)) in all.iter().enumerate() {
+        for (_, other, earlier) in all[..index].iter().filter(|(of, ..)| of == task) {
+            let cut_off =
+                fences.get(earlier.node.as_str()).is_some_and(|since| *since <= later.started);
+            if other != name && earlier.lives_at(later.started, skew) && !cut_off {
+                let what = format!("{name} started while {other} was running ({task})");
+                found.push(violation(Invariant::I1, what));
+            }
+        }
+    }
+    found
+}
+
+/// Terms only rise: a decision of an older one after a newer one is a leader that should be gone.
+fn rising_epochs(events: &[Event]) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut highest = i64::MIN;
+    for event in events {
+        let Fact::Assigned { run, epoch, .. } = &event.fact else { continue };
+        if *epoch < highest {
+            let what = format!("{run} was assigned in term {epoch}, after term {highest}");
+            found.push(violation(Invariant::I1, what));
+        }
+        highest = highest.max(*epoch);
+    }
+    found
+}

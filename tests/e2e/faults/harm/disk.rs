@@ -1,0 +1,88 @@
+//! A small disk under the folders of a supervisor and its gateway.
+
+use std::path::PathBuf;
+
+use super::{
+    mend, must,
+    victim::{Node, Victim},
+};
+use crate::support::env;
+
+/// Where the chart puts the folders of ledger, streams and git on each node.
+const FOLDER: &str = "/var/lib/agent-operator";
+/// File that fills the disk.
+const FILLER: &str = "filler";
+
+/// A disk of this many MiB in place of a node's, until this goes.
+pub(crate) struct SmallDisk {
+    node: Node,
+    /// The node's own folder, which the small disk hides from the node.
+    hidden: PathBuf,
+}
+
+impl SmallDisk {
+    /// Puts it there. Both processes start anew, since they hold the folders; what they have on disk
+    /// comes along, but for finished streams and mirrors.
+    pub(crate) fn mount(node: Node, mebibytes: u32) -> Self {
+        let state = PathBuf::from(env("AO_STATE"));
+        let hidden = state.join(node.name()).join("host").join(&FOLDER[1..]);
+        let disk = Self { node, hidden };
+        let frozen = disk.freeze();
+        let script = format!(
+            "set -e
+             mount -t tmpfs -o size={mebibytes}m,mode=755 ao-fault {FOLDER}
+             mkdir {FOLDER}/supervisor {FOLDER}/git
+             cp -a {hidden}/supervisor/ledger* {FOLDER}/supervisor/
+             for name in supervisor git; do
+               chown --reference={hidden}/$name {FOLDER}/$name
+               chmod --reference={hidden}/$name {FOLDER}/$name
+             done",
+            hidden = disk.hidden.display(),
+        );
+        must("nsenter", &[&disk.mounts(), "sh", "-c", &script], "");
+        disk.start_anew();
+        drop(frozen);
+        disk
+    }
+
+    fn mounts(&self) -> String {
+        let name = self.node.name().replace("node-", "mntns/");
+        format!("--mount={}", PathBuf::from(env("AO_STATE")).join(name).display())
+    }
+
+    fn freeze(&self) -> [Option<super::victim::Frozen>; 2] {
+        [Victim::Supervisor(self.node).freeze(), Victim::Gateway(self.node).freeze()]
+    }
+
+    /// A frozen process dies too.
+    fn start_anew(&self) {
+        drop(Victim::Supervisor(self.node).kill());
+        drop(Victim::Gateway(self.node).kill());
+    }
+
+    /// Takes the last byte.
+    pub(crate) fn fill(&self) {
+        let script =
+            format!("cat /dev/zero >{FOLDER}/{FILLER} 2>/dev/null; df {FOLDER} | grep -q 100%");
+        must("nsenter", &[&self.mounts(), "sh", "-c", &script], "");
+    }
+
+    /// Gives the space back.
+    pub(crate) fn empty(&self) {
+        must("nsenter", &[&self.mounts(), "rm", "-f", &format!("{FOLDER}/{FILLER}")], "");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let frozen = self.freeze();
+        let hidden = self.hidden.display();
+        // Back to the large disk with everything that was written meanwhile.
+        let script = format!(
+            "rm -f {FOLDER}/{FILLER}; cp -a {FOLDER}/supervisor {hidden}/; umount -l {FOLDER}"
+        );
+        mend("nsenter", &[&self.mounts(), "sh", "-c", &script]);
+        self.start_anew();
+        drop(frozen);
+    }
+}

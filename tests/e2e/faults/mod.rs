@@ -1,0 +1,19 @@
+//! Faults on real nodes (`tests/run faults`): processes killed and frozen, links cut and slowed, disks
+//! filled, a node lost and found. Each test runs tasks meanwhile, has witnesses write down what the
+//! container runtime, the API server, the forge and a reader of the logs saw, and hands that history to
+//! the checker of I1 to I8. What a test breaks is mended when it ends, however it ends.
+
+mod deck;
+mod full_disk;
+mod harm;
+mod lost_node;
+mod partitions;
+mod slow_link;
+mod trial;
+mod witness;
+
+/// One line for whoever watches the run; a figure or the seed is worth it also when all goes well.
+fn say(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "faults: {line}");
+}
