@@ -45,8 +45,19 @@ pub(crate) async fn call(
     method: &str,
     request: &Value,
 ) -> Result<Vec<Value>, String> {
+    call_at(None, token, method, request).await
+}
+
+/// The same at another address than the Service's.
+pub(crate) async fn call_at(
+    address: Option<&str>,
+    token: Option<&str>,
+    method: &str,
+    request: &Value,
+) -> Result<Vec<Value>, String> {
+    let address = address.map_or_else(|| env("AO_GRPC"), str::to_owned);
     let output = command(token)
-        .args(["-d", &request.to_string(), &env("AO_GRPC"), method])
+        .args(["-d", &request.to_string(), &address, method])
         .output()
         .await
         .expect("grpcurl runs");
@@ -68,8 +79,14 @@ pub(crate) struct Following {
 impl Following {
     /// Starts `Follow`.
     pub(crate) fn start(token: &str, request: &Value) -> Self {
+        Self::start_at(None, token, request)
+    }
+
+    /// The same at another address than the Service's.
+    pub(crate) fn start_at(address: Option<&str>, token: &str, request: &Value) -> Self {
+        let address = address.map_or_else(|| env("AO_GRPC"), str::to_owned);
         let mut child = command(Some(token))
-            .args(["-d", &request.to_string(), &env("AO_GRPC")])
+            .args(["-d", &request.to_string(), &address])
             .arg("agentoperator.v1.StepService/Follow")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -4,6 +4,7 @@ pub(crate) mod cluster;
 pub(crate) mod forge;
 pub(crate) mod forge_admin;
 pub(crate) mod grpcurl;
+pub(crate) mod leaders;
 pub(crate) mod logs;
 pub(crate) mod model;
 pub(crate) mod processes;

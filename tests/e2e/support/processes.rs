@@ -76,13 +76,36 @@ pub(crate) async fn find_program(
         if node.is_some() && on != node {
             continue;
         }
-        for (pid, _) in of_pod(&pod.uid().expect("a uid")) {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            if line.contains(argument) {
-                found.push(pid);
-            }
+        // One that is on its way out has a successor already.
+        if pod.metadata.deletion_timestamp.is_none() {
+            found.extend(program_of(&pod.uid().expect("a uid"), argument));
         }
     }
     found
+}
+
+/// The processes of the pod with this uid whose command line contains `argument`.
+pub(crate) fn program_of(uid: &str, argument: &str) -> Vec<i32> {
+    let matches = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).replace('\0', " ").contains(argument)
+    };
+    of_pod(uid).into_iter().map(|(pid, _)| pid).filter(matches).collect()
+}
+
+/// A process that stands still until this is dropped, also when the test fails.
+pub(crate) struct Stopped(i32);
+
+impl Stopped {
+    /// Sends SIGSTOP.
+    pub(crate) fn new(pid: i32) -> Self {
+        assert!(signal(pid, Signal::SIGSTOP), "process {pid} is there");
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal(self.0, Signal::SIGCONT);
+    }
 }
