@@ -5,8 +5,8 @@
 OUTAGE_WORKS=outage-works
 OUTAGE_HANGS=outage-hangs
 # Seconds: how long the one step works, and after which the other one is ended by its node.
-OUTAGE_ROWS=30
-OUTAGE_TIMEOUT=25
+OUTAGE_ROWS=45
+OUTAGE_TIMEOUT=40
 # The order to stop, the grace that the chart gives (10s), and a second.
 OUTAGE_LATEST=$((OUTAGE_TIMEOUT + 11))
 CONTROLLER=deployment/$RELEASE-controller
