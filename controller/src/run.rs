@@ -150,7 +150,7 @@ async fn start(
     let authority = Authority::new(KubeReviewer::new(client.clone()), args.supervisor_user());
     let edge = Edge { authority, sessions, leadership, catalog, store, metrics };
     let port = port(args.clone(), client, edge, health, stop.clone());
-    tasks.spawn(async { ("grpc", port.await) });
+    tasks.spawn(async { ("grpc", Box::pin(port).await) });
     Ok(())
 }
 

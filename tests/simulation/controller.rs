@@ -109,7 +109,7 @@ impl Controller {
             authority: Authority::new(NoReviews, String::new()),
             sessions: sessions.clone(),
             leadership,
-            metrics,
+            metrics: metrics.clone(),
             stop: stop.clone(),
         };
         let handle = Arc::new(Handle { context, calls: Mutex::default() });
@@ -117,7 +117,7 @@ impl Controller {
         let token = stop.clone();
         let task = tokio::spawn(async move {
             let deciding = reconcile::run(deps, node_events, token.clone());
-            let watching = watchdog::run(sessions, node_lease, token.clone());
+            let watching = watchdog::run(sessions, node_lease, metrics, token.clone());
             let (deciding, (), ()) = tokio::join!(deciding, watching, election.run(token.clone()));
             deciding.unwrap();
         });

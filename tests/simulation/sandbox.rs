@@ -274,6 +274,7 @@ fn plain(reason: Reason, message: &str, exit_code: i32) -> StepResult {
     StepResult {
         reason,
         message: message.to_owned(),
+        start_fault: None,
         exit_code,
         facts: StepFacts::default(),
         reported_usage: Usage::default(),
