@@ -290,10 +290,20 @@ impl Trial {
     }
 }
 
-/// Asserts that a task went through without a single failed attempt.
-pub(super) fn assert_untouched(task: &CodingTask) {
+/// Asserts that a task went through and that nobody was charged for what was done to it. A step that
+/// did not start in time may have been placed again.
+pub(super) fn assert_uncharged(task: &CodingTask) {
     let status = task.status.clone().expect("a status");
     assert_eq!(status.phase.as_deref(), Some("Complete"), "{status:#?}");
+    let retries = status.retries.unwrap_or_default();
+    let charged = (retries.application, retries.infrastructure, retries.provider);
+    assert_eq!(charged, (0, 0, 0), "{status:#?}");
+}
+
+/// Asserts that a task went through without a single failed attempt.
+pub(super) fn assert_untouched(task: &CodingTask) {
+    assert_uncharged(task);
+    let status = task.status.clone().expect("a status");
     let phases: Vec<_> = status.agent_runs.iter().map(|run| (&run.step, run.attempt)).collect();
     assert_eq!(phases.len(), 4, "one run a step: {phases:?}\n{status:#?}");
 }
