@@ -8,7 +8,10 @@ use std::{
 
 use agent_operator::{
     crd::{AgentRun, CodingTask},
-    domain::limits::{GRACE, INFRASTRUCTURE_RETRIES},
+    domain::{
+        limits::{GRACE, INFRASTRUCTURE_RETRIES},
+        names::default_work_branch,
+    },
 };
 use agent_operator_doubles::history::{Fact, History, Rules, check, latest_end};
 use agent_operator_supervisor::clock;
@@ -142,6 +145,11 @@ impl Trial {
             if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
         })
         .await;
+    }
+
+    /// Tip of the task's work branch at the forge, if there is one.
+    pub(super) async fn published(&self, task: &str) -> Option<String> {
+        self.cluster.forge.branch(&default_work_branch(task)).await
     }
 
     /// Waits until a condition of the task has this reason.
