@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{
     harm::victim::{Node, Victim},
     say,
-    trial::{Trial, assert_untouched},
+    trial::{Trial, assert_uncharged},
     witness::{Point, Witnesses},
 };
 
@@ -78,7 +78,7 @@ async fn tasks_go_through_while_every_process_is_killed_and_frozen() {
     };
     tokio::join!(harming, lane(&trial, &done), lane(&trial, &done));
     for task in trial.judge(true).await.values() {
-        assert_untouched(task);
+        assert_uncharged(task);
     }
 }
 

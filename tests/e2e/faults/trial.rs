@@ -8,7 +8,10 @@ use std::{
 
 use agent_operator::{
     crd::{AgentRun, CodingTask},
-    domain::limits::{GRACE, INFRASTRUCTURE_RETRIES},
+    domain::{
+        limits::{GRACE, INFRASTRUCTURE_RETRIES},
+        names::default_work_branch,
+    },
 };
 use agent_operator_doubles::history::{Fact, History, Rules, check, latest_end};
 use agent_operator_supervisor::clock;
@@ -142,6 +145,11 @@ impl Trial {
             if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
         })
         .await;
+    }
+
+    /// Tip of the task's work branch at the forge, if there is one.
+    pub(super) async fn published(&self, task: &str) -> Option<String> {
+        self.cluster.forge.branch(&default_work_branch(task)).await
     }
 
     /// Waits until a condition of the task has this reason.
@@ -290,10 +298,20 @@ impl Trial {
     }
 }
 
-/// Asserts that a task went through without a single failed attempt.
-pub(super) fn assert_untouched(task: &CodingTask) {
+/// Asserts that a task went through and that nobody was charged for what was done to it. A step that
+/// did not start in time may have been placed again.
+pub(super) fn assert_uncharged(task: &CodingTask) {
     let status = task.status.clone().expect("a status");
     assert_eq!(status.phase.as_deref(), Some("Complete"), "{status:#?}");
+    let retries = status.retries.unwrap_or_default();
+    let charged = (retries.application, retries.infrastructure, retries.provider);
+    assert_eq!(charged, (0, 0, 0), "{status:#?}");
+}
+
+/// Asserts that a task went through without a single failed attempt.
+pub(super) fn assert_untouched(task: &CodingTask) {
+    assert_uncharged(task);
+    let status = task.status.clone().expect("a status");
     let phases: Vec<_> = status.agent_runs.iter().map(|run| (&run.step, run.attempt)).collect();
     assert_eq!(phases.len(), 4, "one run a step: {phases:?}\n{status:#?}");
 }

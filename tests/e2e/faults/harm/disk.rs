@@ -28,18 +28,17 @@ impl SmallDisk {
         let hidden = state.join(node.name()).join("host").join(&FOLDER[1..]);
         let disk = Self { node, hidden };
         let frozen = disk.freeze();
+        // The node's own folder is read from outside: within the node the small disk covers it too.
         let script = format!(
             "set -e
-             mount -t tmpfs -o size={mebibytes}m,mode=755 ao-fault {FOLDER}
-             mkdir {FOLDER}/supervisor {FOLDER}/git
-             cp -a {hidden}/supervisor/ledger* {FOLDER}/supervisor/
-             for name in supervisor git; do
-               chown --reference={hidden}/$name {FOLDER}/$name
-               chmod --reference={hidden}/$name {FOLDER}/$name
-             done",
+             nsenter {mounts} mount -t tmpfs -o size={mebibytes}m,mode=755 ao-fault {FOLDER}
+             cd {hidden}
+             tar --no-recursion -cf - supervisor git supervisor/ledger* |
+               nsenter {mounts} tar -C {FOLDER} -xpf -",
+            mounts = disk.mounts(),
             hidden = disk.hidden.display(),
         );
-        must("nsenter", &[&disk.mounts(), "sh", "-c", &script], "");
+        must("sh", &["-c", &script], "");
         disk.start_anew();
         drop(frozen);
         disk
@@ -76,12 +75,15 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let frozen = self.freeze();
-        let hidden = self.hidden.display();
         // Back to the large disk with everything that was written meanwhile.
         let script = format!(
-            "rm -f {FOLDER}/{FILLER}; cp -a {FOLDER}/supervisor {hidden}/; umount -l {FOLDER}"
+            "nsenter {mounts} rm -f {FOLDER}/{FILLER}
+             nsenter {mounts} tar -C {FOLDER} -cf - supervisor | tar -C {hidden} -xpf -
+             nsenter {mounts} umount -l {FOLDER}",
+            mounts = self.mounts(),
+            hidden = self.hidden.display(),
         );
-        mend("nsenter", &[&self.mounts(), "sh", "-c", &script]);
+        mend("sh", &["-c", &script]);
         self.start_anew();
         drop(frozen);
     }
