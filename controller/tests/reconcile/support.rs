@@ -519,7 +519,7 @@ impl Fleet {
 }
 
 impl FleetInner {
-    fn tell_all(&self, event: NodeEvent) {
+    fn tell_all(&self, event: &NodeEvent) {
         for events in self.attached.clone() {
             let event = event.clone();
             tokio::spawn(async move {
@@ -542,7 +542,7 @@ impl Nodes for Fleet {
                 if assignment.epoch < inner.highest {
                     // As a supervisor: told, and not obeyed.
                     let refused = Some(("StaleEpoch".to_owned(), "an older epoch".to_owned()));
-                    inner.tell_all(NodeEvent::AssignmentAck {
+                    inner.tell_all(&NodeEvent::AssignmentAck {
                         node: node.clone(),
                         run: assignment.key(),
                         refused,
@@ -578,7 +578,7 @@ impl Nodes for Fleet {
                     notes: Vec::new(),
                 };
                 let report = Box::new(report);
-                inner.tell_all(NodeEvent::Preflight { node: node.clone(), report });
+                inner.tell_all(&NodeEvent::Preflight { node: node.clone(), report });
             }
             Command::ReportAck { run, sequence: 2 } => inner.acknowledged.push(run),
             _ => {}
