@@ -355,7 +355,7 @@ impl Director {
             63..=76 => self.partition(&node),
             77..=79 => {
                 note("compaction".to_owned());
-                world.api().with(|store| store.compact());
+                world.api().with(super::api::store::Store::compact);
             }
             80..=82 => {
                 let seconds = [3600, -3600, 90, -90][world.rng().usize(0..4)];

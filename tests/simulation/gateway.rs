@@ -244,16 +244,13 @@ impl Inner {
         let left = grant.open_remaining_millis.map(Duration::from_millis);
         let ip = grant.redemption.as_ref().map(|redemption| redemption.pod_ip);
         let opened = ip.zip(left.map(|left| Instant::now() + left));
-        match self.attempts.get_mut(&run) {
-            Some(held) => {
-                held.opened = held.opened.or(opened);
-                let redemption = held.grant.redemption.take().or(grant.redemption.clone());
-                held.grant = Grant { redemption, ..grant };
-            }
-            None => {
-                let held = Held { grant, credentials: false, at_gate: false, opened, stop: None };
-                self.attempts.insert(run, held);
-            }
+        if let Some(held) = self.attempts.get_mut(&run) {
+            held.opened = held.opened.or(opened);
+            let redemption = held.grant.redemption.take().or(grant.redemption.clone());
+            held.grant = Grant { redemption, ..grant };
+        } else {
+            let held = Held { grant, credentials: false, at_gate: false, opened, stop: None };
+            self.attempts.insert(run, held);
         }
     }
 

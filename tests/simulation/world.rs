@@ -274,11 +274,11 @@ impl Network for Way {
     }
 
     fn delay_of_event(&self, client: &str) -> BoxFuture<'static, ()> {
-        let time = if !is_tested(client) {
-            Duration::ZERO
-        } else {
+        let time = if is_tested(client) {
             let chaos = self.0.faults().chaos;
             if self.0.chance(chaos / 2) { self.0.between(200, 8000) } else { self.0.between(0, 6) }
+        } else {
+            Duration::ZERO
         };
         Box::pin(async move {
             if !time.is_zero() {

@@ -167,7 +167,8 @@ impl ApiServer {
 
     async fn serve(self, client: String, request: Request<Body>) -> Option<Response<Answer>> {
         let (parts, body) = request.into_parts();
-        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body =
+            body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let Some(call) = Call::read(&client, &parts.method, &parts.uri) else {
             return Some(answer(404, &status(404, "NotFound", "no such resource here")));
         };
