@@ -53,7 +53,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub fn new(_node: &str) -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::new(Self { inner: Mutex::new(Inner { up: true, ..Inner::default() }) })
     }
 
@@ -247,7 +247,7 @@ impl Inner {
         match self.attempts.get_mut(&run) {
             Some(held) => {
                 held.opened = held.opened.or(opened);
-                let redemption = held.grant.redemption.take().or(grant.redemption.clone());
+                let redemption = held.grant.redemption.take().or_else(|| grant.redemption.clone());
                 held.grant = Grant { redemption, ..grant };
             }
             None => {

@@ -82,7 +82,7 @@ impl World {
     /// A world with these nodes. Names of processes that are to be killed come out of the receiver.
     pub fn new(seed: u64, nodes: &[&str]) -> (Arc<Self>, mpsc::UnboundedReceiver<String>) {
         let (kills, killed) = mpsc::unbounded_channel();
-        let gateways = nodes.iter().map(|node| ((*node).to_owned(), Gateway::new(node))).collect();
+        let gateways = nodes.iter().map(|node| ((*node).to_owned(), Gateway::new())).collect();
         let world = Arc::new(Self {
             rng: Mutex::new(fastrand::Rng::with_seed(seed)),
             history: Mutex::default(),
@@ -274,11 +274,11 @@ impl Network for Way {
     }
 
     fn delay_of_event(&self, client: &str) -> BoxFuture<'static, ()> {
-        let time = if !is_tested(client) {
-            Duration::ZERO
-        } else {
+        let time = if is_tested(client) {
             let chaos = self.0.faults().chaos;
             if self.0.chance(chaos / 2) { self.0.between(200, 8000) } else { self.0.between(0, 6) }
+        } else {
+            Duration::ZERO
         };
         Box::pin(async move {
             if !time.is_zero() {

@@ -29,7 +29,7 @@ use super::support::{Controller, Fleet, Ground, all_well, ground};
 /// Writes that a kill may cost beyond those of a run without one.
 const EXTRA_MAX: usize = 3;
 /// Longest wait for the write at which the controller dies.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Before or after which write the controller dies.
 #[derive(Clone, Copy, Debug)]
