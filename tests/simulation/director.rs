@@ -372,8 +372,8 @@ impl Director {
     }
 
     fn partition(&mut self, node: &str) {
-        let ways = self.world.rng().u32(0..3);
-        let way = ["from", "to", "from and to"][ways as usize];
+        let ways = self.world.rng().usize(0..3);
+        let way = ["from", "to", "from and to"][ways];
         self.world.note(What::Fault(format!("no session traffic {way} {node}")));
         if ways != 1 {
             self.world.faults().cut_up.insert(node.to_owned());

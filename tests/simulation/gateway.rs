@@ -53,7 +53,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub fn new(_node: &str) -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::new(Self { inner: Mutex::new(Inner { up: true, ..Inner::default() }) })
     }
 
@@ -246,7 +246,7 @@ impl Inner {
         let opened = ip.zip(left.map(|left| Instant::now() + left));
         if let Some(held) = self.attempts.get_mut(&run) {
             held.opened = held.opened.or(opened);
-            let redemption = held.grant.redemption.take().or(grant.redemption.clone());
+            let redemption = held.grant.redemption.take().or_else(|| grant.redemption.clone());
             held.grant = Grant { redemption, ..grant };
         } else {
             let held = Held { grant, credentials: false, at_gate: false, opened, stop: None };

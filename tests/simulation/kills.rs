@@ -23,7 +23,8 @@ struct Run {
 }
 
 fn run(kill: Option<KillAt>) -> Run {
-    let name = kill.map_or("calm".to_owned(), |kill| format!("{}-{}", kill.write, kill.applied));
+    let name =
+        kill.map_or_else(|| "calm".to_owned(), |kill| format!("{}-{}", kill.write, kill.applied));
     let dir = std::env::temp_dir()
         .join(format!("agent-operator-kills-{}", std::process::id()))
         .join(name);

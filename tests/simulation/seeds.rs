@@ -64,6 +64,7 @@ fn start(seed: u64) -> Child {
 }
 
 /// What a seed's process said; an error when it failed or hung.
+#[allow(clippy::disallowed_methods, reason = "it waits for another process, in real time")]
 fn finish(mut child: Child) -> Result<String, String> {
     // Read aside, so that a full pipe does not hold it up.
     let mut errors = child.stderr.take().unwrap();

@@ -82,7 +82,7 @@ impl World {
     /// A world with these nodes. Names of processes that are to be killed come out of the receiver.
     pub fn new(seed: u64, nodes: &[&str]) -> (Arc<Self>, mpsc::UnboundedReceiver<String>) {
         let (kills, killed) = mpsc::unbounded_channel();
-        let gateways = nodes.iter().map(|node| ((*node).to_owned(), Gateway::new(node))).collect();
+        let gateways = nodes.iter().map(|node| ((*node).to_owned(), Gateway::new())).collect();
         let world = Arc::new(Self {
             rng: Mutex::new(fastrand::Rng::with_seed(seed)),
             history: Mutex::default(),
