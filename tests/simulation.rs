@@ -3,6 +3,11 @@
 
 // Helpers of tests fail by panicking, as the tests themselves do.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
+#![allow(
+    clippy::similar_names,
+    clippy::struct_field_names,
+    reason = "the words of the API server stay"
+)]
 
 #[macro_use]
 mod conformance;

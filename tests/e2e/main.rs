@@ -3,6 +3,8 @@
 //! plain `cargo test` lists them as ignored.
 
 #![allow(clippy::panic, reason = "a helper of a test fails the test")]
+#![allow(clippy::print_stdout, reason = "tests of faults tell what they measured")]
+#![allow(clippy::large_futures, reason = "one test runs at a time, on a stack of its own")]
 
 mod disruptive;
 mod faults;

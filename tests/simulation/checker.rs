@@ -109,7 +109,7 @@ fn exit_codes_are_the_runtimes(events: &[Event]) -> Vec<Violation> {
             What::RunRecorded { run, phase, reason, code } if is_terminal(phase) => {
                 let real = codes.get(run).copied().flatten();
                 let success = phase == "Succeeded";
-                if (success && real != Some(0)) || (success && *code != Some(0)) {
+                if success && (real != Some(0) || *code != Some(0)) {
                     found.push(("I3", format!("{run} succeeded with {code:?}, really {real:?}")));
                 } else if code.is_some() && reason == "ExitCodeUnknown" {
                     found.push(("I3", format!("{run} has an unknown code {code:?}")));

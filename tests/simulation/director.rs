@@ -124,7 +124,9 @@ impl Director {
             world,
         };
         (0..controllers).for_each(|slot| director.mend(Mend::Controller(slot)));
-        NODES.iter().for_each(|node| director.mend(Mend::Supervisor((*node).to_owned())));
+        for node in NODES {
+            director.mend(Mend::Supervisor(node.to_owned()));
+        }
         director
     }
 
@@ -169,7 +171,9 @@ impl Director {
             std::mem::take(&mut self.mends).into_iter().partition(|(at, _)| *at <= now);
         self.mends = later;
         let due: Vec<(Instant, Mend)> = due;
-        due.into_iter().for_each(|(_, mend)| self.mend(mend));
+        for (_, mend) in due {
+            self.mend(mend);
+        }
     }
 
     /// Mends everything, for good.
@@ -177,7 +181,9 @@ impl Director {
         self.world.faults().chaos = 0;
         let mut all: Vec<_> = std::mem::take(&mut self.mends);
         all.sort();
-        all.into_iter().for_each(|(_, mend)| self.mend(mend));
+        for (_, mend) in all {
+            self.mend(mend);
+        }
         if self.apart {
             for (_, controller) in self.controllers.iter_mut().skip(1) {
                 if let Some(controller) = controller.take() {

@@ -1,7 +1,9 @@
 //! The API server is away for more than a minute (class 9): steps run on, end, time out and are told
 //! to whoever follows; what became of them is recorded when it is back, and no task fails for it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use serde_json::json;
 

@@ -1,7 +1,9 @@
 //! Two replicas of the controller: a clean hand-over, a crash, and a leader that stands still for
 //! longer than its Lease, each in the middle of a step (classes 1, 2 and 3).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{
