@@ -114,7 +114,9 @@ fn drive(model: &mut Model, reasons: &[Reason]) {
         if model.live().is_some() {
             build(model);
             model.through(*reason, Some("some output"));
-            model.advance(700);
+            // What never started is tried again every few minutes, for the week that a task may take: in
+            // steps of hours, or it would be thousands of rounds.
+            model.advance(if *reason == Reason::Unstarted { IDLE_SECONDS } else { 700 });
         } else {
             model.advance(IDLE_SECONDS);
         }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::{env, release::must};
+use super::{env, release::must, task::unique};
 
 /// The image of the release that has this name in `deploy/images`.
 pub(crate) fn of_release(name: &str) -> String {
@@ -45,7 +45,9 @@ pub(crate) async fn musl() -> String {
     let (root, layer) = (path("root"), path("layer.tar"));
     must("tar", &["--owner=0", "--group=0", "--mtime=@0", "-C", &root, "-cf", &layer, "."]).await;
     let image = format!("{}/third-party/musl", env("AO_REGISTRY"));
-    let (plain, image) = (format!("{image}:layer"), format!("{image}:1"));
+    // A tag that the registry knows would not be pushed again, also where its blobs were swept away.
+    let tag = unique("tag");
+    let (plain, image) = (format!("{image}:{tag}-layer"), format!("{image}:{tag}"));
     crane(&["append", "--new_layer", &layer, "--new_tag", &plain]).await;
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let platform = format!("linux/{architecture}");
