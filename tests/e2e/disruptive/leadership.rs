@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{
     Api, ResourceExt as _,
@@ -12,6 +10,7 @@ use kube::{
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::support::{
     cluster::{Cluster, NAMESPACE, SYSTEM, run_phase},
@@ -139,7 +138,7 @@ impl Live {
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
 async fn a_clean_hand_over_in_mid_step_loses_nothing_and_every_replica_answers() {
-    leaders::with_two(async {
+    leaders::with_two(Box::pin(async {
         let live = Live::start("handed-over", ROWS_LOOKED_AT).await;
         live.every_replica_answers().await;
         let asked = Instant::now();
@@ -149,14 +148,14 @@ async fn a_clean_hand_over_in_mid_step_loses_nothing_and_every_replica_answers()
         println!("clean hand-over seen after {:?}", asked.elapsed());
         assert_ne!(next.pod, live.lead.pod, "the one that waited");
         live.ends_once().await;
-    })
+    }))
     .await;
 }
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
 async fn a_leader_that_is_killed_in_mid_step_is_replaced_and_a_deleted_lease_lowers_no_epoch() {
-    leaders::with_two(async {
+    leaders::with_two(Box::pin(async {
         let live = Live::start("leader-killed", ROWS).await;
         let pid = live.leader_pid().await;
         let killed = Instant::now();
@@ -167,14 +166,14 @@ async fn a_leader_that_is_killed_in_mid_step_is_replaced_and_a_deleted_lease_low
         let after = leaders::next_lead(&live.cluster, next.epoch).await;
         println!("Lease deleted: epoch {} after {}", after.epoch, next.epoch);
         live.ends_once().await;
-    })
+    }))
     .await;
 }
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run e2e"]
 async fn a_leader_that_stands_still_for_longer_than_its_lease_does_no_harm_when_it_wakes_up() {
-    leaders::with_two(async {
+    leaders::with_two(Box::pin(async {
         let live = Live::start("leader-stopped", ROWS).await;
         let pid = live.leader_pid().await;
         let stopped = processes::Stopped::new(pid);
@@ -187,6 +186,6 @@ async fn a_leader_that_stands_still_for_longer_than_its_lease_does_no_harm_when_
         live.ends_once().await;
         let lead = leaders::lead(&live.cluster).await.expect("somebody leads");
         assert!(lead.epoch >= next.epoch, "{lead:?} after {next:?}");
-    })
+    }))
     .await;
 }
