@@ -60,9 +60,15 @@ impl Peer {
         let supervisor_message::Message::Hello(hello) = self.hear().await else {
             panic!("a session opens with Hello")
         };
-        let accepted = v1::Accepted { epoch, heartbeat_interval: None };
-        self.say(controller_message::Message::Accepted(accepted)).await;
+        assert!(self.answer(epoch).await, "the session is there");
         hello
+    }
+
+    /// Accepts; whether anybody was there to hear it.
+    async fn answer(&self, epoch: u64) -> bool {
+        let accepted = v1::Accepted { epoch, heartbeat_interval: None };
+        let message = controller_message::Message::Accepted(accepted);
+        self.say.send(Ok(v1::ControllerMessage { message: Some(message) })).await.is_ok()
     }
 }
 
@@ -366,7 +372,19 @@ async fn f14_a_half_open_session_is_noticed_and_dialled_anew() {
         "figure: half-open session noticed by the node in {:.2} of the goal of {GOAL:?}",
         took.as_secs_f64() / GOAL.as_secs_f64()
     );
-    greet(&mut rig, 4).await;
+    // A dial may run into its own limit on a busy machine; then the next one counts.
+    let dialled = async {
+        loop {
+            let peer = rig.next_peer().await;
+            if !peer.answer(4).await {
+                continue;
+            }
+            if let Input::SessionUp { .. } = rig.input().await {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(2), dialled).await.expect("it is dialled anew");
 }
 
 #[tokio::test]
