@@ -85,8 +85,13 @@ async fn lose_and_fence() -> Lost {
     .await;
     let pod = again.status.and_then(|status| status.pod_name).expect("a pod");
     let pod = cluster.pods(NAMESPACE).get(&pod).await.expect("the pod").uid().expect("a uid");
-    let pids = processes::of_pod(&pod);
-    let shell = pids.iter().find(|(_, name)| name == "sh").unwrap_or_else(|| panic!("{pids:?}"));
+    // The gate is open, but the repository may still be on its way.
+    let shell = eventually("the step's script runs", LIMIT, || async {
+        let pids = processes::of_pod(&pod);
+        let shell = pids.iter().find(|(_, name)| name == "sh").cloned();
+        shell.ok_or_else(|| format!("{pids:?}"))
+    })
+    .await;
     std::fs::write(format!("/proc/{}/cwd/go.txt", shell.0), "go").expect("the step is let go");
     let done = cluster.complete(NAMESPACE, &name).await;
     assert_eq!(phase(&done), "Complete");
