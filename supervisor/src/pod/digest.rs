@@ -3,7 +3,7 @@
 
 use agent_operator::{
     attempt::CONTAINER_NAME,
-    domain::{RunRef, RunUid, ids::PodUid},
+    domain::{RunRef, RunUid, ids::PodUid, names},
 };
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 
@@ -45,6 +45,7 @@ pub fn digest(pod: &Pod) -> PodDigest {
         waiting: statuses().find_map(waiting),
         image_volume_broken: agent.and_then(image_volume_broken),
         deleting: pod.metadata.deletion_timestamp.is_some(),
+        held: pod.metadata.finalizers.iter().flatten().any(|name| name == names::POD_FINALIZER),
         disruption,
         exit,
     }
@@ -207,7 +208,15 @@ mod tests {
             "status": {"phase": "Running", "conditions": [
                 {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]},
         })));
-        assert!(digest.deleting);
+        assert!(digest.deleting && !digest.held);
         assert_eq!(digest.disruption.as_deref(), Some("EvictionByEvictionAPI"));
+    }
+    #[test]
+    fn only_our_own_finalizer_holds_a_pod() {
+        let held = |finalizers| {
+            digest(&pod(json!({"metadata": {"uid": "u", "finalizers": finalizers}}))).held
+        };
+        assert!(held(json!(["example.com/other", names::POD_FINALIZER])));
+        assert!(!held(json!(["example.com/other"])));
     }
 }

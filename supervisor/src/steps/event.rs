@@ -53,6 +53,8 @@ pub struct PodDigest {
     pub image_volume_broken: Option<String>,
     /// Whether the pod is being deleted.
     pub deleting: bool,
+    /// Whether our finalizer keeps it.
+    pub held: bool,
     /// Reason of the condition `DisruptionTarget`, where it is true.
     pub disruption: Option<String>,
     /// The end of the agent container, or of a pod whose container never ran.

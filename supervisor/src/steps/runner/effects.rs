@@ -243,8 +243,10 @@ impl Runner {
         digest: Box<PodDigest>,
     ) -> Result<(), RunnerError> {
         let Some(machine) = self.machines.get(run) else {
-            // One that is on its way out was dropped in order, unless the order is lost.
-            if self.facts_missing || !digest.deleting {
+            // One that is on its way out was dropped in order, unless the order is lost. One that we
+            // still hold was not: a life before this one ordered its deletion and died before it let
+            // go, and this one's ledger, begun anew since, shows nothing of that.
+            if self.facts_missing || !digest.deleting || digest.held {
                 self.stranger_seen(run, digest.run.as_ref());
             }
             return Ok(());

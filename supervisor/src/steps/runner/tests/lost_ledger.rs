@@ -129,6 +129,42 @@ async fn a_pod_whose_run_is_gone_is_deleted_and_released() {
     life.kill().await;
 }
 
+/// The pod of an attempt without an entry, whose deletion a life before this one has ordered.
+async fn deleted_before_this_life(pods: &FakePods) -> Pod {
+    let name = pods.only().unwrap().metadata.name.unwrap();
+    pods.delete("", &name, &PodUid::new("pod-uid")).await.unwrap();
+    pods.only().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_an_earlier_life_deleted_and_did_not_release_is_released_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    killed_without_ledger(dir.path(), &pods).await;
+    let pod = deleted_before_this_life(&pods).await;
+    // The ledger was begun anew by that life: this one has no reason to mistrust it.
+    let life = Life::start(dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Succeeded);
+    life.see(&pod).await;
+    wait_until(|| pods.only().is_none()).await;
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_without_an_entry_that_goes_and_that_we_do_not_hold_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    killed_without_ledger(dir.path(), &pods).await;
+    let mut pod = deleted_before_this_life(&pods).await;
+    pod.metadata.finalizers = None;
+    let life = Life::start(dir.path(), &pods).await;
+    life.see(&pod).await;
+    // Answered after the pod was taken note of.
+    life.delivery().await;
+    life.kill().await;
+    assert_eq!(pods.looks.load(Ordering::SeqCst), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_without_an_order_stays_while_its_run_lives_and_goes_once_the_run_has_ended() {
     let dir = tempfile::tempdir().unwrap();
