@@ -78,7 +78,9 @@ async fn set_apart(before: String) {
     must("helm", &["test", "agent-operator", "--namespace", SYSTEM]).await;
 
     let name = unique("set-apart");
-    let mut spec = command_agent("[ \"$AGENT_STEP\" != implement ] || date > change.txt");
+    let mut spec = command_agent(
+        "echo in step $AGENT_STEP; [ \"$AGENT_STEP\" != implement ] || date > change.txt",
+    );
     merge(&mut spec, &json!({"test": {"command": ["test", "-e", "change.txt"]}}));
     cluster.create(NAMESPACE, &task(&name, "Change a file.", &spec)).await;
     cluster.complete(NAMESPACE, &name).await;
