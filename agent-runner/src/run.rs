@@ -55,6 +55,8 @@ pub(crate) fn run(layout: Layout) -> anyhow::Result<i32> {
     let own_binary = env::current_exe().context("cannot find this program's own file")?;
     let stop = Arc::<Stop>::default();
     let ownership = Ownership::detect();
+    // Before the signals' thread: it reaps what `Processes` has not started, this child too, and then
+    // nobody would learn what the probe found.
     let reached = probe::ask(&own_binary, &layout.writable());
     let processes = Processes::new(own_binary, layout.writable(), ownership, Arc::clone(&stop));
     let processes = Arc::new(processes);

@@ -211,6 +211,7 @@ mod tests {
         assert!(digest.deleting && !digest.held);
         assert_eq!(digest.disruption.as_deref(), Some("EvictionByEvictionAPI"));
     }
+
     #[test]
     fn only_our_own_finalizer_holds_a_pod() {
         let held = |finalizers| {
