@@ -174,14 +174,14 @@ fn scripts_that_pages_name_exist() {
     }
 }
 
-/// The commands of these pages are run by `tests/e2e/disruptive`, in blocks of the first two kinds; nothing else on them
+/// The commands of these pages are run by `tests/e2e/life`, in blocks of the first two kinds; nothing else on them
 /// may look like a command, or it would stand there untried.
 #[test]
 fn pages_whose_commands_are_run_have_no_other_blocks() {
-    let run = read("tests/e2e/disruptive/tutorial.rs")
-        + &read("tests/e2e/disruptive/pages.rs")
-        + &read("tests/e2e/disruptive/company.rs")
-        + &read("tests/e2e/disruptive/platform.rs");
+    let run = read("tests/e2e/life/tutorial.rs")
+        + &read("tests/e2e/life/pages.rs")
+        + &read("tests/e2e/life/company.rs")
+        + &read("tests/e2e/life/platform.rs");
     let mut seen = 0;
     for page in pages().into_iter().filter(|page| run.contains(&format!("\"{page}\""))) {
         let text = read(&page);
