@@ -87,6 +87,7 @@ cluster_down() {
   # Logs stay for a later look; everything else was the cluster's. Not with a mount left in it: that could lead
   # out of the folder.
   if [[ -d $AO_STATE && -z $(state_mounts) ]]; then
+    fault_unlock_volumes
     find "$AO_STATE" -mindepth 1 -maxdepth 1 ! -name logs -exec rm -rf --one-file-system {} +
   fi
 }

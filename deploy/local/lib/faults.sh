@@ -31,8 +31,18 @@ fault_undisk() {
   done
 }
 
+# A runtime that was kept from mounting image volumes by an immutable folder may do so again. Also needed before the
+# state folder can be removed.
+fault_unlock_volumes() {
+  local folder
+  for folder in "$AO_STATE"/node-*/host/run/containerd/state/*/image-volumes; do
+    [[ ! -d $folder ]] || chattr -f -i "$folder" || true
+  done
+}
+
 faults_heal() {
   local node pid part space seen=" "
+  fault_unlock_volumes
   for part in "${PARTS[@]}"; do ! pid=$(daemon_pid "$part") || fault_thaw "$pid"; done
   for node in "${AO_NODE_IDS[@]}"; do
     [[ ! -e /run/netns/$(node_netns "$node") ]] || fault_relink "/run/netns/$(node_netns "$node")"

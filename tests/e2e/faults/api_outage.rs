@@ -22,7 +22,7 @@ const ROWS: usize = 45;
 const LIMIT: Duration = Duration::from_mins(3);
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn f9_steps_outlast_a_minute_without_the_api_server_and_no_task_fails() {
     let ended = tokio::spawn(Box::pin(outage())).await;
     release::part("start", "kube-apiserver").await;

@@ -95,7 +95,7 @@ impl Drop for GoOn {
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn agent_runner_ends_a_step_at_its_deadline_while_supervisor_and_controller_stand_still() {
     let sleeper = Sleeper::start("deadline-runner", "8s").await;
     let stopped = stopped(&sleeper, true).await;
@@ -107,7 +107,7 @@ async fn agent_runner_ends_a_step_at_its_deadline_while_supervisor_and_controlle
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn the_supervisor_ends_a_step_whose_agent_runner_stands_still() {
     let sleeper = Sleeper::start("deadline-supervisor", "8s").await;
     sleeper.freeze_runner();
@@ -116,7 +116,7 @@ async fn the_supervisor_ends_a_step_whose_agent_runner_stands_still() {
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn the_kubelet_ends_a_step_whose_agent_runner_and_supervisor_stand_still() {
     let sleeper = Sleeper::start("deadline-kubelet", "20s").await;
     let pods = sleeper.cluster.pods(NAMESPACE);

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_mins(2);
 const LOST: &str = "node-b";
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn a_fenced_nodes_step_is_replaced_and_stopped_when_the_node_is_back() {
     let ended = tokio::spawn(lose_and_fence()).await;
     let _ = run("kubectl", &["uncordon", "node-a"]).await;

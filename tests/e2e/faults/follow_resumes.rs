@@ -13,7 +13,7 @@ use crate::support::{
 const ROWS: usize = 60;
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn a_follow_goes_on_from_its_cursor_after_the_controller_was_killed() {
     let cluster = Cluster::connect().await;
     let token = logs::viewer_token(&cluster, &unique("resumer")).await;

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn claude_goes_on_when_the_gateway_is_killed_between_two_turns() {
     let cluster = Cluster::connect().await;
     let name = unique("kill-gateway-turns");

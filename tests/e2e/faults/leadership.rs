@@ -136,7 +136,7 @@ impl Live {
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn a_clean_hand_over_in_mid_step_loses_nothing_and_every_replica_answers() {
     leaders::with_two(Box::pin(async {
         let live = Live::start("handed-over", ROWS_LOOKED_AT).await;
@@ -153,7 +153,7 @@ async fn a_clean_hand_over_in_mid_step_loses_nothing_and_every_replica_answers()
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn a_leader_that_is_killed_in_mid_step_is_replaced_and_a_deleted_lease_lowers_no_epoch() {
     leaders::with_two(Box::pin(async {
         let live = Live::start("leader-killed", ROWS).await;
@@ -171,7 +171,7 @@ async fn a_leader_that_is_killed_in_mid_step_is_replaced_and_a_deleted_lease_low
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn a_leader_that_stands_still_for_longer_than_its_lease_does_no_harm_when_it_wakes_up() {
     leaders::with_two(Box::pin(async {
         let live = Live::start("leader-stopped", ROWS).await;

@@ -23,7 +23,7 @@ async fn kubectl(arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn f19_a_drained_node_gives_its_step_to_the_other_one() {
     let cluster = Cluster::connect().await;
     let name = unique("drained");
@@ -108,7 +108,7 @@ async fn fill(cluster: &Cluster, node: &str) -> String {
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run faults"]
 async fn f20_a_step_that_its_node_cannot_take_is_placed_on_the_other_one() {
     let cluster = Cluster::connect().await;
     let node = "node-a";

@@ -20,7 +20,7 @@ const MODEL: &str = "model.corp.example";
 const FORGE: &str = "git.corp.example";
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn a_task_behind_a_proxy_and_a_private_authority_ends_as_a_pull_request() {
     let undo = async {
         for object in ["secret/proxy-credentials", "configmap/company-ca"] {

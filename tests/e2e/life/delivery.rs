@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use serde_json::json;
@@ -18,7 +19,7 @@ const NODE: &str = "node-b";
 const AGENT: &str = "[ \"$AGENT_STEP\" = implement ] && date +%N > done.txt; echo step $AGENT_STEP";
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn each_delivery_gets_the_runner_into_an_image_of_somebody_else() {
     let values = release::values().await;
     let values = values.path().to_str().expect("UTF-8").to_owned();
@@ -89,12 +90,10 @@ async fn delivered(cluster: &Cluster, name: &str) -> Vec<&'static str> {
     ran.map(images::delivery_of).collect()
 }
 
-/// The folder in which the runtime of [`NODE`] mounts image volumes, replaced by a file: what it is
-/// asked for it cannot do, as one that does not know image volumes.
-struct Hindered {
-    folder: PathBuf,
-    away: PathBuf,
-}
+/// The folder in which the runtime of [`NODE`] mounts image volumes, made immutable: what it is asked for it cannot
+/// do, as one that does not know image volumes. Nothing else may stand in the folder's place: the runtime would then
+/// fail to tear the pod down too, which one without image volumes does not.
+struct Hindered(PathBuf);
 
 impl Hindered {
     fn node_b() -> Self {
@@ -102,18 +101,20 @@ impl Hindered {
         let folder = find(&state, "image-volumes").unwrap_or_else(|| {
             panic!("no image volume was ever mounted below {}", state.display())
         });
-        let away = folder.with_extension("away");
-        fs::rename(&folder, &away).expect("the folder gives way");
-        fs::write(&folder, "").expect("a file in its place");
-        Self { folder, away }
+        chattr("+i", &folder).expect("the file system knows the attribute");
+        Self(folder)
     }
 }
 
 impl Drop for Hindered {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.folder);
-        let _ = fs::rename(&self.away, &self.folder);
+        let _ = chattr("-i", &self.0);
     }
+}
+
+fn chattr(mode: &str, folder: &Path) -> std::io::Result<()> {
+    let status = Command::new("chattr").arg(mode).arg(folder).status()?;
+    status.success().then_some(()).ok_or_else(|| std::io::Error::other(format!("chattr: {status}")))
 }
 
 /// The folder of this name among the runtime's plugins.

@@ -8,6 +8,7 @@ mod notes;
 mod pages;
 mod platform;
 mod slow_api_server;
+mod telemetry;
 mod tutorial;
 mod uninstall;
 mod upgrade;

@@ -11,7 +11,7 @@ use crate::support::{
 const TASK: &str = "add-healthcheck";
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn commands_of_the_chart_notes_lead_from_installation_to_pull_request() {
     let cluster = Cluster::connect().await;
     cluster.forget(NAMESPACE, TASK).await;

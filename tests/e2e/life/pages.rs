@@ -44,7 +44,7 @@ async fn tasks(cluster: &Cluster) {
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn commands_of_the_page_about_watching_print_what_it_shows() {
     let cluster = Cluster::connect().await;
     tasks(&cluster).await;

@@ -26,7 +26,7 @@ const NODE: &str = "node-a";
 const TAINT: &str = "agents=only:NoSchedule";
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn a_task_runs_from_a_private_registry_on_nodes_set_apart() {
     let undo = async {
         let _ = run("kubectl", &["taint", "node", NODE, &format!("{TAINT}-")]).await;

@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(1500);
 const WORK: Duration = Duration::from_millis(500);
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn a_running_step_and_a_waiting_task_outlive_an_api_server_that_stands_still_and_a_slow_one()
 {
     let cluster = Cluster::connect().await;

@@ -38,7 +38,7 @@ const STANDS_FOR: [(&str, &str); 8] = [
 ];
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn every_command_of_the_tutorial_leads_from_an_empty_cluster_to_a_pull_request() {
     release::restored(follow, async {}).await;
 }

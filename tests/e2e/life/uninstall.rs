@@ -19,7 +19,7 @@ const ENDLESS: &str = "echo in step $AGENT_STEP; sleep 7907";
 const GONE_LIMIT: Duration = Duration::from_mins(2);
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn an_uninstalled_release_leaves_only_what_it_says_and_can_be_installed_anywhere() {
     let undo = async {
         for leftover in [
@@ -141,7 +141,7 @@ async fn left_of(namespace: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn a_task_namespace_that_is_deleted_ends_its_tasks_and_goes() {
     const SECOND: &str = "agent-second";
     let cluster = Cluster::connect().await;

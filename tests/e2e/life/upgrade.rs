@@ -17,7 +17,7 @@ use crate::support::{
 const SCRIPT: &str = "[ \"$AGENT_STEP\" = implement ] || { echo in step $AGENT_STEP; exit 0; }; n=0; until [ -e go.txt ]; do n=$((n+1)); echo \"tick $n.\"; sleep 1; done; echo \"ticks $n.\"";
 
 #[tokio::test]
-#[ignore = "needs the local cluster: tests/run e2e"]
+#[ignore = "needs the local cluster: tests/run life"]
 async fn live_steps_survive_an_upgrade_and_its_rollback() {
     release::restored(upgrade_and_back, async {}).await;
 }

@@ -1,0 +1,192 @@
+//! What a platform team sees of a task beside its status: a trace that a collector gets, counts that Prometheus scrapes,
+//! and lines of the three processes that name task and run.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use agent_operator::{crd::shared::UsageStatus, domain::TaskUid, telemetry::ids};
+use agent_operator_doubles::collector::{Collected, Collector};
+use serde_json::{Value, json};
+
+use crate::support::{
+    cluster::{Cluster, NAMESPACE, SYSTEM},
+    eventually,
+    release::{self, must},
+    task::{task, unique},
+};
+
+/// The machine's own address on the bridge of the local cluster: pods reach a collector here.
+const HOST: &str = "10.77.0.254:0";
+/// Spans are sent in batches of some seconds.
+const LIMIT: Duration = Duration::from_mins(1);
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run life"]
+async fn a_task_is_traced_counted_and_named_in_the_logs_of_all_processes() {
+    release::restored(observed, async {}).await;
+}
+
+async fn observed(values: String) {
+    let collector = Collector::start(HOST.parse().expect("an address")).await.expect("it listens");
+    let endpoint = format!("tracing.endpoint={}", collector.url());
+    let chart = release::chart();
+    release::install(&chart.to_string_lossy(), SYSTEM, &values, &["--set", &endpoint]).await;
+    let cluster = Cluster::connect().await;
+    let before = scrape().await;
+
+    let name = unique("observed");
+    let created = cluster
+        .create(NAMESPACE, &task(&name, "Add a /healthz endpoint that returns 200 OK", &json!({})))
+        .await;
+    let uid = TaskUid::from(created.metadata.uid.expect("a uid").as_str());
+    let done = cluster.complete(NAMESPACE, &name).await;
+
+    traced(&collector, &uid).await;
+    counted(&before, &done.status.and_then(|status| status.usage).expect("usage")).await;
+    logged(&name, &ids::trace_of(&uid).to_string()).await;
+}
+
+/// Names of spans that a task of four steps has, and how many of each.
+const SPANS: [(&str, &str, usize); 7] = [
+    ("task", "controller", 1),
+    ("step plan", "controller", 1),
+    ("step implement", "controller", 1),
+    ("step test", "controller", 1),
+    ("step pull-request", "controller", 1),
+    ("start", "supervisor", 4),
+    ("work", "supervisor", 4),
+];
+/// Of these there is at least one, told by a gateway.
+const AT_THE_GATEWAY: [&str; 4] = ["prepare", "publish", "pull request", "model call"];
+
+/// The trace bears the task's uid, has every span, and hangs together.
+async fn traced(collector: &Collector, uid: &TaskUid) {
+    let trace = ids::trace_of(uid).to_string();
+    let complete = |spans: &[Collected]| missing(spans).is_empty();
+    let Some(spans) = collector.wait_for(&trace, LIMIT, complete).await else {
+        let have: Vec<Collected> =
+            collector.spans().into_iter().filter(|span| span.trace == trace).collect();
+        panic!("missing {:?} in {have:#?}", missing(&have));
+    };
+    let root = ids::span_of_task(uid).to_string();
+    let by_id: BTreeMap<&str, &Collected> =
+        spans.iter().map(|span| (span.id.as_str(), span)).collect();
+    assert_eq!(by_id.len(), spans.len(), "no span was told twice");
+    for span in &spans {
+        if span.id == root {
+            assert_eq!(span.parent, "", "{span:?}");
+            continue;
+        }
+        let parent =
+            by_id.get(span.parent.as_str()).unwrap_or_else(|| panic!("an orphan: {span:?}"));
+        let wanted = if span.name.starts_with("step ") { "task" } else { "step " };
+        assert!(parent.name.starts_with(wanted), "{span:?} below {parent:?}");
+        assert!(span.start <= span.end, "{span:?}");
+        let told = format!("{:?}", span.attributes);
+        assert!(!told.contains("/healthz"), "no word of the prompt: {span:?}");
+    }
+}
+
+fn missing(spans: &[Collected]) -> Vec<&'static str> {
+    let count = |name: &str, service: &str| {
+        spans.iter().filter(|span| span.name == name && span.service.contains(service)).count()
+    };
+    let counted = SPANS.iter().filter(|(name, service, number)| count(name, service) != *number);
+    let some = AT_THE_GATEWAY.iter().filter(|name| count(name, "gateway") == 0);
+    counted.map(|(name, ..)| *name).chain(some.copied()).collect()
+}
+
+/// The sums over all pods of each counter without the labels that are not named here.
+struct Scrape(BTreeMap<String, f64>);
+
+impl Scrape {
+    /// The sum of all series of this name whose labels have all of `labels`.
+    fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let series = self.0.iter().filter(|(key, _)| {
+            key.split('{').next() == Some(name) && labels.iter().all(|label| key.contains(label))
+        });
+        series.map(|(_, value)| value).sum()
+    }
+}
+
+/// What the pods of the release say at their ports; the API server passes the request on.
+async fn scrape() -> Scrape {
+    let ports: [(&str, &[u16]); 2] = [("controller", &[8080]), ("supervisor", &[8081, 8082])];
+    let mut sums = BTreeMap::new();
+    for (component, ports) in ports {
+        let selector = format!("app.kubernetes.io/component={component}");
+        let get = ["-n", SYSTEM, "get", "pods", "-l", &selector, "-o", "name"];
+        let names = must("kubectl", &get).await;
+        assert!(!names.trim().is_empty(), "no {component}");
+        for pod in names.lines() {
+            let pod = pod.trim_start_matches("pod/");
+            for port in ports {
+                let path = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:{port}/proxy/metrics");
+                add(&mut sums, &must("kubectl", &["get", "--raw", &path]).await);
+            }
+        }
+    }
+    Scrape(sums)
+}
+
+/// Adds what one page says to the sums.
+fn add(sums: &mut BTreeMap<String, f64>, page: &str) {
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let Some((series, value)) = line.rsplit_once(' ') else { continue };
+        if let Ok(value) = value.parse::<f64>() {
+            *sums.entry(series.to_owned()).or_insert(0.0) += value;
+        }
+    }
+}
+
+/// One task more, four steps more, and its tokens by controller and gateways alike. Nothing else runs meanwhile.
+async fn counted(before: &Scrape, usage: &UsageStatus) {
+    let tokens = usage.input_tokens.to_string().parse::<f64>().expect("a number");
+    let wanted = [
+        ("agent_operator_steps_total", vec!["reason=\"Completed\""], 4.0),
+        ("agent_operator_step_seconds_count", vec!["phase=\"Succeeded\""], 4.0),
+        ("agent_operator_task_seconds_count", vec!["phase=\"Complete\""], 1.0),
+        ("agent_operator_supervisor_outcomes_total", vec!["reason=\"Completed\""], 4.0),
+        ("agent_operator_supervisor_start_seconds_count", vec![], 4.0),
+        ("agent_operator_gateway_requests_total", vec!["route=\"redeem\"", "class=\"2xx\""], 4.0),
+        ("agent_operator_tokens_total", vec!["kind=\"input\""], tokens),
+        ("agent_operator_gateway_tokens_total", vec!["kind=\"input\""], tokens),
+    ];
+    eventually("the task is counted", LIMIT, || async {
+        let after = scrape().await;
+        for (name, labels, more) in &wanted {
+            let rise = after.sum(name, labels) - before.sum(name, labels);
+            if (rise - more).abs() > 0.5 {
+                return Err(format!("{name}{labels:?} rose by {rise}, not {more}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// Each process has lines of the task, and each of these names the trace; those of a run name its step.
+async fn logged(task: &str, trace: &str) {
+    for (component, container) in
+        [("controller", "controller"), ("supervisor", "supervisor"), ("supervisor", "gateway")]
+    {
+        let selector = format!("app.kubernetes.io/component={component}");
+        let logs = ["-n", SYSTEM, "logs", "-l", &selector, "-c", container, "--tail=-1"];
+        let text = must("kubectl", &logs).await;
+        let mut of_run = 0;
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line)
+                .unwrap_or_else(|error| panic!("{container} wrote {line:?}: {error}"));
+            if line["task"] == task {
+                assert_eq!(line["trace_id"], trace, "{container}: {line}");
+                assert_eq!(line["namespace"], NAMESPACE, "{container}: {line}");
+                assert_eq!(
+                    line["run"].is_string(),
+                    line["step"].is_string(),
+                    "{container}: {line}"
+                );
+                of_run += usize::from(line["run"].is_string());
+            }
+        }
+        assert!(of_run > 0, "{container} says nothing of the runs of {task}:\n{text}");
+    }
+}
