@@ -91,10 +91,12 @@ impl Runner {
                 self.workers.open_streams(run, &at, &uid);
                 self.workers.remind_scheduling(run.clone(), SCHEDULED_WITHIN);
             }
+            Effect::CloseEgress { uid, pod_ip, iflink, required } => {
+                self.workers.close_egress(run, &uid, pod_ip, iflink, required);
+            }
+            Effect::Probe { patience } => self.order_probe(run.clone(), patience),
             Effect::OpenGate { pod_ip, remaining } => {
-                let remaining_millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
-                let run = run.clone();
-                self.tell_gateway(ToGateway::OpenGate { run, pod_ip, remaining_millis });
+                self.open_gate(run.clone(), pod_ip, remaining);
             }
             Effect::Report { sequence, state } => {
                 let report = report(machine, sequence, *state);
