@@ -20,7 +20,7 @@ pub struct CloseOrder {
     pub version: u32,
     /// The pod's uid.
     pub pod_uid: String,
-    /// The pod's address, by the kubelet.
+    /// The address that redeemed the pod's token.
     pub pod_ip: IpAddr,
     /// Interface index of the pod's peer on the host, by the runner: must agree with what the kernel
     /// says about `pod_ip`.

@@ -1,8 +1,9 @@
 //! Which device of the host is a pod's, from what the kernel shows. Pure.
 //!
-//! The kubelet's word for the pod's address leads there: the route to it goes over the pod's veth, or
-//! over a bridge that has learned the address's hardware address behind that veth. The runner's word,
-//! the index that it sees, must then be the same. So nobody closes, or points at, another pod's device.
+//! The pod's address leads there: the route to it goes over the pod's veth, or over a bridge that has
+//! learned the address's hardware address behind that veth. The runner's word, the index that it sees,
+//! must then be the same. The address is the one that redeemed the pod's token, and no gate opens before
+//! the kubelet has named the same one. So nobody points at another pod's device.
 
 use std::net::IpAddr;
 

@@ -197,7 +197,7 @@ pub enum Effect {
     CloseEgress {
         /// The pod.
         uid: PodUid,
-        /// The pod's address.
+        /// The address that redeemed the pod's token.
         pod_ip: IpAddr,
         /// Interface index of the pod's peer on the host, by the runner.
         iflink: Option<u32>,

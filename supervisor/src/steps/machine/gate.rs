@@ -21,20 +21,23 @@ impl Step<'_> {
         self.open_gate();
     }
 
-    /// Opens the gate once runner, address and policy agree.
+    /// Opens the gate once runner, address and policy agree. What takes its time goes on while the
+    /// kubelet has not told the pod's address yet, with the address that redeemed; but nothing opens
+    /// before the two are the same.
     pub(super) fn open_gate(&mut self) {
         let facts = self.facts();
-        let (Some(gate), Some(redemption), Some(ip)) =
-            (&facts.gate, &facts.redemption, self.machine.sight.ip)
+        let (Some(gate), Some(redemption), Some(uid)) =
+            (&facts.gate, &facts.redemption, facts.pod_uid.clone())
         else {
             return;
         };
-        let closed = facts.stop.is_some() || facts.result.is_some() || self.machine.finished();
-        if facts.opened.is_some() || facts.pod_uid.is_none() || closed {
+        let over = facts.stop.is_some() || facts.result.is_some() || self.machine.finished();
+        if facts.opened.is_some() || over {
             return;
         }
-        if redemption.pod_ip != ip {
-            let message = format!("token redeemed by {} instead of the pod", redemption.pod_ip);
+        let (pod_ip, seen) = (redemption.pod_ip, self.machine.sight.ip);
+        if seen.is_some_and(|ip| ip != pod_ip) {
+            let message = format!("token redeemed by {pod_ip} instead of the pod");
             return self.stop_unstarted(StartFault::NotStarted, &message);
         }
         let policy = &facts.assignment.sandbox;
@@ -42,22 +45,19 @@ impl Step<'_> {
             let message = "the task requires a pids limit and this node sets none";
             return self.stop_unstarted(StartFault::NodeRefused, message);
         }
-        let next = egress::next(policy.egress, gate, &self.machine.sight.egress);
-        let (uid, iflink) = (facts.pod_uid.clone(), gate.iflink);
-        match (next, uid) {
-            (egress::Next::Open, _) => self.open_gate_for(ip),
-            (egress::Next::Close { required }, Some(uid)) => {
+        let iflink = gate.iflink;
+        match egress::next(policy.egress, gate, &self.machine.sight.egress) {
+            egress::Next::Open if seen.is_some() => self.open_gate_for(pod_ip),
+            egress::Next::Close { required } => {
                 self.machine.sight.egress.asked = true;
-                self.effects.push(Effect::CloseEgress { uid, pod_ip: ip, iflink, required });
+                self.effects.push(Effect::CloseEgress { uid, pod_ip, iflink, required });
             }
-            (egress::Next::Probe { patience }, _) => {
+            egress::Next::Probe { patience } => {
                 self.machine.sight.egress.probing = Some(patience);
                 self.effects.push(Effect::Probe { patience });
             }
-            (egress::Next::Refuse(words), _) => {
-                self.stop_unstarted(StartFault::EgressOpen, &words);
-            }
-            (egress::Next::Wait | egress::Next::Close { .. }, _) => {}
+            egress::Next::Refuse(words) => self.stop_unstarted(StartFault::EgressOpen, &words),
+            egress::Next::Wait | egress::Next::Open => {}
         }
     }
 

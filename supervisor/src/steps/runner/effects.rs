@@ -94,10 +94,8 @@ impl Runner {
             Effect::CloseEgress { uid, pod_ip, iflink, required } => {
                 self.workers.close_egress(run, &uid, pod_ip, iflink, required);
             }
-            Effect::Probe { patience } => self.order_probe(run.clone(), patience),
-            Effect::OpenGate { pod_ip, remaining } => {
-                self.open_gate(run.clone(), pod_ip, remaining);
-            }
+            Effect::Probe { patience } => self.order_probe(run, patience),
+            Effect::OpenGate { pod_ip, remaining } => self.open_gate(run, pod_ip, remaining),
             Effect::Report { sequence, state } => {
                 let report = report(machine, sequence, *state);
                 self.say(Outgoing::Report(Box::new(report)));

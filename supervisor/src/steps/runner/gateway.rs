@@ -74,13 +74,14 @@ impl Runner {
         }
     }
 
-    pub(super) fn order_probe(&mut self, run: RunKey, patience: Duration) {
+    pub(super) fn order_probe(&mut self, run: &RunKey, patience: Duration) {
         let order = self.probe(patience);
-        self.tell_gateway(ToGateway::Probe { run, order });
+        self.tell_gateway(ToGateway::Probe { run: run.clone(), order });
     }
 
-    pub(super) fn open_gate(&mut self, run: RunKey, pod_ip: IpAddr, remaining: Duration) {
+    pub(super) fn open_gate(&mut self, run: &RunKey, pod_ip: IpAddr, remaining: Duration) {
         let remaining_millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
+        let run = run.clone();
         self.tell_gateway(ToGateway::OpenGate { run, pod_ip, remaining_millis });
     }
 
