@@ -17,6 +17,8 @@
 //! Tokens travel as `Authorization: Bearer`; git and the proxy use Basic with the agent's token as
 //! password. Errors are [`ApiError`] as JSON; 503 with `Retry-After` means: the same again later.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
@@ -103,6 +105,10 @@ pub struct StepSpec {
     pub identity: GitIdentity,
     /// Seconds between the order to stop and SIGKILL.
     pub grace_seconds: u64,
+    /// A port that listens on the node and that no sandbox may reach: tried before egress is closed
+    /// and again after it, so that the probe is seen to be able to fail.
+    #[serde(default)]
+    pub canary: Option<SocketAddr>,
 }
 
 /// An issue as the forge shows it. Whoever may open issues there has written it, so it is never an
@@ -152,8 +158,35 @@ pub struct GitIdentity {
 pub struct GateRequest {
     /// Isolation as seen from inside.
     pub sandbox: SandboxStatus,
-    /// Interface index of the pod's peer on the host (`/sys/class/net/eth0/iflink`).
+    /// Interface index of the pod's peer on the host (`/sys/class/net/eth0/iflink`); none where the
+    /// pod's network shows none, or has more than one interface.
     pub iflink: Option<u32>,
+    /// Whether the canary was reached before egress was closed; none: this runner probes nothing.
+    #[serde(default)]
+    pub canary_before: Option<bool>,
+    /// What was reached after it was closed; none: not tried yet.
+    #[serde(default)]
+    pub probe: Option<ProbeReport>,
+}
+
+/// Asks the runner to try what must be out of its reach, before anything hostile runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeOrder {
+    /// Addresses that listen and that the sandbox must not reach; the canary is one of them.
+    pub targets: Vec<SocketAddr>,
+    /// How long an open network may take to close: policies of some networks start late.
+    pub patience_millis: u64,
+}
+
+/// What the runner reached of a [`ProbeOrder`] in its last try.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeReport {
+    /// Addresses that were tried.
+    pub tried: Vec<SocketAddr>,
+    /// Those of them that accepted a connection.
+    pub reached: Vec<SocketAddr>,
 }
 
 /// Whether the step may start.
@@ -162,6 +195,8 @@ pub struct GateRequest {
 pub enum GateAnswer {
     /// Ask again.
     Closed,
+    /// Try these addresses, and say with the next request what was reached.
+    Probe(ProbeOrder),
     /// Go.
     Open {
         /// Milliseconds left until the step's deadline.

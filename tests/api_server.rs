@@ -13,6 +13,8 @@ mod chart;
 mod conforms;
 #[path = "api_server/docs.rs"]
 mod docs;
+#[path = "api_server/network.rs"]
+mod network;
 #[path = "api_server/pods.rs"]
 mod pods;
 #[path = "api_server/policies.rs"]

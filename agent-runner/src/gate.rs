@@ -1,6 +1,6 @@
 //! From the one-time token to the open start gate.
 
-use std::{fmt::Write as _, fs, path::Path, sync::Arc, time::Duration};
+use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use agent_operator::{
     attempt::{GateAnswer, GateRequest, POLL_SECONDS_MAX, RedeemRequest, Redeemed, StepSpec},
@@ -14,6 +14,8 @@ use crate::{
     result::Failure,
     stop::Stop,
 };
+
+mod reach;
 
 /// Longest wait for an ordinary answer.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -54,19 +56,28 @@ pub(crate) fn fetch_step(client: &Client, stop: &Arc<Stop>) -> Result<StepSpec, 
 pub(crate) fn pass(
     client: &Client,
     reached: Reached,
+    canary: Option<SocketAddr>,
     stop: &Arc<Stop>,
 ) -> Result<Duration, Failure> {
-    let sandbox = sandbox_status(Path::new("/"), reached);
-    let request = GateRequest { sandbox, iflink: iflink() };
+    let before = canary.map(reach::before);
+    let mut request = GateRequest {
+        sandbox: sandbox_status(Path::new("/"), reached),
+        iflink: iflink(Path::new("/sys/class/net")),
+        canary_before: before.map(|before| before.reached),
+        probe: None,
+    };
     loop {
-        let (client, request) = (client.clone(), request.clone());
+        let (client, asked) = (client.clone(), request.clone());
         let answer = until_stopped(stop, clock::boot_now() + GATEWAY_RETRY, move || {
-            client.post("/v1/gate", &request, POLL_LIMIT)
+            client.post("/v1/gate", &asked, POLL_LIMIT)
         })
         .map_err(|error| error.into_failure(Reason::Unstarted))?;
         match answer {
             // The poll was held by the gateway, so this does not spin.
             GateAnswer::Closed => {}
+            GateAnswer::Probe(order) => {
+                request.probe = before.map(|before| reach::probe(&order, before, stop));
+            }
             GateAnswer::Open { remaining_millis } => {
                 return Ok(Duration::from_millis(remaining_millis));
             }
@@ -97,13 +108,53 @@ fn maps_every_uid(map: &str) -> bool {
     map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
-fn iflink() -> Option<u32> {
-    fs::read_to_string("/sys/class/net/eth0/iflink").ok()?.trim().parse().ok()
+/// Bit of an interface's flags that says that it is up (`IFF_UP`).
+const UP: u32 = 1;
+/// Bit that says that it is the loopback (`IFF_LOOPBACK`).
+const LOOPBACK: u32 = 8;
+
+/// Index on the host of this pod's one interface; none where there is another number of them, for then
+/// no single device of the host carries all that the pod sends. Interfaces that are down do not count:
+/// kernels put some into each namespace.
+fn iflink(interfaces: &Path) -> Option<u32> {
+    let number = |folder: &Path, file: &str| {
+        let text = fs::read_to_string(folder.join(file)).ok()?;
+        let text = text.trim();
+        match text.strip_prefix("0x") {
+            Some(hex) => u32::from_str_radix(hex, 16).ok(),
+            None => text.parse().ok(),
+        }
+    };
+    let folders = fs::read_dir(interfaces).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+    let carries = |folder: &std::path::PathBuf| {
+        number(folder, "flags").is_some_and(|flags| flags & UP != 0 && flags & LOOPBACK == 0)
+    };
+    let mut up = folders.filter(carries);
+    let (only, another) = (up.next()?, up.next());
+    if another.is_some() { None } else { number(&only, "iflink") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_one_interface_that_is_up_is_named_and_two_are_not() {
+        let root = tempfile::tempdir().unwrap();
+        let interface = |name: &str, flags: &str, iflink: &str| {
+            let folder = root.path().join(name);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("flags"), flags).unwrap();
+            fs::write(folder.join("iflink"), iflink).unwrap();
+        };
+        interface("lo", "0x9\n", "1\n");
+        interface("tunl0", "0x80\n", "3\n");
+        assert_eq!(iflink(root.path()), None);
+        interface("eth0", "0x1003\n", "17\n");
+        assert_eq!(iflink(root.path()), Some(17));
+        interface("net1", "0x1003\n", "18\n");
+        assert_eq!(iflink(root.path()), None);
+    }
 
     #[test]
     fn the_sandbox_is_described_from_proc_and_sys() {

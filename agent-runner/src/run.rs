@@ -106,7 +106,7 @@ impl Runner {
         }
         self.printer.print(&format!("[{}] waiting at the start gate", spec.step));
         self.poll_orders(client.clone());
-        let remaining = gate::pass(client, self.reached, &self.stop)?;
+        let remaining = gate::pass(client, self.reached, spec.canary, &self.stop)?;
         let deadline = clock::boot_now() + remaining;
         let grace = Duration::from_secs(spec.grace_seconds);
         deadline::start(Arc::clone(&self.stop), deadline, grace);

@@ -55,6 +55,7 @@ pub(crate) fn spec(step: StepName) -> StepSpec {
             email: "agent@example.invalid".to_owned(),
         },
         grace_seconds: 10,
+        canary: None,
     }
 }
 

@@ -164,7 +164,7 @@ impl Default for SandboxDefaults {
     fn default() -> Self {
         Self {
             runtime_class_name: None,
-            egress_policy: EgressPolicySpec::BestEffort,
+            egress_policy: EgressPolicySpec::Required,
             require_pids_limit: false,
         }
     }

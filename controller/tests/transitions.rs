@@ -620,7 +620,7 @@ fn settings_fill_in_what_a_task_leaves_out_and_nothing_else() {
     assert_eq!(spec.resources.memory, "8Gi");
     assert_eq!(spec.timeout, "30m");
     assert_eq!(spec.image, "registry.test/agent:1");
-    assert_eq!(spec.sandbox.egress_policy, "BestEffort");
+    assert_eq!(spec.sandbox.egress_policy, "Required");
 }
 
 fn stands_in_the_way(problem: Problem) -> Vec<Finding> {

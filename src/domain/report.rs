@@ -131,6 +131,25 @@ pub struct PullRequest {
     pub number: i64,
 }
 
+/// Whether a step's network was proven closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EgressLevel {
+    /// Nothing but the gateway was within reach when the step began.
+    Enforced,
+    /// Something else was, or nothing was proven.
+    Unenforced,
+}
+
+impl EgressLevel {
+    /// The word of the status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforced => "Enforced",
+            Self::Unenforced => "Unenforced",
+        }
+    }
+}
+
 /// Isolation that a step really had.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -53,6 +53,8 @@ faults! {
     ApiServerUnavailable => "see the API server's load and health",
     /// The container could not be set up, or its gate did not open in time.
     NotStarted => "see the pod's events and the supervisor's log on its node",
+    /// The pod's network is open, or nothing proves that it is closed, and the task requires it closed.
+    EgressOpen => "set the chart's enforcer.enabled, or use a network plugin that enforces NetworkPolicy; spec.sandbox.egressPolicy: BestEffort runs the step on an open network",
 }
 
 impl fmt::Display for StartFault {

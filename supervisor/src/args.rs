@@ -1,6 +1,9 @@
 //! Arguments of the supervisor; everything is checked here, once, at the start.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use agent_operator::{domain::GoDuration, telemetry::TelemetryArgs};
 
@@ -10,6 +13,8 @@ use crate::ledger::Delivery;
 const CONTROLLER_PORT: u16 = 8443;
 /// Port of the gateway's Service.
 const GATEWAY_PORT: u16 = 8080;
+/// Port of every kubelet.
+const KUBELET_PORT: u16 = 10250;
 
 /// Supervisor and gateway of agent-operator.
 #[derive(Debug, clap::Parser)]
@@ -30,6 +35,8 @@ pub enum Command {
     Run(Box<Args>),
     /// The node's gateway.
     Gateway(Box<crate::gateway::Args>),
+    /// The node's enforcer.
+    Enforcer(Box<crate::enforcer::Args>),
 }
 
 /// How the runner gets into pods.
@@ -145,6 +152,41 @@ pub struct Args {
     /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "HTTP_ADDRESS", default_value = "0.0.0.0:9090")]
     pub http_address: SocketAddr,
+    /// Unix socket of the node's enforcer; without it nothing on the node closes the network of pods.
+    #[arg(long, env = "ENFORCER_SOCKET")]
+    pub enforcer_socket: Option<PathBuf>,
+    /// Address of this pod: agent pods must not reach its HTTP port, and prove so before they start.
+    #[arg(long, env = "POD_IP")]
+    pub pod_ip: Option<IpAddr>,
+    /// Address of the node: agent pods must not reach its kubelet.
+    #[arg(long, env = "HOST_IP")]
+    pub host_ip: Option<IpAddr>,
+    /// Address of the API server's Service, which agent pods must not reach either.
+    #[arg(long, env = "KUBERNETES_SERVICE_HOST")]
+    pub api_server_ip: Option<IpAddr>,
+    /// Its port.
+    #[arg(long, env = "KUBERNETES_SERVICE_PORT", default_value_t = 443)]
+    pub api_server_port: u16,
+}
+
+impl Args {
+    /// What agent pods try before they start, and must not reach. The canary comes first: a port of
+    /// this very process, on the address on which the gateway answers them.
+    pub fn forbidden(&self) -> Vec<SocketAddr> {
+        let Some(own) = self.pod_ip else { return Vec::new() };
+        let others = [
+            self.api_server_ip.map(|ip| SocketAddr::new(ip, self.api_server_port)),
+            self.host_ip.map(|ip| SocketAddr::new(ip, KUBELET_PORT)),
+        ];
+        let others = others.into_iter().flatten().filter(|at| at.is_ipv4() == own.is_ipv4());
+        [SocketAddr::new(own, self.http_address.port())].into_iter().chain(others).collect()
+    }
+
+    /// The gateway beside this process, by the address of the pod.
+    pub fn own_gateway(&self) -> Option<SocketAddr> {
+        let (_, port) = self.gateway_service.rsplit_once(':')?;
+        Some(SocketAddr::new(self.pod_ip?, port.parse().ok()?))
+    }
 }
 
 fn not_empty(text: &str) -> Result<String, String> {
@@ -212,6 +254,21 @@ mod tests {
         for text in ["http://controller.svc:80", "controller.svc:8443/x", "c:0", "c:port", ""] {
             assert!(address(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn pods_are_probed_with_a_port_of_this_process_first() {
+        let args = parse(&[
+            "--controller-address=c:1",
+            "--http-address=0.0.0.0:8081",
+            "--pod-ip=10.244.0.3",
+            "--host-ip=10.77.0.1",
+            "--api-server-ip=10.96.0.1",
+        ]);
+        let args = args.unwrap();
+        let forbidden: Vec<_> = args.forbidden().iter().map(ToString::to_string).collect();
+        assert_eq!(forbidden, ["10.244.0.3:8081", "10.96.0.1:443", "10.77.0.1:10250"]);
+        assert_eq!(args.own_gateway().unwrap().to_string(), "10.244.0.3:8080");
     }
 
     #[test]

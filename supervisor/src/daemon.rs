@@ -31,7 +31,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     args::Args,
-    clock, health,
+    clock,
+    enforcer::client::SocketEnforcer,
+    health,
     ledger::{Ledger, Memory, Oddities},
     link,
     metrics::Metrics,
@@ -176,6 +178,10 @@ fn tools(
         gateway: GatewayAddress::new(args.gateway_service.clone()),
         runner_image: args.runner_image.clone(),
         priority_class: args.agent_priority_class.clone(),
+        enforcer: args.enforcer_socket.clone().map(|socket| {
+            Arc::new(SocketEnforcer::new(socket)) as Arc<dyn crate::enforcer::client::Enforcer>
+        }),
+        own_gateway: args.own_gateway(),
         inputs,
         runtime: Handle::current(),
         tasks: TaskTracker::new(),
@@ -201,6 +207,7 @@ fn runner_settings(args: &Args) -> Settings {
         delivery: args.runner_delivery.fixed(),
         pod_retention: args.pod_retention.get(),
         facts_missing: false,
+        forbidden: args.forbidden(),
     }
 }
 

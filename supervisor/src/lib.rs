@@ -1,11 +1,13 @@
 //! Supervisor and gateway of agent-operator: what runs on every node.
 //!
 //! The daemon ([`daemon`], [`session`], [`steps`], [`pod`], [`streams`], [`ledger`]) and the gateway
-//! ([`gateway`]) are two processes that share no memory; they meet at [`link`] alone.
+//! ([`gateway`]) are two processes that share no memory; they meet at [`link`] alone. The enforcer
+//! ([`enforcer`]) is a third one, which takes one kind of order ([`enforcer::contract`]).
 
 pub mod args;
 pub mod clock;
 pub mod daemon;
+pub mod enforcer;
 pub mod gateway;
 pub mod health;
 pub mod ledger;

@@ -1,9 +1,10 @@
-//! The supervisor's binary: the daemon of a node, and its gateway as a process of its own.
+//! The supervisor's binary: the daemon of a node, and its gateway and its enforcer as processes of
+//! their own.
 
 use agent_operator::telemetry::{Tracer, logs};
 use agent_operator_supervisor::{
     args::{Cli, Command},
-    daemon, gateway,
+    daemon, enforcer, gateway,
 };
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -46,5 +47,6 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             tracer.stop().await;
             ended
         }
+        Command::Enforcer(args) => enforcer::run(*args, shutdown).await,
     }
 }

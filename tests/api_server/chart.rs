@@ -65,6 +65,7 @@ async fn chart_is_valid_with_its_defaults_and_with_every_option() {
         json!({"supervisor.tolerations": [{"operator": "Exists"}], "supervisor.priorityClassName": "system-node-critical"}),
         json!({"gateway.caBundle": {"configMap": "ca", "key": "ca.crt"}, "gateway.limits": {"tunnels": 3}}),
         json!({"gateway.proxy": {"https": "http://proxy.example:3128", "credentialsSecret": {"name": "proxy"}}}),
+        json!({"enforcer": {"enabled": true, "podAnnotations": {"a": "b"}, "extraEnv": []}}),
         json!({"priorityClasses.create": true, "headroom.enabled": true, "metrics.services": true}),
         json!({"metrics.dashboard": {"enabled": true, "annotations": {"grafana_folder": "Agents"}}}),
         json!({"tracing": {"endpoint": "http://collector.observability:4317", "ratio": 0.5}, "logFormat": "text"}),

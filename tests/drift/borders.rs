@@ -45,6 +45,28 @@ const BANNED: &[(&str, &[&str], &str)] = &[
         "the gateway is its own process: no cluster identity, and nothing shared but the socket's contract",
     ),
     (
+        "supervisor/src/enforcer",
+        &[
+            "kube::",
+            "k8s_openapi",
+            "tonic::",
+            "hyper",
+            "crate::session",
+            "crate::steps",
+            "crate::ledger",
+            "crate::pod",
+            "crate::streams",
+            "crate::gateway",
+            "crate::link",
+        ],
+        "the enforcer is its own process with a capability on the node: it shares nothing with the others",
+    ),
+    (
+        "supervisor/src/steps/egress.rs",
+        PURE,
+        "whether a network counts as closed is decided from facts",
+    ),
+    (
         "controller/src/fleet",
         &["kube::", "proto::", "k8s_openapi"],
         "wire types stop at grpc/, cluster types at observe and apply",

@@ -80,7 +80,7 @@ fn a_purge_knows_every_folder_that_is_kept_on_nodes() {
         })
         .map(|(folder, _)| format!("/host/{folder}"))
         .collect();
-    assert_eq!(folders.len(), 2, "the folders must be seen: {folders:?}");
+    assert_eq!(folders.len(), 3, "the folders must be seen: {folders:?}");
     assert_eq!(named, folders.iter().map(String::as_str).collect());
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use agent_operator::{
-    attempt::{GateRequest, StepResult, StopOrder},
+    attempt::{GateRequest, ProbeOrder, ProbeReport, StepResult, StopOrder},
     domain::{Epoch, PreflightReport, RunKey, Usage, names::sha256_hex, report::PullRequest},
 };
 use agent_operator_supervisor::link::contract::{
@@ -30,6 +30,8 @@ struct Held {
     grant: Grant,
     credentials: bool,
     at_gate: bool,
+    /// What the supervisor wants probed.
+    probe: Option<ProbeOrder>,
     opened: Option<(IpAddr, Instant)>,
     stop: Option<StopOrder>,
 }
@@ -115,6 +117,11 @@ impl Gateway {
                     held.credentials = true;
                 }
             }
+            ToGateway::Probe { run, order } => {
+                if let Some(held) = inner.attempts.get_mut(&run) {
+                    held.probe = Some(order);
+                }
+            }
             ToGateway::OpenGate { run, pod_ip, remaining_millis } => {
                 if let Some(held) = inner.attempts.get_mut(&run) {
                     let end = Instant::now() + Duration::from_millis(remaining_millis);
@@ -179,8 +186,12 @@ impl Gateway {
         if let Some((of, end)) = held.opened {
             return if of == ip { Ok(Some(end)) } else { Err(Denied::Refused) };
         }
+        let request = GateRequest { canary_before: Some(true), ..GateRequest::default() };
         if !std::mem::replace(&mut held.at_gate, true) {
-            inner.emit(run, DurableEvent::AtGate(GateRequest::default()));
+            inner.emit(run, DurableEvent::AtGate(request));
+        } else if let Some(ProbeOrder { targets, .. }) = held.probe.take() {
+            let probe = Some(ProbeReport { tried: targets, reached: Vec::new() });
+            inner.emit(run, DurableEvent::AtGate(GateRequest { probe, ..request }));
         }
         Ok(None)
     }
@@ -247,9 +258,12 @@ impl Inner {
         if let Some(held) = self.attempts.get_mut(&run) {
             held.opened = held.opened.or(opened);
             let redemption = held.grant.redemption.take().or_else(|| grant.redemption.clone());
+            held.probe.clone_from(&grant.probe);
             held.grant = Grant { redemption, ..grant };
         } else {
-            let held = Held { grant, credentials: false, at_gate: false, opened, stop: None };
+            let probe = grant.probe.clone();
+            let held =
+                Held { grant, credentials: false, at_gate: false, probe, opened, stop: None };
             self.attempts.insert(run, held);
         }
     }

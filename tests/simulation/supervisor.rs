@@ -13,6 +13,10 @@ use agent_operator::{
 };
 use agent_operator_supervisor::{
     clock,
+    enforcer::{
+        client::{ClientError, Enforcer},
+        contract::{Answer, CloseOrder},
+    },
     ledger::Ledger,
     link::contract::ToGateway,
     metrics::Metrics,
@@ -123,6 +127,8 @@ fn runner(place: &Place, client: &str, inputs: mpsc::Sender<Input>) -> Runner {
         gateway: GatewayAddress::new("10.96.0.1:8080".to_owned()),
         runner_image: "registry.test/runner:1".to_owned(),
         priority_class: None,
+        enforcer: Some(Arc::new(ClosedNetwork)),
+        own_gateway: None,
         inputs,
         runtime: Handle::current(),
         tasks: TaskTracker::new(),
@@ -133,6 +139,7 @@ fn runner(place: &Place, client: &str, inputs: mpsc::Sender<Input>) -> Runner {
         delivery: None,
         pod_retention: Duration::from_secs(20),
         facts_missing: oddities.facts_may_be_missing(),
+        forbidden: vec!["10.244.0.3:8081".parse().unwrap()],
     };
     let gateway = Arc::clone(&place.world.gateways[&place.node]);
     let guards = Guards::new(Arc::new(SimHand { pods, gateway })).unwrap();
@@ -148,6 +155,16 @@ fn no_streams(dir: &Path) -> Streams {
     std::fs::remove_dir_all(&folder).unwrap();
     std::fs::write(&folder, "").unwrap();
     streams
+}
+
+/// A node whose enforcer does what it is told.
+struct ClosedNetwork;
+
+#[async_trait::async_trait]
+impl Enforcer for ClosedNetwork {
+    async fn close(&self, _: &CloseOrder) -> Result<Answer, ClientError> {
+        Ok(Answer::Closed { device: "veth".to_owned() })
+    }
 }
 
 /// The hand of the guarded deadlines: its own way to gateway and pods.

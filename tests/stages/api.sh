@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What needs a kube-apiserver and etcd, and no node. Sourced by tests/run.
+# What needs a kube-apiserver and etcd, or a kernel with nftables, and no node. Sourced by tests/run.
 
 stage_api() {
   local folder=$AO_CACHE/apiserver-tests exports
@@ -7,6 +7,8 @@ stage_api() {
     note api failed 1
     return
   fi
+  # The rules of the enforcer are tried in network namespaces.
+  (apt_install nftables iproute2 iputils-ping util-linux) || true
   (
     eval "$exports"
     export AO_REQUIRE_APISERVER=1

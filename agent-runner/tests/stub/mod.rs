@@ -403,5 +403,6 @@ fn spec(step: StepName, script: &str, start_commit: String) -> StepSpec {
             email: "agent@example.invalid".to_owned(),
         },
         grace_seconds: 2,
+        canary: None,
     }
 }

@@ -138,6 +138,7 @@ pub(super) async fn step(gateway: &Shared, caller: &Caller) -> Answer {
         repository,
         identity: gateway.config.git_identity.clone(),
         grace_seconds: assignment.grace_seconds,
+        canary: attempt.canary(),
     };
     respond::json(StatusCode::OK, &spec)
 }
@@ -149,6 +150,7 @@ pub(super) async fn gate(gateway: &Shared, caller: &Caller, request: Request<Bod
         Err(answer) => return answer,
     };
     let attempt = &caller.attempt;
+    let probed = request.probe.is_some();
     if attempt.note_at_gate(&request) {
         // Nobody waits for the acknowledgement: the gate's opening is the answer.
         if let Err(full) = gateway.outbox.send(attempt.key(), DurableEvent::AtGate(request)) {
@@ -156,15 +158,19 @@ pub(super) async fn gate(gateway: &Shared, caller: &Caller, request: Request<Bod
             return respond::later(full.to_string());
         }
     }
-    let decided = |signal: &Signal| signal.open_until.is_some() || signal.stop.is_some();
+    let decided = |signal: &Signal| {
+        let asked = signal.probe.is_some() && !probed;
+        signal.open_until.is_some() || signal.stop.is_some() || asked
+    };
     let Some(signal) = poll(attempt, decided).await else { return over() };
-    let answer = match (signal.stop, signal.open_until) {
-        (Some(order), _) => GateAnswer::Stop(order),
-        (None, Some(until)) => {
+    let answer = match (signal.stop, signal.open_until, signal.probe) {
+        (Some(order), ..) => GateAnswer::Stop(order),
+        (None, Some(until), _) => {
             let left = until.saturating_duration_since(Instant::now()).as_millis();
             GateAnswer::Open { remaining_millis: u64::try_from(left).unwrap_or(u64::MAX) }
         }
-        (None, None) => GateAnswer::Closed,
+        (None, None, Some(order)) if !probed => GateAnswer::Probe(order),
+        (None, None, _) => GateAnswer::Closed,
     };
     respond::json(StatusCode::OK, &answer)
 }

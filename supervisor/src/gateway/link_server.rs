@@ -257,6 +257,11 @@ fn receive(gateway: &Shared, message: ToGateway) {
                 }
             }
         }
+        ToGateway::Probe { run, order } => {
+            if let Some(attempt) = gateway.grants.get(&run) {
+                attempt.probe(order);
+            }
+        }
         ToGateway::OpenGate { run, pod_ip, remaining_millis } => {
             let attempt = gateway.grants.get(&run);
             let _within = attempt.as_ref().map(|attempt| attempt.context().enter());

@@ -10,10 +10,10 @@
 //! A connection that opens with [`ToGateway::Stop`] instead carries that one order and leaves the
 //! link as it is: deadlines do not depend on the link's queue.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use agent_operator::{
-    attempt::{GateRequest, StepResult, StopOrder},
+    attempt::{GateRequest, ProbeOrder, StepResult, StopOrder},
     domain::{
         Assignment, Credential, Epoch, PreflightOrder, PreflightReport, RunKey, Usage,
         assignment::TaskBudget,
@@ -54,6 +54,13 @@ pub enum ToGateway {
         run: RunKey,
         /// All of them; replaces earlier ones.
         credentials: Vec<Credential>,
+    },
+    /// Has the runner at the gate try what it must not reach.
+    Probe {
+        /// The attempt.
+        run: RunKey,
+        /// What to try.
+        order: ProbeOrder,
     },
     /// Opens the start gate.
     OpenGate {
@@ -230,6 +237,12 @@ pub struct Grant {
     pub refusals: Vec<Refusal>,
     /// Serial number of the next event record the supervisor expects.
     pub next_event: u64,
+    /// The port that the runner tries before egress is closed.
+    #[serde(default)]
+    pub canary: Option<SocketAddr>,
+    /// The probe that the runner has been asked for.
+    #[serde(default)]
+    pub probe: Option<ProbeOrder>,
 }
 
 /// The result of a redemption: enough to recognise both tokens after a restart.

@@ -13,6 +13,7 @@ use agent_operator::{
 };
 
 use super::{
+    egress::Closing,
     hindrance::Hindrance,
     moment::{BootTime, Now},
     record::{Exit, Record},
@@ -126,6 +127,10 @@ pub enum Event {
     Redeemed(Redemption),
     /// The runner stands at the gate.
     AtGate(GateRequest),
+    /// The node's enforcer has closed the pod's egress, or cannot.
+    EgressAnswered(Closing),
+    /// The node's enforcer does not answer yet; it is asked again.
+    EgressDelayed(Hindrance),
     /// New counts.
     Counters {
         /// Consumption.
@@ -187,6 +192,22 @@ pub enum Effect {
     OpenStreams {
         /// The pod.
         uid: PodUid,
+    },
+    /// Have the node's enforcer close the pod's egress; answered by `EgressAnswered`.
+    CloseEgress {
+        /// The pod.
+        uid: PodUid,
+        /// The address that redeemed the pod's token.
+        pod_ip: IpAddr,
+        /// Interface index of the pod's peer on the host, by the runner.
+        iflink: Option<u32>,
+        /// Ask until the start deadline; else a short while.
+        required: bool,
+    },
+    /// Have the runner try what it must not reach; answered by `AtGate`.
+    Probe {
+        /// How long an open network may take to close.
+        patience: Duration,
     },
     /// Open the start gate.
     OpenGate {

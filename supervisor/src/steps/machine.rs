@@ -5,16 +5,16 @@
 use std::{net::IpAddr, time::Duration};
 
 use agent_operator::{
-    attempt::{GateRequest, StopOrder},
+    attempt::StopOrder,
     domain::{
         Reason, StartFault, Usage,
-        assignment::EgressPolicy,
         ids::PodUid,
         report::{Refusal, RunState, Started},
     },
 };
 
 use super::{
+    egress,
     event::{Context, CreateFailure, Effect, Event, PodDigest, Timer},
     guard::Guarded,
     hindrance::Hindrance,
@@ -24,6 +24,7 @@ use super::{
 };
 
 mod ending;
+mod gate;
 
 /// How long the scheduler may fail to place a pod that is pinned to this node.
 pub const UNSCHEDULABLE_GRACE: Duration = Duration::from_secs(10);
@@ -80,6 +81,8 @@ pub struct Sight {
     pub running_acked: bool,
     /// The attempt is stuck and that was reported.
     pub stuck: bool,
+    /// How far the closing of the pod's network has come.
+    pub egress: egress::Progress,
 }
 
 /// One attempt.
@@ -255,6 +258,8 @@ impl Step<'_> {
             Event::PodGone => self.pod_gone(),
             Event::Redeemed(redemption) => self.record(Record::Redeemed(redemption)),
             Event::AtGate(request) => self.at_gate(request),
+            Event::EgressAnswered(closing) => self.egress_answered(closing),
+            Event::EgressDelayed(hindrance) => self.egress_delayed(hindrance),
             Event::Counters { usage, refusals } => self.counters(usage, refusals),
             Event::Published { work_branch, head_commit } => {
                 self.record(Record::Published { work_branch, head_commit });
@@ -403,7 +408,7 @@ impl Step<'_> {
             words,
             lasting: false,
         });
-        sight.waiting = digest.waiting.or(unscheduled);
+        sight.waiting = digest.waiting.or(unscheduled).or_else(|| sight.egress.delayed.clone());
         sight.scheduled |= digest.scheduled;
         if digest.disruption.is_some() {
             sight.disruption.clone_from(&digest.disruption);
@@ -499,48 +504,6 @@ impl Step<'_> {
         // The object is gone, but processes may outlive it for a moment: look before judging.
         self.effects.push(Effect::Revoke);
         self.watch_cgroup(uid, true);
-    }
-
-    fn at_gate(&mut self, request: GateRequest) {
-        self.record(Record::AtGate(request));
-        self.open_gate();
-    }
-
-    /// Opens the gate once runner, address and policy agree.
-    fn open_gate(&mut self) {
-        let facts = self.facts();
-        let (Some(gate), Some(redemption), Some(ip)) =
-            (&facts.gate, &facts.redemption, self.machine.sight.ip)
-        else {
-            return;
-        };
-        let closed = facts.stop.is_some() || facts.result.is_some() || self.machine.finished();
-        if facts.opened.is_some() || facts.pod_uid.is_none() || closed {
-            return;
-        }
-        if redemption.pod_ip != ip {
-            let message = format!("token redeemed by {} instead of the pod", redemption.pod_ip);
-            return self.stop_unstarted(StartFault::NotStarted, &message);
-        }
-        let policy = &facts.assignment.sandbox;
-        if policy.require_pids_limit && gate.sandbox.pids_limit.is_none() {
-            let message = "the task requires a pids limit and this node sets none";
-            return self.stop_unstarted(StartFault::NodeRefused, message);
-        }
-        if policy.egress == EgressPolicy::Required {
-            let message = "the task requires closed egress and this node cannot prove it";
-            return self.stop_unstarted(StartFault::NodeRefused, message);
-        }
-        self.record(Record::GateOpened { at: self.moment() });
-        let remaining = self.facts().assignment.timeout();
-        self.effects.push(Effect::OpenGate { pod_ip: ip, remaining });
-        if let Some(at) = self.machine.deadline() {
-            self.arm(Timer::Deadline, at);
-        }
-        if let Some(started) = self.machine.started() {
-            let state = Box::new(RunState::Running(started));
-            self.effects.push(Effect::Report { sequence: SEQUENCE_RUNNING, state });
-        }
     }
 
     fn counters(&mut self, usage: Usage, refusals: Vec<Refusal>) {

@@ -3,6 +3,7 @@
 //! - [`moment`]: points in time that survive a restart.
 //! - [`record`]: what the journal keeps, and the pure fold that rebuilds an attempt from it.
 //! - [`hindrance`]: what keeps a pod from running, told from the servers' words (pure).
+//! - [`egress`]: whether a step's network is closed, and what follows for its gate (pure).
 //! - [`event`]: what can happen to an attempt, and what the machine wants done.
 //! - [`verdict`]: how an attempt ended (pure).
 //! - [`machine`]: the state machine (pure).
@@ -12,6 +13,7 @@
 //! - [`workers`]: carries effects out on pods, streams and cgroups.
 
 pub mod deadline;
+pub mod egress;
 pub mod event;
 pub mod guard;
 pub mod hindrance;

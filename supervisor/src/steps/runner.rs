@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -231,6 +232,8 @@ pub struct Settings {
     pub pod_retention: Duration,
     /// Whether the ledger may have lost facts, see [`crate::ledger::Oddities`].
     pub facts_missing: bool,
+    /// What no sandbox may reach; the first is the canary.
+    pub forbidden: Vec<SocketAddr>,
 }
 
 /// The runner cannot go on; the process ends and the next one replays the ledger.

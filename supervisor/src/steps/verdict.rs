@@ -18,7 +18,7 @@ use agent_operator::domain::{
 use jiff::Timestamp;
 
 use super::{
-    hindrance,
+    egress, hindrance,
     record::{Exit, Facts},
 };
 
@@ -100,8 +100,7 @@ pub fn sandbox(facts: &Facts) -> SandboxStatus {
     let mut status =
         facts.gate.as_ref().map_or_else(SandboxStatus::default, |gate| gate.sandbox.clone());
     status.runtime_class.clone_from(&facts.assignment.pod.runtime_class_name);
-    // Nothing on the node closes egress yet; the runner's own view is no proof of it.
-    status.egress = Some("Unenforced".to_owned());
+    status.egress = Some(egress::level(facts.gate.as_ref()).as_str().to_owned());
     status
 }
 

@@ -15,12 +15,15 @@ use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
+mod closing;
+
 use super::{
     event::{CreateFailure, Event},
     hindrance::{self, Hindrance},
     runner::{Input, Look},
 };
 use crate::{
+    enforcer::client::Enforcer,
     ledger::Delivery,
     pod::{
         build::{self, NodeSettings},
@@ -77,6 +80,10 @@ pub struct Tools {
     pub runner_image: String,
     /// Priority class of agent pods; none means the cluster's default.
     pub priority_class: Option<String>,
+    /// The node's enforcer; none: the chart has none.
+    pub enforcer: Option<Arc<dyn Enforcer>>,
+    /// Where the gateway is reached besides its Service: this pod's own address.
+    pub own_gateway: Option<SocketAddr>,
     /// Where answers go.
     pub inputs: mpsc::Sender<Input>,
     /// The runtime for all of this.
@@ -90,6 +97,7 @@ pub struct Tools {
 struct Hands {
     create: Option<CancellationToken>,
     cgroup: Option<AbortHandle>,
+    closing: Option<AbortHandle>,
     log: Option<CancellationToken>,
 }
 
@@ -279,7 +287,7 @@ impl Workers {
     /// Ends what needs no end of its own.
     pub fn forget(&mut self, run: &RunKey) {
         if let Some(hands) = self.hands.remove(run) {
-            hands.cgroup.iter().for_each(AbortHandle::abort);
+            hands.cgroup.iter().chain(&hands.closing).for_each(AbortHandle::abort);
         }
     }
 }

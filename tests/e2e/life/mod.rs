@@ -5,6 +5,7 @@
 mod company;
 mod delivery;
 mod notes;
+mod open_network;
 mod pages;
 mod platform;
 mod slow_api_server;

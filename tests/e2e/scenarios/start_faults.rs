@@ -42,7 +42,7 @@ fn scheduled(task: &CodingTask) -> Option<Condition> {
 }
 
 /// Waits for the condition with this reason, and returns its message.
-pub(super) async fn held_up(
+pub(crate) async fn held_up(
     cluster: &Cluster,
     namespace: &str,
     name: &str,
@@ -59,14 +59,14 @@ pub(super) async fn held_up(
 }
 
 /// A message that helps: the server's words, what to do, and what happens meanwhile.
-pub(super) fn assert_helps(message: &str, words: &[&str]) {
+pub(crate) fn assert_helps(message: &str, words: &[&str]) {
     for wanted in words.iter().chain(&["doubles up to 5m", "without using up a retry", "timeout"]) {
         assert!(message.contains(wanted), "{wanted:?} is missing in: {message}");
     }
 }
 
 /// Nothing was charged, and the pods of attempts that never started are gone.
-pub(super) async fn assert_no_harm(cluster: &Cluster, namespace: &str, name: &str) {
+pub(crate) async fn assert_no_harm(cluster: &Cluster, namespace: &str, name: &str) {
     let task = cluster.tasks(namespace).get(name).await.expect("the task");
     let retries = task.status.and_then(|status| status.retries).expect("counts");
     assert_eq!((retries.application, retries.infrastructure, retries.provider), (0, 0, 0));
@@ -78,7 +78,7 @@ pub(super) async fn assert_no_harm(cluster: &Cluster, namespace: &str, name: &st
 }
 
 /// Waits until the plan step has run, then ends the task.
-pub(super) async fn goes_on(cluster: &Cluster, namespace: &str, name: &str) {
+pub(crate) async fn goes_on(cluster: &Cluster, namespace: &str, name: &str) {
     eventually(&format!("{name} goes on by itself"), MENDED_LIMIT, || async {
         let runs = cluster.runs(namespace, name).await;
         let well = |run: &agent_operator::crd::AgentRun| {

@@ -1,6 +1,7 @@
 //! What scenarios need: the cluster, the forge, the model server, grpcurl and processes of pods.
 
 pub(crate) mod cluster;
+pub(crate) mod egress;
 pub(crate) mod forge;
 pub(crate) mod forge_admin;
 pub(crate) mod grpcurl;

@@ -84,7 +84,9 @@ pub(crate) async fn restored<W: Future<Output = ()> + Send + 'static>(
 
 /// Waits until all pods of the release are of its present revision and ready.
 pub(crate) async fn rolled_out(namespace: &str) {
-    for object in ["deployment/agent-operator-controller", "daemonset/agent-operator-supervisor"] {
+    let objects =
+        must("kubectl", &["-n", namespace, "get", "deployment,daemonset", "-o", "name"]).await;
+    for object in objects.lines() {
         must("kubectl", &["-n", namespace, "rollout", "status", object, "--timeout=240s"]).await;
     }
 }

@@ -100,6 +100,9 @@ capabilities: {drop: [ALL]}
 - --gateway-socket=/run/agent-operator/gateway.sock
 - --data-dir=/var/lib/agent-operator/supervisor
 - --http-address=0.0.0.0:8081
+{{- if .Values.enforcer.enabled }}
+- --enforcer-socket=/run/agent-operator-enforcer/enforcer.sock
+{{- end }}
 - --runner-image={{ .Values.images.runner }}
 - --runner-delivery={{ .Values.runner.delivery }}
 - --slots={{ .Values.supervisor.slots }}

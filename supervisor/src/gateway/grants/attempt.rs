@@ -1,13 +1,13 @@
 //! One attempt as the gateway knows it: its grant, its tokens, what it used and whether it may act.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use agent_operator::{
-    attempt::{GateRequest, StepResult, StopOrder},
+    attempt::{GateRequest, ProbeOrder, StepResult, StopOrder},
     domain::{
         Assignment, Credential, Reason, RunKey, Usage, assignment::TaskBudget, report::Refusal,
     },
@@ -32,6 +32,8 @@ pub struct Signal {
     pub open_until: Option<Instant>,
     /// Set once the step must stop.
     pub stop: Option<StopOrder>,
+    /// Set once the runner has to try what it must not reach.
+    pub probe: Option<ProbeOrder>,
 }
 
 /// Why the agent's token gives nothing at this moment.
@@ -98,6 +100,7 @@ pub struct Attempt {
     /// Cancelled at Stop and at Revoke: model calls and tunnels end with it.
     agent_ended: CancellationToken,
     limits: AttemptLimits,
+    canary: Option<SocketAddr>,
     /// Serial number of the event record expected next; held while records are handed over.
     pub(in crate::gateway) next_event: tokio::sync::Mutex<u64>,
     /// The preparation of repository and issue.
@@ -109,7 +112,8 @@ pub struct Attempt {
 impl Attempt {
     pub(super) fn new(grant: Grant, limits: &Limits, metrics: Arc<Metrics>, now: Instant) -> Self {
         let ended = CancellationToken::new();
-        let signal = Signal { open_until: open_until(&grant, now), stop: None };
+        let open_until = open_until(&grant, now);
+        let signal = Signal { open_until, stop: None, probe: grant.probe };
         Self {
             key: grant.assignment.key(),
             state: Mutex::new(State {
@@ -130,6 +134,7 @@ impl Attempt {
             agent_ended: ended.child_token(),
             ended,
             limits: AttemptLimits::new(limits, now),
+            canary: grant.canary,
             next_event: tokio::sync::Mutex::new(grant.next_event),
             preparation: Preparation::default(),
             metrics,
@@ -150,6 +155,9 @@ impl Attempt {
                 state.budget = grant.assignment.budget;
                 state.budget_exhausted = false;
             }
+        }
+        if let Some(order) = &grant.probe {
+            self.probe(order.clone());
         }
         if let Some(until) = open_until(grant, now) {
             self.signal.send_if_modified(|signal| {
@@ -206,6 +214,16 @@ impl Attempt {
 
     pub(super) fn open(&self, until: Instant) {
         self.signal.send_modify(|signal| signal.open_until = Some(until));
+    }
+
+    /// The port that the runner tries before egress is closed.
+    pub fn canary(&self) -> Option<SocketAddr> {
+        self.canary
+    }
+
+    /// Has the runner try what it must not reach.
+    pub fn probe(&self, order: ProbeOrder) {
+        self.signal.send_modify(|signal| signal.probe = Some(order));
     }
 
     /// Gives the order to stop; the first one stands. The agent's token is dead from here on.

@@ -589,5 +589,7 @@ pub(super) fn grant(uid: &str, step: StepName, budget: Option<TaskBudget>) -> Gr
         usage: Usage::default(),
         refusals: vec![],
         next_event: 0,
+        canary: None,
+        probe: None,
     }
 }

@@ -1,12 +1,16 @@
 use agent_operator::{
-    attempt::StepResult,
-    domain::{Epoch, assignment::TaskBudget, report::LogSummary},
+    attempt::{GateRequest, ProbeReport, StepResult},
+    domain::{
+        Epoch,
+        assignment::{EgressPolicy, TaskBudget},
+        report::LogSummary,
+    },
 };
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    steps::{hindrance, record::Exit},
+    steps::{egress::Closing, hindrance, record::Exit},
     testing::{self, at, boot_id, completed, facts, redemption},
 };
 
@@ -75,8 +79,95 @@ fn running() -> Machine {
     take(&mut machine, 1, Event::Redeemed(redemption()));
     take(&mut machine, 1, Event::AtGate(GateRequest::default()));
     take(&mut machine, 2, observed(running_pod()));
+    take(&mut machine, 2, not_closed());
     assert!(machine.facts.opened.is_some());
     machine
+}
+
+fn not_closed() -> Event {
+    Event::EgressAnswered(Closing::NotClosed("no enforcer".into()))
+}
+
+/// A runner that has reached the canary, and after the closing `reached`.
+fn at_gate(reached: Option<&[&str]>) -> Event {
+    let probe = reached.map(|reached| ProbeReport {
+        tried: vec!["10.244.0.3:8081".parse().unwrap()],
+        reached: reached.iter().map(|text| text.parse().unwrap()).collect(),
+    });
+    let request =
+        GateRequest { canary_before: Some(true), iflink: Some(9), probe, ..Default::default() };
+    Event::AtGate(request)
+}
+
+/// An attempt that requires closed egress and whose runner stands at the gate.
+fn closing() -> (Machine, Vec<Effect>) {
+    let mut machine = pending();
+    machine.facts.assignment.sandbox.egress = EgressPolicy::Required;
+    take(&mut machine, 1, Event::Redeemed(redemption()));
+    take(&mut machine, 1, observed(running_pod()));
+    let effects = take(&mut machine, 1, at_gate(None));
+    (machine, effects)
+}
+
+#[test]
+fn the_gate_opens_after_the_network_is_closed_and_the_runner_has_reached_nothing() {
+    let (mut machine, effects) = closing();
+    let close = Effect::CloseEgress {
+        uid: uid(),
+        pod_ip: IP.parse().unwrap(),
+        iflink: Some(9),
+        required: true,
+    };
+    assert!(effects.contains(&close), "{effects:?}");
+    assert_eq!(take(&mut machine, 1, observed(running_pod())), vec![], "asked once");
+    let effects = take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
+    assert!(matches!(effects[..], [Effect::Probe { .. }]), "{effects:?}");
+    assert!(machine.facts.opened.is_none());
+    take(&mut machine, 2, at_gate(Some(&[])));
+    assert!(machine.facts.opened.is_some());
+    let status = crate::steps::verdict::sandbox(&machine.facts);
+    assert_eq!(status.egress.as_deref(), Some("Enforced"));
+}
+
+#[test]
+fn an_open_network_keeps_the_gate_closed_and_says_what_to_install() {
+    let (mut machine, _) = closing();
+    take(&mut machine, 1, not_closed());
+    let effects = take(&mut machine, 2, at_gate(Some(&["10.244.0.3:8081"])));
+    assert!(machine.facts.opened.is_none() && orders_delete(&effects));
+    let stop = machine.facts.stop.unwrap();
+    assert_eq!((stop.reason, stop.fault), (Reason::Unstarted, Some(StartFault::EgressOpen)));
+    assert!(stop.message.contains("10.244.0.3:8081"), "{}", stop.message);
+}
+
+#[test]
+fn a_supervisor_that_restarts_at_the_gate_closes_again_and_keeps_what_was_probed() {
+    let (mut machine, _) = closing();
+    take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
+    machine.facts.apply(&Record::AtGate(match at_gate(Some(&[])) {
+        Event::AtGate(request) => request,
+        _ => unreachable!(),
+    }));
+    let mut machine = Machine::new(machine.facts);
+    take(&mut machine, 3, Event::Restarted { one_time_hash: "fresh".into() });
+    let effects = take(&mut machine, 3, observed(running_pod()));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::CloseEgress { .. })));
+    assert!(machine.facts.opened.is_none());
+    take(&mut machine, 4, Event::EgressAnswered(Closing::Closed));
+    assert!(machine.facts.opened.is_some());
+}
+
+#[test]
+fn an_enforcer_that_does_not_answer_is_waited_for_and_told_about() {
+    let (mut machine, _) = closing();
+    let delay = Hindrance { fault: StartFault::EgressOpen, words: "away".into(), lasting: false };
+    let effects = take(&mut machine, 2, Event::EgressDelayed(delay.clone()));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Report { .. })), "{effects:?}");
+    assert_eq!(take(&mut machine, 3, Event::EgressDelayed(delay)), vec![], "told once");
+    take(&mut machine, 3, observed(running_pod()));
+    take(&mut machine, 30, Event::Timer(Timer::Start));
+    let stop = machine.facts.stop.unwrap();
+    assert_eq!((stop.reason, stop.fault), (Reason::Unstarted, Some(StartFault::EgressOpen)));
 }
 
 fn outcome(machine: &Machine) -> (Reason, Option<i32>) {
@@ -107,6 +198,7 @@ fn the_gate_opens_once_runner_and_kubelet_agree_in_whatever_order() {
         let mut machine = pending();
         let all: Vec<_> =
             order.iter().flat_map(|at| take(&mut machine, 2, events[*at].clone())).collect();
+        let all = [all, take(&mut machine, 2, not_closed())].concat();
         let open =
             Effect::OpenGate { pod_ip: IP.parse().unwrap(), remaining: Duration::from_mins(1) };
         assert_eq!(all.iter().filter(|effect| **effect == open).count(), 1, "{order:?}");
@@ -147,6 +239,7 @@ fn policies_that_this_node_cannot_keep_keep_the_gate_closed() {
         take(&mut machine, 1, Event::Redeemed(redemption()));
         take(&mut machine, 1, Event::AtGate(GateRequest::default()));
         take(&mut machine, 2, observed(running_pod()));
+        take(&mut machine, 2, not_closed());
         assert!(machine.facts.opened.is_none());
         assert_eq!(machine.facts.stop.unwrap().reason, Reason::Unstarted);
     }
@@ -550,6 +643,7 @@ fn a_pod_seen_before_its_creation_was_answered_is_not_overlooked() {
     take(&mut machine, 1, created());
     take(&mut machine, 2, Event::Redeemed(redemption()));
     take(&mut machine, 2, Event::AtGate(GateRequest::default()));
+    take(&mut machine, 2, not_closed());
     assert!(machine.facts.opened.is_some());
 }
 
@@ -687,6 +781,11 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::PodGone),
         Just(Event::Redeemed(redemption())),
         Just(Event::AtGate(GateRequest::default())),
+        Just(at_gate(None)),
+        Just(at_gate(Some(&[]))),
+        Just(at_gate(Some(&["10.244.0.3:8081"]))),
+        Just(not_closed()),
+        Just(Event::EgressAnswered(Closing::Closed)),
         words.prop_map(result),
         Just(Event::CgroupEmpty),
         timer.prop_map(Event::Timer),

@@ -91,11 +91,11 @@ impl Runner {
                 self.workers.open_streams(run, &at, &uid);
                 self.workers.remind_scheduling(run.clone(), SCHEDULED_WITHIN);
             }
-            Effect::OpenGate { pod_ip, remaining } => {
-                let remaining_millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
-                let run = run.clone();
-                self.tell_gateway(ToGateway::OpenGate { run, pod_ip, remaining_millis });
+            Effect::CloseEgress { uid, pod_ip, iflink, required } => {
+                self.workers.close_egress(run, &uid, pod_ip, iflink, required);
             }
+            Effect::Probe { patience } => self.order_probe(run, patience),
+            Effect::OpenGate { pod_ip, remaining } => self.open_gate(run, pod_ip, remaining),
             Effect::Report { sequence, state } => {
                 let report = report(machine, sequence, *state);
                 self.say(Outgoing::Report(Box::new(report)));

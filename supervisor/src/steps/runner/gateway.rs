@@ -1,6 +1,8 @@
 //! What the gateway says, and what it is told.
 
-use agent_operator::domain::RunKey;
+use std::{net::IpAddr, time::Duration};
+
+use agent_operator::{attempt::ProbeOrder, domain::RunKey};
 use tokio::sync::mpsc;
 
 use super::{Outgoing, Runner, RunnerError};
@@ -59,7 +61,28 @@ impl Runner {
             usage: facts.usage,
             refusals: facts.refusals.clone(),
             next_event,
+            canary: self.settings.forbidden.first().copied(),
+            probe: machine.sight.egress.probing.map(|patience| self.probe(patience)),
         }
+    }
+
+    /// What the runner of an attempt tries before its gate opens.
+    fn probe(&self, patience: Duration) -> ProbeOrder {
+        ProbeOrder {
+            targets: self.settings.forbidden.clone(),
+            patience_millis: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    pub(super) fn order_probe(&mut self, run: &RunKey, patience: Duration) {
+        let order = self.probe(patience);
+        self.tell_gateway(ToGateway::Probe { run: run.clone(), order });
+    }
+
+    pub(super) fn open_gate(&mut self, run: &RunKey, pod_ip: IpAddr, remaining: Duration) {
+        let remaining_millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
+        let run = run.clone();
+        self.tell_gateway(ToGateway::OpenGate { run, pod_ip, remaining_millis });
     }
 
     pub(super) fn gateway(&mut self, message: FromGateway) -> Result<(), RunnerError> {

@@ -205,6 +205,8 @@ impl Life {
             gateway: GatewayAddress::new("127.0.0.1:8080".into()),
             runner_image: "runner:1".into(),
             priority_class: None,
+            enforcer: None,
+            own_gateway: None,
             inputs: inputs.clone(),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -215,6 +217,7 @@ impl Life {
             delivery: *pods.delivery.lock().unwrap(),
             pod_retention: Duration::ZERO,
             facts_missing: false,
+            forbidden: Vec::new(),
         };
         let (ledger, memory, oddities) = Ledger::open_on(disk, dir).unwrap();
         // A test that says nothing of a run is about a node whose ledger was never lost.

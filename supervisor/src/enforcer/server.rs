@@ -1,0 +1,222 @@
+//! The enforcer's socket, and the sweep of rules whose device is gone.
+
+use std::{io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
+
+use agent_operator::domain::text::error_chain;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::Mutex,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    contract::{Answer, CloseOrder, GATEWAYS_MAX, LINE_BYTES_MAX, VERSION},
+    ruleset,
+    tools::{Network, ToolError},
+    view::{Device, NoDevice},
+};
+
+/// How often rules whose device is gone are removed. They do no harm: names of devices are random,
+/// or those of pods that never come again.
+const SWEEP: Duration = Duration::from_secs(10);
+/// Time for an order's line, and for its answer to be taken.
+const LINE_LIMIT: Duration = Duration::from_secs(5);
+/// How often the kernel is looked at for a pod that it does not know yet.
+const LOOKS: u32 = 10;
+/// Pause between two looks: a neighbour answers in less than a millisecond.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// The socket's mode: the peer's uid is what is checked.
+const SOCKET_MODE: u32 = 0o666;
+
+/// Listens on `path`; a socket of an earlier life is removed.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    Ok(listener)
+}
+
+/// Serves orders from peers with one of `uids`, and sweeps, until `shutdown`.
+pub async fn serve(
+    network: Arc<dyn Network>,
+    listener: UnixListener,
+    uids: &[u32],
+    shutdown: &CancellationToken,
+) {
+    // One order at a time: what one looks at, the next must not change.
+    let node = Arc::new(Mutex::new(network));
+    let tasks = TaskTracker::new();
+    let mut sweeps = tokio::time::interval(SWEEP);
+    loop {
+        let stream = tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = sweeps.tick() => {
+                sweep_or_say(&**node.lock().await).await;
+                continue;
+            }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(LOOK_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        match stream.peer_cred().map(|peer| peer.uid()) {
+            Ok(uid) if uids.contains(&uid) => {
+                let node = Arc::clone(&node);
+                tasks.spawn(async move {
+                    if let Err(error) = converse(&node, stream).await {
+                        tracing::warn!(%error, "an order was not answered");
+                    }
+                });
+            }
+            uid => tracing::warn!(?uid, "connection refused: not the supervisor"),
+        }
+    }
+    tasks.close();
+    let _ = timeout(LINE_LIMIT, tasks.wait()).await;
+}
+
+async fn converse(node: &Mutex<Arc<dyn Network>>, stream: UnixStream) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(reader.take(LINE_BYTES_MAX));
+    timeout(LINE_LIMIT, reader.read_until(b'\n', &mut line)).await??;
+    let answer = match serde_json::from_slice::<CloseOrder>(&line) {
+        Ok(order) => obey(&**node.lock().await, &order).await,
+        Err(error) => refusal(format!("the order cannot be read: {error}")),
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    timeout(LINE_LIMIT, writer.write_all(&line)).await?
+}
+
+fn refusal(message: String) -> Answer {
+    Answer::NotClosed { message, retryable: false }
+}
+
+/// Carries an order out.
+pub async fn obey(network: &dyn Network, order: &CloseOrder) -> Answer {
+    if let Err(message) = check(order) {
+        return refusal(message);
+    }
+    match close(network, order).await {
+        Ok(device) => {
+            tracing::info!(pod = order.pod_uid, ip = %order.pod_ip, device, "egress closed");
+            Answer::Closed { device }
+        }
+        Err(error) => {
+            let message = error_chain(&error);
+            tracing::warn!(pod = order.pod_uid, ip = %order.pod_ip, message, "egress not closed");
+            Answer::NotClosed { message, retryable: error.may_pass() }
+        }
+    }
+}
+
+/// What an order must look like. The uid becomes part of a chain's name.
+fn check(order: &CloseOrder) -> Result<(), String> {
+    let is_uid = (1..=64).contains(&order.pod_uid.len())
+        && order.pod_uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let gateways = order.gateways.iter();
+    let usable = gateways.filter(|at| at.is_ipv4() == order.pod_ip.is_ipv4()).count();
+    match () {
+        () if order.version != VERSION => {
+            Err(format!("the order has version {}, this enforcer {VERSION}", order.version))
+        }
+        () if !is_uid => Err("podUid is no uid".to_owned()),
+        () if usable == 0 || order.gateways.len() > GATEWAYS_MAX => {
+            Err(format!("gateways: 1 to {GATEWAYS_MAX} are wanted, in the pod's address family"))
+        }
+        () if order.pod_ip.is_loopback() || order.pod_ip.is_unspecified() => {
+            Err("podIp is no pod's".to_owned())
+        }
+        () => Ok(()),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CloseError {
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    #[error(transparent)]
+    NoDevice(#[from] NoDevice),
+    #[error("device {device} belongs to the pod {owner} already")]
+    Taken { device: String, owner: String },
+}
+
+impl CloseError {
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Tool(_) => true,
+            Self::NoDevice(error) => error.may_pass(),
+            Self::Taken { .. } => false,
+        }
+    }
+}
+
+async fn close(network: &dyn Network, order: &CloseOrder) -> Result<String, CloseError> {
+    let (device, chains) = tokio::join!(find(network, order), network.chains());
+    let (device, chains) = (device?, chains?);
+    let of_device = chains.iter().filter_map(|chain| ruleset::parse(chain));
+    let taken = of_device.filter(|(index, _)| *index == device.index);
+    if let Some((_, owner)) = taken.into_iter().find(|(_, owner)| *owner != order.pod_uid) {
+        let owner = owner.to_owned();
+        return Err(CloseError::Taken { device: device.name, owner });
+    }
+    let script = ruleset::close(&device, &order.pod_uid, order.pod_ip, &order.gateways);
+    network.apply(&script).await?;
+    Ok(device.name)
+}
+
+/// Finds the pod's device, and gives the kernel a moment to learn about it.
+async fn find(network: &dyn Network, order: &CloseOrder) -> Result<Device, CloseError> {
+    let mut looks = 0;
+    loop {
+        let view = network.view(order.pod_ip).await?;
+        match view.device(order.pod_ip, order.iflink) {
+            Ok(device) => return Ok(device),
+            Err(error) if error.may_pass() && looks < LOOKS => {
+                looks += 1;
+                network.stir(order.pod_ip).await;
+                tokio::time::sleep(LOOK_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn sweep_or_say(network: &dyn Network) {
+    match sweep(network).await {
+        Ok(0) => {}
+        Ok(chains) => tracing::debug!(chains, "rules of gone devices removed"),
+        Err(error) => tracing::warn!(error = %error_chain(&error), "rules could not be swept"),
+    }
+}
+
+/// Removes the chains whose device is gone; how many there were.
+pub async fn sweep(network: &dyn Network) -> Result<usize, ToolError> {
+    // Chains first: a device that comes in between is in the later list.
+    let chains = network.chains().await?;
+    if chains.is_empty() {
+        return Ok(0);
+    }
+    let links = network.links().await?;
+    let gone = |chain: &String| {
+        ruleset::parse(chain).is_some_and(|(index, _)| links.iter().all(|link| link.index != index))
+    };
+    let gone: Vec<_> = chains.into_iter().filter(gone).collect();
+    if !gone.is_empty() {
+        network.apply(&ruleset::remove(&gone)).await?;
+    }
+    Ok(gone.len())
+}
+
+#[cfg(test)]
+mod tests;

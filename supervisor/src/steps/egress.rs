@@ -1,0 +1,197 @@
+//! Whether a step's network is closed, and what follows for its start gate. Pure.
+//!
+//! Two words are needed, for each alone may be wrong: the enforcer's that the rules are in place, and
+//! the runner's that it reaches nothing. The second decides: rules that packets do not pass are no
+//! wall, and where the network plugin is the wall there are no rules of ours. The probe can fail: its
+//! canary is a port of this supervisor, in the very pod in which the gateway answers.
+
+use std::time::Duration;
+
+use agent_operator::{
+    attempt::GateRequest,
+    domain::{assignment::EgressPolicy, report::EgressLevel},
+};
+
+use super::hindrance::Hindrance;
+
+/// How long a network may take to close by its own policies: agents of network plugins follow a new
+/// pod within seconds.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The enforcer's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// The rules are in place.
+    Closed,
+    /// There are none, in its words.
+    NotClosed(String),
+}
+
+/// How far the closing has come in this life of the supervisor. Asking again is harmless.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The enforcer was asked.
+    pub asked: bool,
+    /// Its answer.
+    pub answer: Option<Closing>,
+    /// What keeps it from answering.
+    pub delayed: Option<Hindrance>,
+    /// The runner was asked to probe, with this patience.
+    pub probing: Option<Duration>,
+}
+
+/// What to do at the gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Ask the enforcer.
+    Close {
+        /// Until the start deadline; else a short while.
+        required: bool,
+    },
+    /// Have the runner probe.
+    Probe {
+        /// How long an open network may take to close.
+        patience: Duration,
+    },
+    /// Something is under way.
+    Wait,
+    /// Open the gate.
+    Open,
+    /// Do not start, in these words.
+    Refuse(String),
+}
+
+/// What to do about an attempt whose runner stands at the gate.
+pub fn next(policy: EgressPolicy, gate: &GateRequest, progress: &Progress) -> Next {
+    let required = policy == EgressPolicy::Required;
+    let answer = match &progress.answer {
+        Some(answer) => answer,
+        None if progress.asked => return Next::Wait,
+        None => return Next::Close { required },
+    };
+    if gate.probe.is_none() && gate.canary_before.is_some() {
+        let patience = if required { PATIENCE } else { Duration::ZERO };
+        return if progress.probing.is_some() { Next::Wait } else { Next::Probe { patience } };
+    }
+    match level(Some(gate)) {
+        EgressLevel::Unenforced if required => Next::Refuse(why_open(gate, answer)),
+        EgressLevel::Enforced | EgressLevel::Unenforced => Next::Open,
+    }
+}
+
+/// What the runner's probe proves.
+pub fn level(gate: Option<&GateRequest>) -> EgressLevel {
+    let probe = gate.and_then(|gate| gate.probe.as_ref());
+    if probe.is_some_and(|probe| !probe.tried.is_empty() && probe.reached.is_empty()) {
+        EgressLevel::Enforced
+    } else {
+        EgressLevel::Unenforced
+    }
+}
+
+fn why_open(gate: &GateRequest, answer: &Closing) -> String {
+    let by_enforcer = match answer {
+        Closing::Closed => {
+            "the pod's packets do not pass the enforcer's rules (a data path in eBPF?)".to_owned()
+        }
+        Closing::NotClosed(words) => words.clone(),
+    };
+    match &gate.probe {
+        Some(probe) => {
+            let reached: Vec<_> = probe.reached.iter().map(ToString::to_string).collect();
+            format!(
+                "the task requires closed egress and the pod reaches {}: {by_enforcer}",
+                reached.join(", ")
+            )
+        }
+        None => format!("the task requires closed egress and nothing proves it: {by_enforcer}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_operator::attempt::ProbeReport;
+
+    use super::*;
+
+    const CANARY: &str = "10.244.0.3:8081";
+
+    fn gate(before: Option<bool>, reached: Option<&[&str]>) -> GateRequest {
+        let probe = reached.map(|reached| ProbeReport {
+            tried: vec![CANARY.parse().unwrap()],
+            reached: reached.iter().map(|text| text.parse().unwrap()).collect(),
+        });
+        GateRequest { canary_before: before, probe, ..GateRequest::default() }
+    }
+
+    fn answered(answer: Closing) -> Progress {
+        Progress { asked: true, answer: Some(answer), ..Progress::default() }
+    }
+
+    fn open() -> Closing {
+        Closing::NotClosed("no enforcer".to_owned())
+    }
+
+    #[test]
+    fn the_enforcer_is_asked_first_and_once() {
+        let at_gate = gate(Some(true), None);
+        let first = next(EgressPolicy::Required, &at_gate, &Progress::default());
+        assert_eq!(first, Next::Close { required: true });
+        let first = next(EgressPolicy::BestEffort, &at_gate, &Progress::default());
+        assert_eq!(first, Next::Close { required: false });
+        let asked = Progress { asked: true, ..Progress::default() };
+        assert_eq!(next(EgressPolicy::Required, &at_gate, &asked), Next::Wait);
+    }
+
+    #[test]
+    fn whatever_the_enforcer_says_the_runner_probes_before_the_gate_opens() {
+        for answer in [Closing::Closed, open()] {
+            let progress = answered(answer);
+            let at_gate = gate(Some(true), None);
+            let asked = next(EgressPolicy::Required, &at_gate, &progress);
+            assert_eq!(asked, Next::Probe { patience: PATIENCE });
+            let asked = next(EgressPolicy::BestEffort, &at_gate, &progress);
+            assert_eq!(asked, Next::Probe { patience: Duration::ZERO });
+            let probing = Progress { probing: Some(PATIENCE), ..progress };
+            assert_eq!(next(EgressPolicy::Required, &at_gate, &probing), Next::Wait);
+        }
+    }
+
+    #[test]
+    fn a_probe_that_reaches_nothing_opens_the_gate_whoever_closed_the_network() {
+        for answer in [Closing::Closed, open()] {
+            for before in [Some(true), Some(false)] {
+                let proven = gate(before, Some(&[]));
+                let progress = answered(answer.clone());
+                assert_eq!(next(EgressPolicy::Required, &proven, &progress), Next::Open);
+                assert_eq!(level(Some(&proven)), EgressLevel::Enforced);
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_network_refuses_a_task_that_requires_a_closed_one_and_says_what_was_reached() {
+        for (answer, word) in [(Closing::Closed, "eBPF"), (open(), "no enforcer")] {
+            let reached = gate(Some(true), Some(&[CANARY]));
+            let progress = answered(answer);
+            let Next::Refuse(words) = next(EgressPolicy::Required, &reached, &progress) else {
+                panic!("an open network was accepted");
+            };
+            assert!(words.contains(CANARY) && words.contains(word), "{words}");
+            assert_eq!(next(EgressPolicy::BestEffort, &reached, &progress), Next::Open);
+            assert_eq!(level(Some(&reached)), EgressLevel::Unenforced);
+        }
+    }
+
+    #[test]
+    fn rules_without_a_probe_prove_nothing() {
+        let silent = gate(None, None);
+        let progress = answered(Closing::Closed);
+        assert!(matches!(next(EgressPolicy::Required, &silent, &progress), Next::Refuse(_)));
+        assert_eq!(next(EgressPolicy::BestEffort, &silent, &progress), Next::Open);
+        assert_eq!(level(None), EgressLevel::Unenforced);
+        let nothing_tried =
+            GateRequest { probe: Some(ProbeReport::default()), ..GateRequest::default() };
+        assert_eq!(level(Some(&nothing_tried)), EgressLevel::Unenforced);
+    }
+}

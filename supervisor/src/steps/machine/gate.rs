@@ -1,0 +1,91 @@
+//! The start gate: what must agree before it opens.
+
+use std::net::IpAddr;
+
+use agent_operator::{
+    attempt::GateRequest,
+    domain::{StartFault, report::RunState},
+};
+
+use super::{SEQUENCE_RUNNING, Step};
+use crate::steps::{
+    egress::{self, Closing},
+    event::{Effect, Timer},
+    hindrance::Hindrance,
+    record::Record,
+};
+
+impl Step<'_> {
+    pub(super) fn at_gate(&mut self, request: GateRequest) {
+        self.record(Record::AtGate(request));
+        self.open_gate();
+    }
+
+    /// Opens the gate once runner, address and policy agree. What takes its time goes on while the
+    /// kubelet has not told the pod's address yet, with the address that redeemed; but nothing opens
+    /// before the two are the same.
+    pub(super) fn open_gate(&mut self) {
+        let facts = self.facts();
+        let (Some(gate), Some(redemption), Some(uid)) =
+            (&facts.gate, &facts.redemption, facts.pod_uid.clone())
+        else {
+            return;
+        };
+        let over = facts.stop.is_some() || facts.result.is_some() || self.machine.finished();
+        if facts.opened.is_some() || over {
+            return;
+        }
+        let (pod_ip, seen) = (redemption.pod_ip, self.machine.sight.ip);
+        if seen.is_some_and(|ip| ip != pod_ip) {
+            let message = format!("token redeemed by {pod_ip} instead of the pod");
+            return self.stop_unstarted(StartFault::NotStarted, &message);
+        }
+        let policy = &facts.assignment.sandbox;
+        if policy.require_pids_limit && gate.sandbox.pids_limit.is_none() {
+            let message = "the task requires a pids limit and this node sets none";
+            return self.stop_unstarted(StartFault::NodeRefused, message);
+        }
+        let iflink = gate.iflink;
+        match egress::next(policy.egress, gate, &self.machine.sight.egress) {
+            egress::Next::Open if seen.is_some() => self.open_gate_for(pod_ip),
+            egress::Next::Close { required } => {
+                self.machine.sight.egress.asked = true;
+                self.effects.push(Effect::CloseEgress { uid, pod_ip, iflink, required });
+            }
+            egress::Next::Probe { patience } => {
+                self.machine.sight.egress.probing = Some(patience);
+                self.effects.push(Effect::Probe { patience });
+            }
+            egress::Next::Refuse(words) => self.stop_unstarted(StartFault::EgressOpen, &words),
+            egress::Next::Wait | egress::Next::Open => {}
+        }
+    }
+
+    pub(super) fn egress_answered(&mut self, closing: Closing) {
+        let progress = &mut self.machine.sight.egress;
+        progress.answer.get_or_insert(closing);
+        progress.delayed = None;
+        self.open_gate();
+    }
+
+    pub(super) fn egress_delayed(&mut self, hindrance: Hindrance) {
+        if self.machine.sight.egress.answer.is_none() && self.facts().opened.is_none() {
+            self.machine.sight.egress.delayed = Some(hindrance.clone());
+            self.machine.sight.waiting = Some(hindrance);
+            self.tell_waiting();
+        }
+    }
+
+    fn open_gate_for(&mut self, ip: IpAddr) {
+        self.record(Record::GateOpened { at: self.moment() });
+        let remaining = self.facts().assignment.timeout();
+        self.effects.push(Effect::OpenGate { pod_ip: ip, remaining });
+        if let Some(at) = self.machine.deadline() {
+            self.arm(Timer::Deadline, at);
+        }
+        if let Some(started) = self.machine.started() {
+            let state = Box::new(RunState::Running(started));
+            self.effects.push(Effect::Report { sequence: SEQUENCE_RUNNING, state });
+        }
+    }
+}
