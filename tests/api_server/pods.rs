@@ -25,7 +25,7 @@ use super::{
     server::{eventually, from_json},
 };
 
-fn assignment(namespace: &str, node: &str) -> Assignment {
+pub(crate) fn assignment(namespace: &str, node: &str) -> Assignment {
     from_json(json!({
         "run": {"namespace": namespace, "name": "x-plan-1-0a1b2c3d", "uid": "run-uid"},
         "task": {"name": "x", "uid": "task-uid"},
@@ -49,7 +49,7 @@ fn assignment(namespace: &str, node: &str) -> Assignment {
     }))
 }
 
-fn pod(assignment: &Assignment) -> Pod {
+pub(crate) fn pod(assignment: &Assignment) -> Pod {
     let settings = NodeSettings {
         gateway: "10.96.0.10:8080".parse().unwrap(),
         runner_image: "registry.example/runner:1".into(),
@@ -136,6 +136,14 @@ async fn f32_refusals_of_the_real_server_are_told_apart() {
     open.spec.as_mut().unwrap().host_network = Some(true);
     let (fault, words) = refusal(&pods, &open).await;
     assert_eq!(fault, StartFault::PodSecurityRefused, "{words}");
+
+    let mut classed = assignment(space, "node-a");
+    classed.pod.runtime_class_name = Some("no-such-class".into());
+    let (fault, words) = refusal(&pods, &pod(&classed)).await;
+    assert_eq!(fault, StartFault::RuntimeClassMissing, "{words}");
+    assert!(fault.remedy().contains("spec.sandbox.runtimeClassName"));
+    let made = pods.get(space, wanted.metadata.name.as_deref().unwrap()).await.unwrap();
+    assert_eq!(made, None, "nothing runs without the class that was asked for");
 
     let ranges: Api<LimitRange> = Api::namespaced(installed.admin.clone(), space);
     for (bounds, what) in [
