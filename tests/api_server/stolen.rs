@@ -1,5 +1,5 @@
 //! A supervisor's token in other hands. Rights alone refuse most of what it could be used for; here
-//! the token's account is given all rights on pods and AgentRuns besides, as by a mistake in a chart,
+//! the token's account is given all rights on pods and `AgentRuns` besides, as by a mistake in a chart,
 //! and the admission policies have to hold it.
 
 use agent_operator::crd::AgentRun;
@@ -15,7 +15,7 @@ use super::{
     server::{eventually, from_json, refusal, sample},
 };
 
-/// Gives the supervisors' account every right on pods and AgentRuns of the namespace.
+/// Gives the supervisors' account every right on pods and `AgentRuns` of the namespace.
 async fn grant_everything(installed: &Installed) {
     let namespace = &installed.namespace;
     let role: Role = from_json(json!({
