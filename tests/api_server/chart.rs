@@ -225,15 +225,17 @@ fn objections(rights: &str) -> Vec<String> {
         for (why, holds) in [
             ("a wildcard grants what nobody has thought of", line.contains('*')),
             ("it is exec in every container of the node", what.contains("nodes/proxy")),
-            (
-                "one call ends everything",
-                any(&["deletecollection"]) && !what.contains("-edit:"),
-            ),
+            ("one call ends everything", any(&["deletecollection"]) && !what.contains("-edit:")),
             ("all Secrets at once", what.contains(": secrets") && any(&["list", "watch"])),
             ("a pod is a right of its own", makes_pods && !what.contains("-supervisor:")),
             ("it gives itself what it lacks", any(&["bind", "escalate", "impersonate"])),
             ("a token for another account", what.contains("serviceaccounts/token")),
-            ("a program in a pod", ["pods/exec", "pods/attach", "pods/ephemeralcontainers"].iter().any(|sub| what.contains(sub))),
+            (
+                "a program in a pod",
+                ["pods/exec", "pods/attach", "pods/ephemeralcontainers"]
+                    .iter()
+                    .any(|sub| what.contains(sub)),
+            ),
         ] {
             if holds {
                 found.push(format!("{line}: {why}"));

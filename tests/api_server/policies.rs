@@ -74,8 +74,7 @@ impl Installed {
         })
         .await;
         let wrong = agent_pod_with("probe", "probe", |pod| pod["spec"]["hostIPC"] = json!(true));
-        let pods: Api<Pod> =
-            Api::namespaced(self.supervisor(Some("probe")).await, &self.namespace);
+        let pods: Api<Pod> = Api::namespaced(self.supervisor(Some("probe")).await, &self.namespace);
         eventually("the policy of agent pods is in force", async || {
             let message = pods.create(&dry, &wrong).await.err()?.to_string();
             message.contains("-agent-pods").then_some(())
@@ -172,7 +171,11 @@ async fn supervisor_makes_pods_for_its_own_node_only() {
     create(&agent_pod("own", "node-a")).await.unwrap();
     let wrong: Vec<(&str, Pod, &str)> = vec![
         ("another node", agent_pod("a", "node-b"), "pinned to its own node"),
-        ("no affinity", agent_pod_with("b", "node-a", |pod| set(pod, "/spec/affinity", Value::Null)), "pinned to its own node"),
+        (
+            "no affinity",
+            agent_pod_with("b", "node-a", |pod| set(pod, "/spec/affinity", Value::Null)),
+            "pinned to its own node",
+        ),
         (
             "two terms, of which one is enough",
             agent_pod_with("d", "node-a", |pod| {

@@ -3,7 +3,10 @@
 //! and the admission policies have to hold it.
 
 use agent_operator::crd::AgentRun;
-use k8s_openapi::api::{core::v1::Pod, rbac::v1::{Role, RoleBinding}};
+use k8s_openapi::api::{
+    core::v1::Pod,
+    rbac::v1::{Role, RoleBinding},
+};
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -69,13 +72,17 @@ async fn a_stolen_supervisor_token_is_held_by_the_policies_though_its_rights_are
     .await;
 
     let container = json!({"spec": {"ephemeralContainers": [{"name": "e", "image": "x"}]}});
-    let binding = |name: &str| json!({
-        "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
-        "target": {"apiVersion": "v1", "kind": "Node", "name": "node-b"},
-    });
-    let eviction = |name: &str| json!({
-        "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace},
-    });
+    let binding = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": "node-b"},
+        })
+    };
+    let eviction = |name: &str| {
+        json!({
+            "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace},
+        })
+    };
     for name in ["own", "foreign"] {
         let path = |sub: &str| format!("/api/v1/namespaces/{namespace}/pods/{name}/{sub}");
         for (method, sub, body) in [

@@ -43,7 +43,16 @@ fn linked(package: &str) -> BTreeSet<String> {
         .as_array()
         .unwrap()
         .iter()
-        .map(|p| (p["id"].as_str().unwrap(), format!("pkg:cargo/{}@{}", p["name"].as_str().unwrap(), p["version"].as_str().unwrap())))
+        .map(|p| {
+            (
+                p["id"].as_str().unwrap(),
+                format!(
+                    "pkg:cargo/{}@{}",
+                    p["name"].as_str().unwrap(),
+                    p["version"].as_str().unwrap()
+                ),
+            )
+        })
         .collect();
     let nodes: BTreeMap<_, _> = metadata["resolve"]["nodes"]
         .as_array()
@@ -108,6 +117,9 @@ fn a_bill_of_materials_names_packages_and_programs_and_is_the_same_each_time() {
     assert!(components(&runner, "npm").first().unwrap().contains("claude-code"));
     assert_eq!(agent, sbom("agent", packages));
     for sbom in [&agent, &runner] {
-        assert_eq!((&sbom["bomFormat"], &sbom["specVersion"]), (&"CycloneDX".into(), &"1.6".into()));
+        assert_eq!(
+            (&sbom["bomFormat"], &sbom["specVersion"]),
+            (&"CycloneDX".into(), &"1.6".into())
+        );
     }
 }

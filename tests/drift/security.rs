@@ -113,7 +113,8 @@ fn every_fuzz_target_of_the_page_exists() {
     let (_, section) = page.split_once("\n## Fuzz targets\n").unwrap();
     let section = section.split("\n## ").next().unwrap();
     let mut targets = 0;
-    for line in section.lines().filter(|line| line.starts_with("| ") && !line.contains("target |")) {
+    for line in section.lines().filter(|line| line.starts_with("| ") && !line.contains("target |"))
+    {
         let cell = line.split(" | ").nth(1).unwrap();
         for target in named(cell) {
             targets += 1;

@@ -7,7 +7,6 @@ use agent_operator::domain::Epoch;
 use agent_operator_doubles::fuzz::fuzz;
 use agent_operator_supervisor::ledger::{Delivery, Entry, Ledger, Oddities};
 
-
 const FILE: &str = "ledger.jsonl";
 
 /// Whole ledgers, as this version writes them.

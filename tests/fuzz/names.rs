@@ -33,7 +33,8 @@ fn a_duration_is_what_the_schema_lets_in_and_is_written_as_the_same() {
 
 #[test]
 fn a_quantity_is_finite_and_grows_with_its_unit() {
-    let corpus = texts(["4", "500m", "8Gi", "20Gi", "1e3", "0.1", "1Ei", "nan", "inf", "-1", "9e99"]);
+    let corpus =
+        texts(["4", "500m", "8Gi", "20Gi", "1e3", "0.1", "1Ei", "nan", "inf", "-1", "9e99"]);
     fuzz(&corpus, |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return };
         let Some(milli) = quantity_milli(text) else { return };
@@ -52,8 +53,15 @@ fn a_quantity_is_finite_and_grows_with_its_unit() {
 #[test]
 fn a_host_that_passes_is_a_name_in_lower_case_and_never_an_address() {
     let corpus = texts([
-        "example.com:443", "a.b-c.example:8443", "127.0.0.1:80", "[::1]:443", "0x7f000001:80",
-        "EXAMPLE.com:443", "example.com.:443", "xn--bcher-kva.example:443", "2130706433:80",
+        "example.com:443",
+        "a.b-c.example:8443",
+        "127.0.0.1:80",
+        "[::1]:443",
+        "0x7f000001:80",
+        "EXAMPLE.com:443",
+        "example.com.:443",
+        "xn--bcher-kva.example:443",
+        "2130706433:80",
     ]);
     let mut passed = 0_u32;
     fuzz(&corpus, |bytes| {
@@ -75,8 +83,15 @@ fn a_host_that_passes_is_a_name_in_lower_case_and_never_an_address() {
 #[test]
 fn a_path_with_a_route_is_plain_so_no_parser_reads_it_otherwise() {
     let corpus = texts([
-        "POST /v1/redeem", "GET /v1/step", "POST /llm/v1/messages", "GET /git/main.git/info/refs",
-        "HEAD /", "CONNECT x", "POST /llm/../v1/result", "GET /git/%2e%2e/x", "POST //llm/v1",
+        "POST /v1/redeem",
+        "GET /v1/step",
+        "POST /llm/v1/messages",
+        "GET /git/main.git/info/refs",
+        "HEAD /",
+        "CONNECT x",
+        "POST /llm/../v1/result",
+        "GET /git/%2e%2e/x",
+        "POST //llm/v1",
     ]);
     let mut routed = 0_u32;
     fuzz(&corpus, |bytes| {

@@ -27,7 +27,8 @@ fn the_name_in_a_hello_is_bounded_and_does_not_change_as_more_bytes_come() {
         let length = u16::try_from(chunk.len()).unwrap().to_be_bytes();
         [&[22, 3, 1][..], &length, chunk].concat()
     });
-    let corpus = [whole.clone(), records.collect(), hello("a.example"), b"GET / HTTP/1.1\r\n".to_vec()];
+    let corpus =
+        [whole.clone(), records.collect(), hello("a.example"), b"GET / HTTP/1.1\r\n".to_vec()];
     let mut named = 0_u32;
     fuzz(&corpus, |bytes| {
         let answer = server_name(bytes);

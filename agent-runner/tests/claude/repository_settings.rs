@@ -139,8 +139,14 @@ fn bare(prepare: impl FnOnce(&Path), seconds: u32, managed: Option<&str>) -> Tra
     words.extend(["timeout".to_owned(), seconds.to_string()]);
     words.push(program.to_string_lossy().into_owned());
     words.extend(
-        ["--print", "--dangerously-skip-permissions", "--output-format", "stream-json", "--verbose"]
-            .map(str::to_owned),
+        [
+            "--print",
+            "--dangerously-skip-permissions",
+            "--output-format",
+            "stream-json",
+            "--verbose",
+        ]
+        .map(str::to_owned),
     );
     words.extend(["--setting-sources", "user,project,local"].map(str::to_owned));
     let ended = Command::new(&words[0])

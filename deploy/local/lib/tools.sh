@@ -165,7 +165,7 @@ build_cargo() {
   root=$(dirname "$2")
   CARGO_TARGET_DIR=$root/target nice -n 5 cargo install --locked --root "$root" --version "$(tool_version "$1")" "$1"
   mv "$root/bin/$1" "$2"
-  rm -rf "$root/target" "$root/bin"
+  rm -rf "${root:?}/target" "${root:?}/bin"
 }
 
 # attempt_build BUILDER NAME FOLDER. `set -e` does not work under a condition, so the result is looked at as well.

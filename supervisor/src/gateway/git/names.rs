@@ -136,7 +136,8 @@ mod tests {
 
     #[test]
     fn fuzz_what_passes_as_a_branch_passes_with_git_too() {
-        let corpus = ["main", "ai/add-healthcheck", "feature/x_1.2", "a@{1}", "a..b", "a.lock", "-x"];
+        let corpus =
+            ["main", "ai/add-healthcheck", "feature/x_1.2", "a@{1}", "a..b", "a.lock", "-x"];
         agent_operator_doubles::fuzz::fuzz(&corpus.map(|name| name.as_bytes().to_vec()), |bytes| {
             let Ok(name) = std::str::from_utf8(bytes) else { return };
             assert!(CommitId::parse(name).is_err() || matches!(name.len(), 40 | 64));

@@ -198,13 +198,24 @@ fn every_container_is_restricted_and_the_pod_shares_nothing_with_its_node() {
             assert!(container["resources"]["limits"]["memory"].is_string());
         }
         for field in [
-            "hostNetwork", "hostPID", "hostIPC", "hostUsers", "hostAliases", "shareProcessNamespace",
-            "serviceAccountName", "serviceAccount", "nodeName", "schedulerName",
-            "ephemeralContainers", "resourceClaims",
+            "hostNetwork",
+            "hostPID",
+            "hostIPC",
+            "hostUsers",
+            "hostAliases",
+            "shareProcessNamespace",
+            "serviceAccountName",
+            "serviceAccount",
+            "nodeName",
+            "schedulerName",
+            "ephemeralContainers",
+            "resourceClaims",
         ] {
             assert!(spec[field].is_null(), "{field}");
         }
-        for (field, value) in [("automountServiceAccountToken", false), ("enableServiceLinks", false)] {
+        for (field, value) in
+            [("automountServiceAccountToken", false), ("enableServiceLinks", false)]
+        {
             assert_eq!(spec[field], value, "{field}");
         }
         assert_eq!(spec["dnsPolicy"], "None");
