@@ -12,9 +12,9 @@ use serde::{Serialize, de::DeserializeOwned};
 const CORPUS: [&str; 7] = [
     r#"{"nonce":"00112233445566778899aabbccddeeff"}"#,
     r#"{"sandbox":{"pidsLimit":1024,"userNamespace":false,"landlock":7,"seccompFilter":true},"iflink":42}"#,
-    r#"{"first":0,"records":[{"at":"2027-01-15T10:00:00Z","event":{"type":"text","text":"hi"}},{"at":"2027-01-15T10:00:01Z","event":{"type":"toolCall","id":"t","name":"Bash","input":"{}"}}]}"#,
-    r#"{"commit":"0123456789012345678901234567890123456789"}"#,
-    r#"{"headCommit":"0123456789012345678901234567890123456789","title":"t","body":"b"}"#,
+    r#"{"first":0,"records":[{"time":"2027-01-15T10:00:00Z","type":"text","text":"hi"},{"time":"2027-01-15T10:00:01Z","type":"toolCall","id":"t","name":"Bash","input":"{}"}]}"#,
+    r#"{"repository":"main","commit":"0123456789012345678901234567890123456789"}"#,
+    r#"{"title":"t","body":"b"}"#,
     r#"{"reason":"Completed","message":"done","exitCode":0,"facts":{"output":"x"},"reportedUsage":{"turns":1,"inputTokens":2,"outputTokens":3,"cacheReadTokens":0,"cacheWriteTokens":0,"costMicroUsd":4},"events":3}"#,
     r#"{"reason":"Unstarted","message":"","exitCode":-1,"startFault":"ImageNotRunnable","facts":{},"reportedUsage":{},"events":18446744073709551615}"#,
 ];

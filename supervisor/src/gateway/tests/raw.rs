@@ -74,16 +74,20 @@ async fn requests_to_other_hosts_and_odd_versions_are_refused() {
     }
 }
 
-/// A request whose writer says that nothing follows; what the gateway answers.
-async fn send_all(rig: &Rig, request: &[u8]) -> Vec<u8> {
+/// What the gateway answers to `request`. It may wait for more of a torn one, so silence is not waited
+/// out; behind a first answer there may come another one at once.
+async fn exchange(rig: &Rig, request: &[u8]) -> Vec<u8> {
     let mut stream = rig.dial(POD).await;
     // It may have closed already: there is nothing more to say to it then.
     let _ = stream.write_all(request).await;
-    let _ = stream.shutdown().await;
     let mut answer = Vec::new();
-    let reading = stream.read_to_end(&mut answer);
-    let _ = tokio::time::timeout(std::time::Duration::from_millis(500), reading).await;
-    answer
+    let mut patience = std::time::Duration::from_millis(30);
+    loop {
+        match tokio::time::timeout(patience, stream.read_buf(&mut answer)).await {
+            Ok(Ok(1..)) => patience = std::time::Duration::from_millis(2),
+            _ => return answer,
+        }
+    }
 }
 
 #[test]
@@ -99,10 +103,11 @@ fn fuzz_no_head_of_a_request_gets_past_the_gateway_without_a_token() {
         "GET /v1/step HTTP/1.1\r\nHost: g\r\n\r\nGET /v1/orders HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n",
     ]
     .map(|text| text.as_bytes().to_vec());
-    let mut refused = 0_u32;
+    let (mut refused, mut silent) = (0_u32, 0_u32);
     agent_operator_doubles::fuzz::fuzz(&corpus, |request| {
-        let answer = runtime.block_on(send_all(&rig, request));
+        let answer = runtime.block_on(exchange(&rig, request));
         let text = String::from_utf8_lossy(&answer);
+        silent += u32::from(answer.is_empty());
         assert!(answer.is_empty() || text.starts_with("HTTP/1."), "{text}");
         for line in text.lines().filter(|line| line.starts_with("HTTP/1.")) {
             // Only what says nothing is answered with success, see `Route::needs`.
@@ -112,8 +117,10 @@ fn fuzz_no_head_of_a_request_gets_past_the_gateway_without_a_token() {
             assert!(!status.starts_with('5'), "{text}");
         }
     });
-    assert!(refused > 5 && rig.model.seen.lock().unwrap().is_empty());
-    let good = runtime.block_on(send_all(&rig, b"GET /healthz HTTP/1.1\r\nHost: g\r\n\r\n"));
+    println!("{refused} refused, {silent} without an answer");
+    assert!(refused > silent && refused > 5, "{refused} refused, {silent} without an answer");
+    assert!(rig.model.seen.lock().unwrap().is_empty());
+    let good = runtime.block_on(exchange(&rig, b"GET /healthz HTTP/1.1\r\nHost: g\r\n\r\n"));
     assert!(good.starts_with(b"HTTP/1.1 200"), "it still serves");
     drop(supervisor);
 }
