@@ -21,10 +21,22 @@ use super::{
 /// Gives the supervisors' account every right on pods and `AgentRuns` of the namespace.
 async fn grant_everything(installed: &Installed) {
     let namespace = &installed.namespace;
+    // Rights know no wildcard for the subresources of one resource.
+    let on_pods = [
+        "pods",
+        "pods/status",
+        "pods/ephemeralcontainers",
+        "pods/resize",
+        "pods/binding",
+        "pods/eviction",
+        "pods/exec",
+        "pods/portforward",
+        "pods/proxy",
+    ];
     let role: Role = from_json(json!({
         "metadata": {"name": "mistake"},
         "rules": [
-            {"apiGroups": [""], "resources": ["pods", "pods/*"], "verbs": ["*"]},
+            {"apiGroups": [""], "resources": on_pods, "verbs": ["*"]},
             {"apiGroups": ["agents.wearn.dev"], "resources": ["*"], "verbs": ["*"]},
         ],
     }));

@@ -26,7 +26,7 @@ const OWNER: &str = "is owned by its AgentRun";
 const ONE: &str = "an agent pod has one container";
 
 fn rows() -> Vec<Row> {
-    let account_token = json!({"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": "x"}}]}});
+    let account_token = json!({"projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": "x"}}]}});
     let volume = |source: Value| {
         let mut volume = json!({"name": "workspace"});
         volume.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
