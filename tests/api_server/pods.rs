@@ -68,6 +68,12 @@ async fn rig() -> Option<(Installed, Client)> {
     let level = json!({"pod-security.kubernetes.io/enforce": "restricted"});
     let patch = Patch::Merge(json!({"metadata": {"labels": level}}));
     namespaces.patch(&installed.namespace, &PatchParams::default(), &patch).await.unwrap();
+    // The API server's own cache of namespaces follows a moment later.
+    let mut open = pod(&assignment(&installed.namespace, "node-a"));
+    open.spec.as_mut().unwrap().host_network = Some(true);
+    let pods: Api<Pod> = Api::namespaced(installed.admin.clone(), &installed.namespace);
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    eventually("the profile is enforced", async || pods.create(&dry, &open).await.err()).await;
     Some((installed, client))
 }
 
