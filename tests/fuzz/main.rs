@@ -8,6 +8,7 @@
 
 mod attempt_api;
 mod ledger;
+mod link;
 mod model;
 mod names;
 mod tunnel;
