@@ -50,10 +50,14 @@ pub(crate) fn assignment(namespace: &str, node: &str) -> Assignment {
 }
 
 pub(crate) fn pod(assignment: &Assignment) -> Pod {
+    pod_by(assignment, Delivery::ImageVolume)
+}
+
+pub(crate) fn pod_by(assignment: &Assignment, delivery: Delivery) -> Pod {
     let settings = NodeSettings {
         gateway: "10.96.0.10:8080".parse().unwrap(),
         runner_image: "registry.example/runner:1".into(),
-        delivery: Delivery::ImageVolume,
+        delivery,
         priority_class: None,
     };
     build::pod(assignment, &settings, &Secret::new("one-time"))

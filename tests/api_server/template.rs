@@ -1,6 +1,7 @@
 //! A supervisor makes agent pods as the template has them and nothing else, also where the namespace's
 //! pod security is off.
 
+use agent_operator_supervisor::ledger::Delivery;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -9,6 +10,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
+    pods,
     policies::{Installed, agent_pod, agent_pod_with},
     server::{refusal, set},
 };
@@ -104,9 +106,13 @@ fn put(pod: &mut Value, pointer: &str, value: Value) {
 async fn supervisor_makes_no_pod_but_one_of_the_template() {
     let Some(installed) = Installed::new().await else { return };
     let supervisor = installed.supervisor(Some("node-a")).await;
-    let pods: Api<Pod> = Api::namespaced(supervisor, &installed.namespace);
+    let api: Api<Pod> = Api::namespaced(supervisor, &installed.namespace);
     let dry = PostParams { dry_run: true, ..PostParams::default() };
-    pods.create(&dry, &agent_pod("own", "node-a")).await.expect("the template itself passes");
+    api.create(&dry, &agent_pod("own", "node-a")).await.expect("the template itself passes");
+    let space = &installed.namespace;
+    let by_init_container =
+        pods::pod_by(&pods::assignment(space, "node-a"), Delivery::InitContainer);
+    api.create(&dry, &by_init_container).await.expect("and where nodes know no image volumes");
     let rows = rows();
     assert!(rows.len() > 30);
     for (at, value, words) in rows {
@@ -115,7 +121,7 @@ async fn supervisor_makes_no_pod_but_one_of_the_template() {
             None => value,
         };
         let pod = agent_pod_with("own", "node-a", |pod| put(pod, at, value.clone()));
-        let message = refusal(pods.create(&dry, &pod).await);
+        let message = refusal(api.create(&dry, &pod).await);
         assert!(message.contains(words), "{at} = {value}: {message}");
     }
     let more = agent_pod_with("own", "node-a", |pod| {
@@ -123,7 +129,7 @@ async fn supervisor_makes_no_pod_but_one_of_the_template() {
         set(&mut second, "/name", json!("second"));
         pod["spec"]["containers"].as_array_mut().unwrap().push(second);
     });
-    let message = refusal(pods.create(&dry, &more).await);
+    let message = refusal(api.create(&dry, &more).await);
     assert!(message.contains(ONE), "{message}");
 }
 
