@@ -31,7 +31,11 @@ mod refused_tasks;
 mod runs;
 #[path = "api_server/server.rs"]
 mod server;
+#[path = "api_server/stolen.rs"]
+mod stolen;
 #[path = "api_server/tasks.rs"]
 mod tasks;
+#[path = "api_server/template.rs"]
+mod template;
 #[path = "api_server/users.rs"]
 mod users;

@@ -26,6 +26,10 @@ mod reference_text;
 mod release;
 #[path = "drift/reliability.rs"]
 mod reliability;
+#[path = "drift/sbom.rs"]
+mod sbom;
+#[path = "drift/security.rs"]
+mod security;
 #[path = "drift/sizes.rs"]
 mod sizes;
 #[path = "drift/source.rs"]

@@ -401,7 +401,7 @@ pub struct SandboxSpec {
     /// `Required`: no start unless egress is proven closed. `BestEffort`: start and report the level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_policy: Option<EgressPolicySpec>,
-    /// Refuse to start without a pids limit.
+    /// Refuse to start where the node's kubelet sets no limit of processes (podPidsLimit).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_pids_limit: Option<bool>,
     /// Hosts (`name` or `name:port`) that the agent may reach through the gateway, besides the chart's.

@@ -45,6 +45,10 @@ faults! {
     LimitRangeExceeded => "change spec.resources or the namespace's LimitRange",
     /// Pod security admission refuses the pod.
     PodSecurityRefused => "agent pods fit the profile `restricted`: see what changes them on their way (a mutating policy or webhook) or exempt the namespace",
+    /// The cluster has no `RuntimeClass` of the name that is asked for.
+    RuntimeClassMissing => "make the RuntimeClass, and install its runtime on the nodes, or change spec.sandbox.runtimeClassName (the chart's agent.sandbox.runtimeClassName); no pod runs without the one that is asked for",
+    /// The node sets no limit of processes, and one is demanded.
+    PidsUnlimited => "set podPidsLimit in the configuration of the nodes' kubelets, or spec.sandbox.requirePidsLimit (the chart's agent.sandbox.requirePidsLimit) to false",
     /// Another admission policy or webhook refuses the pod, or a webhook does not answer.
     PodRefused => "change the policy or webhook that refuses agent pods, or mend the webhook",
     /// The kubelet refused the pod after it was placed.

@@ -25,7 +25,7 @@ use super::{
     server::{eventually, from_json},
 };
 
-fn assignment(namespace: &str, node: &str) -> Assignment {
+pub(crate) fn assignment(namespace: &str, node: &str) -> Assignment {
     from_json(json!({
         "run": {"namespace": namespace, "name": "x-plan-1-0a1b2c3d", "uid": "run-uid"},
         "task": {"name": "x", "uid": "task-uid"},
@@ -49,11 +49,15 @@ fn assignment(namespace: &str, node: &str) -> Assignment {
     }))
 }
 
-fn pod(assignment: &Assignment) -> Pod {
+pub(crate) fn pod(assignment: &Assignment) -> Pod {
+    pod_by(assignment, Delivery::ImageVolume)
+}
+
+pub(crate) fn pod_by(assignment: &Assignment, delivery: Delivery) -> Pod {
     let settings = NodeSettings {
         gateway: "10.96.0.10:8080".parse().unwrap(),
         runner_image: "registry.example/runner:1".into(),
-        delivery: Delivery::ImageVolume,
+        delivery,
         priority_class: None,
     };
     build::pod(assignment, &settings, &Secret::new("one-time"))
@@ -68,6 +72,12 @@ async fn rig() -> Option<(Installed, Client)> {
     let level = json!({"pod-security.kubernetes.io/enforce": "restricted"});
     let patch = Patch::Merge(json!({"metadata": {"labels": level}}));
     namespaces.patch(&installed.namespace, &PatchParams::default(), &patch).await.unwrap();
+    // The API server's own cache of namespaces follows a moment later.
+    let mut open = pod(&assignment(&installed.namespace, "node-a"));
+    open.spec.as_mut().unwrap().host_network = Some(true);
+    let pods: Api<Pod> = Api::namespaced(installed.admin.clone(), &installed.namespace);
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    eventually("the profile is enforced", async || pods.create(&dry, &open).await.err()).await;
     Some((installed, client))
 }
 
@@ -136,6 +146,14 @@ async fn f32_refusals_of_the_real_server_are_told_apart() {
     open.spec.as_mut().unwrap().host_network = Some(true);
     let (fault, words) = refusal(&pods, &open).await;
     assert_eq!(fault, StartFault::PodSecurityRefused, "{words}");
+
+    let mut classed = assignment(space, "node-a");
+    classed.pod.runtime_class_name = Some("no-such-class".into());
+    let (fault, words) = refusal(&pods, &pod(&classed)).await;
+    assert_eq!(fault, StartFault::RuntimeClassMissing, "{words}");
+    assert!(fault.remedy().contains("spec.sandbox.runtimeClassName"));
+    let made = pods.get(space, wanted.metadata.name.as_deref().unwrap()).await.unwrap();
+    assert_eq!(made, None, "nothing runs without the class that was asked for");
 
     let ranges: Api<LimitRange> = Api::namespaced(installed.admin.clone(), space);
     for (bounds, what) in [

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     chart::{apply, in_namespace},
+    pods,
     server::{admin, client, eventually, from_json, namespace, refusal, render, sample, set},
 };
 
@@ -60,11 +61,23 @@ impl Installed {
             runs.create(&dry, &run).await.err().map(drop)
         })
         .await;
+        self.wait_for_pod_policies().await;
+    }
+
+    async fn wait_for_pod_policies(&self) {
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
         let unbound = self.supervisor(None).await;
         let pods: Api<Pod> = Api::namespaced(unbound, &self.namespace);
         eventually("the node policy and the rights are in force", async || {
             let message = pods.create(&dry, &agent_pod("probe", "node-a")).await.err()?.to_string();
             message.contains("names no node").then_some(())
+        })
+        .await;
+        let wrong = agent_pod_with("probe", "probe", |pod| pod["spec"]["hostIPC"] = json!(true));
+        let pods: Api<Pod> = Api::namespaced(self.supervisor(Some("probe")).await, &self.namespace);
+        eventually("the policy of agent pods is in force", async || {
+            let message = pods.create(&dry, &wrong).await.err()?.to_string();
+            message.contains("-agent-pods").then_some(())
         })
         .await;
         let pods: Api<Pod> = Api::namespaced(self.controller().await, &self.namespace);
@@ -135,24 +148,17 @@ fn pinned(nodes: &[&str]) -> Value {
     }}})
 }
 
-fn agent_pod_with(name: &str, change: impl FnOnce(&mut Value)) -> Pod {
-    let mut pod = json!({
-        "metadata": {
-            "name": name,
-            "labels": {"app.kubernetes.io/managed-by": "agent-operator"},
-            "finalizers": ["agents.wearn.dev/outcome"],
-        },
-        "spec": {
-            "automountServiceAccountToken": false,
-            "containers": [{"name": "agent", "image": "x"}],
-        },
-    });
+/// The pod that a supervisor really makes, changed.
+pub(crate) fn agent_pod_with(name: &str, node: &str, change: impl FnOnce(&mut Value)) -> Pod {
+    let mut pod = serde_json::to_value(pods::pod(&pods::assignment("x", node))).unwrap();
+    pod["metadata"]["name"] = name.into();
+    set(&mut pod, "/metadata/namespace", Value::Null);
     change(&mut pod);
     from_json(pod)
 }
 
-fn agent_pod(name: &str, node: &str) -> Pod {
-    agent_pod_with(name, |pod| pod["spec"]["affinity"] = pinned(&[node]))
+pub(crate) fn agent_pod(name: &str, node: &str) -> Pod {
+    agent_pod_with(name, node, |_| ())
 }
 
 #[tokio::test]
@@ -165,10 +171,14 @@ async fn supervisor_makes_pods_for_its_own_node_only() {
     create(&agent_pod("own", "node-a")).await.unwrap();
     let wrong: Vec<(&str, Pod, &str)> = vec![
         ("another node", agent_pod("a", "node-b"), "pinned to its own node"),
-        ("no affinity", agent_pod_with("b", |_| ()), "pinned to its own node"),
+        (
+            "no affinity",
+            agent_pod_with("b", "node-a", |pod| set(pod, "/spec/affinity", Value::Null)),
+            "pinned to its own node",
+        ),
         (
             "two terms, of which one is enough",
-            agent_pod_with("d", |pod| {
+            agent_pod_with("d", "node-a", |pod| {
                 pod["spec"]["affinity"] = pinned(&["node-a"]);
                 let other = pinned(&["node-b"]);
                 let path = "/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
@@ -184,7 +194,7 @@ async fn supervisor_makes_pods_for_its_own_node_only() {
         ),
         (
             "preferred only",
-            agent_pod_with("e", |pod| {
+            agent_pod_with("e", "node-a", |pod| {
                 let field = json!({"key": "metadata.name", "operator": "In", "values": ["node-a"]});
                 pod["spec"]["affinity"] = json!({"nodeAffinity": {
                     "preferredDuringSchedulingIgnoredDuringExecution": [
@@ -196,7 +206,7 @@ async fn supervisor_makes_pods_for_its_own_node_only() {
         ),
         (
             "past the scheduler",
-            agent_pod_with("f", |pod| {
+            agent_pod_with("f", "node-a", |pod| {
                 pod["spec"]["affinity"] = pinned(&["node-a"]);
                 pod["spec"]["nodeName"] = json!("node-b");
             }),
@@ -204,9 +214,9 @@ async fn supervisor_makes_pods_for_its_own_node_only() {
         ),
         (
             "without our label",
-            agent_pod_with("g", |pod| {
-                pod["spec"]["affinity"] = pinned(&["node-a"]);
-                pod["metadata"]["labels"] = json!({});
+            agent_pod_with("g", "node-a", |pod| {
+                let labels = pod["metadata"]["labels"].as_object_mut().unwrap();
+                labels.remove("app.kubernetes.io/managed-by");
             }),
             "app.kubernetes.io/managed-by",
         ),
@@ -309,7 +319,7 @@ async fn controller_may_only_take_our_finalizer_from_pods() {
     let namespace = &installed.namespace;
     let controller: Api<Pod> = Api::namespaced(installed.controller().await, namespace);
     let admin: Api<Pod> = Api::namespaced(installed.admin.clone(), namespace);
-    let pod = agent_pod_with("held", |pod| {
+    let pod = agent_pod_with("held", "node-a", |pod| {
         pod["metadata"]["finalizers"] = json!(["agents.wearn.dev/outcome", "example.com/hold"]);
     });
     admin.create(&PostParams::default(), &pod).await.unwrap();

@@ -261,3 +261,24 @@ fn a_wrong_release_is_refused_and_changes_nothing() {
         assert_eq!(fs::read_to_string(folder.path().join(file)).unwrap(), read(file), "{file}");
     }
 }
+
+/// Before it, the CLI sent its key to a base URL of a repository's settings without being asked
+/// (CVE-2026-21852); holes of older versions are below as well.
+const CLI_VERSION_MIN: [u32; 3] = [2, 0, 65];
+
+#[test]
+fn the_agent_cli_is_pinned_above_known_holes_and_by_content() {
+    let versions = read("deploy/images/versions.env");
+    let value = |name: &str| {
+        let line = versions.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
+        line.unwrap_or_else(|| panic!("{name} is missing")).to_owned()
+    };
+    let version: Vec<u32> =
+        value("CLAUDE_CODE_VERSION").split('.').map(|part| part.parse().unwrap()).collect();
+    assert!(version.as_slice() >= CLI_VERSION_MIN.as_slice(), "{version:?}");
+    for name in ["CLAUDE_CODE", "NODE"] {
+        for arch in ["X64", "ARM64"] {
+            assert!(value(&format!("{name}_INTEGRITY_{arch}")).starts_with("sha512-"), "{name}");
+        }
+    }
+}

@@ -25,13 +25,13 @@ fn rows(page: &str) -> BTreeMap<u32, String> {
 }
 
 /// What is in back-ticks.
-fn named(cell: &str) -> Vec<&str> {
+pub(super) fn named(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
 /// The names of all tests: functions under a test attribute, and the cases of the suites that run in
 /// two places.
-fn tests() -> BTreeSet<String> {
+pub(super) fn tests() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let folders = ["src", "controller", "supervisor", "agent-runner", "tests"];
     for path in folders.iter().flat_map(|folder| rust_files(folder)) {

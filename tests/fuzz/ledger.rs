@@ -4,9 +4,8 @@
 use std::fs;
 
 use agent_operator::domain::Epoch;
+use agent_operator_doubles::fuzz::fuzz;
 use agent_operator_supervisor::ledger::{Delivery, Entry, Ledger, Oddities};
-
-use crate::harness::fuzz;
 
 const FILE: &str = "ledger.jsonl";
 
@@ -42,6 +41,5 @@ fn any_file_opens_to_a_state_that_stays_and_takes_further_facts() {
         assert_eq!((again.attempts, again.delivery), (memory.attempts, memory.delivery));
         assert_eq!(again.highest_epoch, highest);
     });
-    println!("{inputs} ledgers");
     assert!(inputs > 0);
 }

@@ -48,12 +48,28 @@ check_workflows() {
   ! actionlint - <<<"$planted" >/dev/null
 }
 
+# By cargo-deny, where it has been built: that takes some minutes, so `just deny` does it, and CI has a job of its own.
+check_dependencies() {
+  local status=0
+  tests/deny --built || status=$?
+  if ((status == 3)); then
+    log "lint: dependencies skipped: cargo-deny is not built; tests/deny builds it once"
+    note lint skipped 1
+  elif ((status)); then
+    log "lint: dependencies FAILED"
+    note lint failed 1
+  else
+    note lint passed 1
+  fi
+}
+
 stage_lint() {
   (apt_install shellcheck jq && ensure_tools helm kubeconform actionlint) || true
   linter rustfmt cargo fmt --all --check
   linter clippy nice -n 5 cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
   if command -v shellcheck >/dev/null; then linter shellcheck check_scripts; else note lint skipped 1; fi
   linter workflows check_workflows
+  check_dependencies
   linter helm check_chart
   linter schemas check_schemas
 }

@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) pull_request: Option<PullRequestRequest>,
     pub(crate) result: Option<StepResult>,
     pub(crate) requests: Vec<(String, Option<String>)>,
+    /// Headers and bodies of what went to the model.
+    pub(crate) model_requests: Vec<String>,
 }
 
 pub(crate) struct Gateway {
@@ -162,7 +164,11 @@ impl Gateway {
     /// Hands the request to the model and its answer back, byte by byte as it comes.
     fn pass_on(&self, request: &Request, client: &mut TcpStream) {
         let key = request.headers.get("x-api-key").cloned();
-        self.update(|state| state.requests.push((request.path.clone(), key)));
+        let told = format!("{:?} {}", request.headers, String::from_utf8_lossy(&request.body));
+        self.update(|state| {
+            state.requests.push((request.path.clone(), key));
+            state.model_requests.push(told);
+        });
         let mut model =
             TcpStream::connect(self.read(|state| state.model.clone()).unwrap()).unwrap();
         let path = request.path.trim_start_matches("/llm");

@@ -13,6 +13,7 @@ ACTIONLINT_VERSION=1.7.12
 PROMETHEUS_OPERATOR_VERSION=0.85.0
 COREDNS_VERSION=1.15.0
 GITEA_VERSION=1.26.4
+CARGO_DENY_VERSION=0.20.2
 
 # In the order in which a cluster needs them. API tests need few of them, and helm.
 APISERVER_TOOLS=(kube-apiserver etcd kubectl helm)
@@ -54,6 +55,7 @@ tool_version() {
     grpcurl) echo "$GRPCURL_VERSION" ;;
     coredns) echo "$COREDNS_VERSION" ;;
     gitea) echo "$GITEA_VERSION" ;;
+    cargo-deny) echo "$CARGO_DENY_VERSION" ;;
     *) die "unknown tool $1" ;;
   esac
 }
@@ -157,6 +159,15 @@ plain_ldflags() {
   esac
 }
 
+# The one program that is not Go. Its dependencies are compiled once and thrown away.
+build_cargo() {
+  local root
+  root=$(dirname "$2")
+  CARGO_TARGET_DIR=$root/target nice -n 5 cargo install --locked --root "$root" --version "$(tool_version "$1")" "$1"
+  mv "$root/bin/$1" "$2"
+  rm -rf "${root:?}/target" "${root:?}/bin"
+}
+
 # attempt_build BUILDER NAME FOLDER. `set -e` does not work under a condition, so the result is looked at as well.
 attempt_build() {
   mkdir -p "$3"
@@ -174,6 +185,7 @@ build_tool() {
     kubeconform) ;;
     kube*) builder=build_kubernetes ;;
     gitea) builder=build_gitea ;;
+    cargo-*) builder=build_cargo ;;
   esac
   log "building $name $(tool_version "$name") ($2)…"
   mkdir -p "$AO_CACHE/log"

@@ -38,6 +38,11 @@ pub trait Containers: Send + Sync {
         container_id: Option<&str>,
         missing_is_empty: bool,
     );
+
+    /// Most processes that the pod may have; none is no limit that could be read. The kubelet sets it
+    /// (`podPidsLimit`) on the pod's cgroup, above those of the containers, so nothing inside the pod
+    /// sees it. One look at the folders of the node's pods.
+    fn pids_limit(&self, pod: &PodUid) -> Option<i64>;
 }
 
 /// The node's cgroups as mounted into this container.
@@ -52,7 +57,7 @@ enum Place {
     /// No folder of the pod.
     Nowhere,
     /// A folder of the pod, but none of the container.
-    Pod,
+    Pod(PathBuf),
     /// The container's folder.
     Container(PathBuf),
 }
@@ -93,13 +98,19 @@ impl Containers for Cgroups {
                         continue;
                     }
                     // The container had an id and has no folder any more: it has ended.
-                    Place::Pod if container_id.is_some() => return,
+                    Place::Pod(_) if container_id.is_some() => return,
                     Place::Nowhere if missing_is_empty => return,
-                    Place::Pod | Place::Nowhere => POLL_ORPHAN,
+                    Place::Pod(_) | Place::Nowhere => POLL_ORPHAN,
                 },
             };
             tokio::time::sleep(pause).await;
         }
+    }
+
+    fn pids_limit(&self, pod: &PodUid) -> Option<i64> {
+        let Place::Pod(folder) = find(&self.root, pod.as_str(), None) else { return None };
+        // `max` is no number, and no limit.
+        std::fs::read_to_string(folder.join("pids.max")).ok()?.trim().parse().ok()
     }
 }
 
@@ -129,7 +140,10 @@ fn find(root: &Path, pod_uid: &str, container_id: Option<&str>) -> Place {
                 if container_id.is_some_and(|id| name.contains(id)) {
                     return Place::Container(entry.path());
                 }
-                found = Place::Pod;
+                // The first is the highest: the pod's own.
+                if found == Place::Nowhere {
+                    found = Place::Pod(entry.path());
+                }
             }
             queue.push_back((entry.path(), depth + 1, of_pod));
         }
@@ -226,5 +240,23 @@ mod tests {
         let cgroups = Cgroups::new(dir.path());
         assert!(!ends(&cgroups, Some("c0ffee"), false).await);
         assert!(ends(&cgroups, None, true).await);
+    }
+
+    #[test]
+    fn the_limit_of_processes_is_the_pods_and_not_the_containers() {
+        let pod = format!("pids/node-b/kubepods/burstable/pod{POD}");
+        let agent = format!("{pod}/c0ffee");
+        let other = "pids/node-b/kubepods/burstable/podother";
+        let dir = rig(&[
+            (other, "pids.max", "7\n"),
+            (&pod, "pids.max", "1024\n"),
+            (&agent, "pids.max", "max\n"),
+        ]);
+        let cgroups = Cgroups::new(dir.path());
+        assert_eq!(cgroups.pids_limit(&PodUid::from(POD)), Some(1024));
+        std::fs::write(dir.path().join(&pod).join("pids.max"), "max\n").unwrap();
+        assert_eq!(cgroups.pids_limit(&PodUid::from(POD)), None);
+        assert_eq!(cgroups.pids_limit(&PodUid::from("gone")), None);
+        assert_eq!(cgroups.pids_limit(&PodUid::from("")), None);
     }
 }

@@ -91,6 +91,9 @@ pub fn refusal(words: &str) -> StartFault {
             StartFault::QuotaExceeded
         }
         () if words.contains("violates PodSecurity") => StartFault::PodSecurityRefused,
+        () if words.contains("RuntimeClass \"") && words.contains("\" not found") => {
+            StartFault::RuntimeClassMissing
+        }
         () if limit_range => StartFault::LimitRangeExceeded,
         () => StartFault::PodRefused,
     }
@@ -192,6 +195,10 @@ mod tests {
             (
                 "pods \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no agents on Sundays",
                 StartFault::PodRefused,
+            ),
+            (
+                "pods \"x\" is forbidden: pod rejected: RuntimeClass \"gvisor\" not found",
+                StartFault::RuntimeClassMissing,
             ),
             (
                 "Internal error occurred: failed calling webhook \"w.example\": connection refused",

@@ -131,6 +131,11 @@ impl Workers {
         &self.tools.streams
     }
 
+    /// The node's containers.
+    pub fn containers(&self) -> &dyn Containers {
+        self.tools.containers.as_ref()
+    }
+
     /// Runs `task`; its log lines have the context of the attempt that is worked on right now.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let task = task.in_current_span();

@@ -2,6 +2,8 @@
 //!
 //! [`half_open`]: a connection that dies without a word.
 //!
+//! [`fuzz`]: damaged input for parsers, for a bounded time.
+//!
 //! The scripted model speaks Anthropic's Messages API and answers by script instead of by model,
 //! so that the real Claude Code CLI runs whole steps without the real service. It keeps no state
 //! between requests but a record of them: each answer follows from the conversation alone.
@@ -18,6 +20,7 @@
 #[cfg(feature = "collector")]
 pub mod collector;
 pub mod conversation;
+pub mod fuzz;
 pub mod half_open;
 pub mod history;
 #[cfg(feature = "network")]

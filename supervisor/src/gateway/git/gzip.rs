@@ -43,4 +43,14 @@ mod tests {
         assert!(bomb.len() < COMPRESSED_BYTES_MAX);
         assert!(unpack(&bomb).is_err());
     }
+
+    #[test]
+    fn fuzz_a_body_is_unpacked_whole_or_refused() {
+        let corpus = [pack(b"0032want 0123456789\n0000"), pack(&[0; 4096]), pack(b"")];
+        agent_operator_doubles::fuzz::fuzz(&corpus, |body| {
+            let Ok(unpacked) = unpack(body) else { return };
+            assert!(unpacked.len() as u64 <= UNPACKED_BYTES_MAX);
+            assert_eq!(unpack(&pack(&unpacked)).unwrap(), unpacked);
+        });
+    }
 }

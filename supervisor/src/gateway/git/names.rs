@@ -135,6 +135,24 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_what_passes_as_a_branch_passes_with_git_too() {
+        let corpus =
+            ["main", "ai/add-healthcheck", "feature/x_1.2", "a@{1}", "a..b", "a.lock", "-x"];
+        agent_operator_doubles::fuzz::fuzz(&corpus.map(|name| name.as_bytes().to_vec()), |bytes| {
+            let Ok(name) = std::str::from_utf8(bytes) else { return };
+            assert!(CommitId::parse(name).is_err() || matches!(name.len(), 40 | 64));
+            let Ok(branch) = Branch::parse(name) else { return };
+            assert!(name.len() <= BRANCH_BYTES_MAX && branch.to_string() == name);
+            let git = std::process::Command::new("git")
+                .args(["check-ref-format", "--branch", name])
+                .output()
+                .unwrap();
+            assert!(git.status.success(), "git refuses {name:?}");
+            assert_eq!(String::from_utf8_lossy(&git.stdout).trim_end_matches('\n'), name);
+        });
+    }
+
+    #[test]
     fn a_commit_id_is_full_lower_case_hex() {
         assert!(CommitId::parse(&"a".repeat(40)).is_ok());
         assert!(CommitId::parse(&"0".repeat(64)).is_ok());

@@ -1,5 +1,8 @@
-use agent_operator::domain::{Attempt, RunUid, StepName};
+use std::collections::BTreeSet;
+
+use agent_operator::domain::{Attempt, Epoch, RunRef, RunUid, StepName};
 use proptest::prelude::*;
+use serde_json::Value;
 
 use super::*;
 use crate::{
@@ -78,31 +81,154 @@ fn only_a_pod_of_the_same_owner_attempt_and_spec_is_adopted() {
     }
 }
 
-/// Puts the template's values into every field that an assignment may set.
-fn without_listed_fields(mut pod: Pod) -> Pod {
-    let template = build(&assignment());
-    let (meta, of_template) = (&mut pod.metadata, &template.metadata);
-    meta.name.clone_from(&of_template.name);
-    meta.namespace.clone_from(&of_template.namespace);
-    meta.labels.clone_from(&of_template.labels);
-    meta.annotations.clone_from(&of_template.annotations);
-    let owner = &mut meta.owner_references.as_mut().unwrap()[0];
-    let template_owner = &of_template.owner_references.as_ref().unwrap()[0];
-    owner.name.clone_from(&template_owner.name);
-    owner.uid.clone_from(&template_owner.uid);
-    let (spec, of_template) = (pod.spec.as_mut().unwrap(), template.spec.as_ref().unwrap());
-    spec.active_deadline_seconds = of_template.active_deadline_seconds;
-    spec.termination_grace_period_seconds = of_template.termination_grace_period_seconds;
-    spec.affinity.clone_from(&of_template.affinity);
-    spec.node_selector.clone_from(&of_template.node_selector);
-    spec.tolerations.clone_from(&of_template.tolerations);
-    spec.image_pull_secrets.clone_from(&of_template.image_pull_secrets);
-    spec.runtime_class_name.clone_from(&of_template.runtime_class_name);
-    spec.containers[0].image.clone_from(&of_template.containers[0].image);
-    spec.containers[0].resources.clone_from(&of_template.containers[0].resources);
-    let workspace = &mut spec.volumes.as_mut().unwrap()[0];
-    workspace.clone_from(&of_template.volumes.as_ref().unwrap()[0]);
-    pod
+/// All that an assignment may change of the pod, as JSON pointers; what is below them as well.
+const SETTABLE: [&str; 22] = [
+    "/metadata/name",
+    "/metadata/namespace",
+    "/metadata/labels/agents.wearn.dev~1task",
+    "/metadata/labels/agents.wearn.dev~1run",
+    "/metadata/labels/agents.wearn.dev~1step",
+    "/metadata/annotations/agents.wearn.dev~1spec-hash",
+    "/metadata/annotations/agents.wearn.dev~1epoch",
+    "/metadata/annotations/agents.wearn.dev~1attempt",
+    "/metadata/ownerReferences/0/name",
+    "/metadata/ownerReferences/0/uid",
+    "/spec/activeDeadlineSeconds",
+    "/spec/terminationGracePeriodSeconds",
+    "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms/0/matchFields/0/values/0",
+    "/spec/nodeSelector",
+    "/spec/tolerations",
+    "/spec/imagePullSecrets",
+    "/spec/runtimeClassName",
+    "/spec/containers/0/image",
+    "/spec/containers/0/resources/limits",
+    "/spec/containers/0/resources/requests",
+    "/spec/initContainers/0/resources",
+    "/spec/volumes/0/emptyDir/sizeLimit",
+];
+
+/// Pointers to all leaves.
+fn leaves(value: &Value, at: &str, into: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, field)| {
+            let name = name.replace('~', "~0").replace('/', "~1");
+            leaves(field, &format!("{at}/{name}"), into);
+        }),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .for_each(|(index, item)| leaves(item, &format!("{at}/{index}"), into)),
+        leaf => drop(into.insert(at.to_owned(), leaf.clone())),
+    }
+}
+
+/// Pointers to what differs.
+fn differing(one: &Pod, other: &Pod) -> BTreeSet<String> {
+    let [one, other] = [one, other].map(|pod| {
+        let mut found = BTreeMap::new();
+        leaves(&serde_json::to_value(pod).unwrap(), "", &mut found);
+        found
+    });
+    let paths = one.keys().chain(other.keys());
+    paths.filter(|path| one.get(*path) != other.get(*path)).cloned().collect()
+}
+
+fn is_within(path: &str, field: &str) -> bool {
+    path.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The pod of both ways in which the runner comes into it.
+fn both(assignment: &Assignment) -> [Pod; 2] {
+    [Delivery::ImageVolume, Delivery::InitContainer]
+        .map(|delivery| pod(assignment, &settings(delivery), &Secret::new("one-time")))
+}
+
+#[test]
+fn every_listed_field_can_be_set_so_the_list_is_not_too_long() {
+    let mut other = assignment();
+    other.run = RunRef {
+        namespace: "other".into(),
+        name: "other".into(),
+        uid: RunUid::new("other".to_owned()),
+    };
+    other.task.name = "other".into();
+    (other.attempt, other.epoch, other.step) = (Attempt(77), Epoch(77), StepName::Test);
+    (other.timeout_seconds, other.grace_seconds, other.node) = (7777, 77, "other".into());
+    other.pod = PodRequest {
+        image: "other".into(),
+        image_pull_secrets: vec!["other".into()],
+        cpu_limit: "77".into(),
+        memory_limit: "77Gi".into(),
+        storage_limit: "77Gi".into(),
+        cpu_request: "7".into(),
+        memory_request: "7Gi".into(),
+        node_selector: BTreeMap::from([("other".into(), "x".into())]),
+        tolerations: vec![Toleration { key: "other".into(), ..Toleration::default() }],
+        runtime_class_name: Some("other".into()),
+    };
+    let [template, other] = [both(&assignment()), both(&other)];
+    let found: BTreeSet<_> =
+        template.iter().zip(&other).flat_map(|(one, other)| differing(one, other)).collect();
+    for field in SETTABLE {
+        assert!(found.iter().any(|path| is_within(path, field)), "{field} cannot be set");
+    }
+}
+
+/// The restricted profile in full, and what this template has beyond it.
+#[test]
+fn every_container_is_restricted_and_the_pod_shares_nothing_with_its_node() {
+    for pod in both(&assignment()) {
+        let pod = serde_json::to_value(pod).unwrap();
+        let spec = &pod["spec"];
+        let containers = ["containers", "initContainers"]
+            .iter()
+            .flat_map(|kind| spec[kind].as_array().into_iter().flatten());
+        for container in containers {
+            let wanted = serde_json::json!({
+                "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
+                "privileged": false, "readOnlyRootFilesystem": true,
+                "runAsGroup": 1000, "runAsNonRoot": true, "runAsUser": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            });
+            assert_eq!(container["securityContext"], wanted);
+            for field in ["ports", "envFrom", "lifecycle", "volumeDevices"] {
+                assert!(container[field].is_null(), "{field}");
+            }
+            assert!(container["resources"]["limits"]["cpu"].is_string());
+            assert!(container["resources"]["limits"]["memory"].is_string());
+        }
+        for field in [
+            "hostNetwork",
+            "hostPID",
+            "hostIPC",
+            "hostUsers",
+            "hostAliases",
+            "shareProcessNamespace",
+            "serviceAccountName",
+            "serviceAccount",
+            "nodeName",
+            "schedulerName",
+            "ephemeralContainers",
+            "resourceClaims",
+        ] {
+            assert!(spec[field].is_null(), "{field}");
+        }
+        for (field, value) in
+            [("automountServiceAccountToken", false), ("enableServiceLinks", false)]
+        {
+            assert_eq!(spec[field], value, "{field}");
+        }
+        assert_eq!(spec["dnsPolicy"], "None");
+        assert!(spec["securityContext"]["sysctls"].is_null());
+        for volume in spec["volumes"].as_array().unwrap() {
+            let bounded = volume["emptyDir"]["sizeLimit"].is_string();
+            assert!(bounded || volume["image"].is_object(), "{volume}");
+        }
+        for path in ["/workspace", "/home/agent", "/tmp"] {
+            let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap();
+            assert!(mounts.iter().any(|mount| mount["mountPath"] == path), "{path}");
+        }
+    }
 }
 
 prop_compose! {
@@ -143,7 +269,11 @@ prop_compose! {
 proptest! {
     #[test]
     fn whatever_a_task_asks_for_only_the_listed_fields_differ(assignment in any_assignment()) {
-        let pod = build(&assignment);
-        prop_assert_eq!(without_listed_fields(pod), build(&crate::testing::assignment()));
+        let template = both(&crate::testing::assignment());
+        for (pod, template) in both(&assignment).iter().zip(&template) {
+            for path in differing(pod, template) {
+                prop_assert!(SETTABLE.iter().any(|field| is_within(&path, field)), "{} differs", path);
+            }
+        }
     }
 }

@@ -223,6 +223,24 @@ mod tests {
         assert!(decoder.header.capacity() <= 2 * HEADER_BYTES_MAX);
     }
 
+    #[test]
+    fn fuzz_any_file_decodes_alike_in_pieces_and_to_no_more_than_it_holds() {
+        let mark = Omitted { lines: 2, bytes: 77 };
+        let corpus = [
+            format!("{TIME} stdout F one\n{TIME} stdout F {mark}\n{TIME} stderr P a\n"),
+            format!("{TIME} stdout P:x a\n{TIME} stdout F b\ngarbage\n{TIME} stdout F c"),
+        ]
+        .map(String::into_bytes);
+        agent_operator_doubles::fuzz::fuzz(&corpus, |input| {
+            let whole = decode_in_pieces(input, input.len().max(1));
+            for piece in [1, 5, 300] {
+                assert_eq!(decode_in_pieces(input, piece), whole, "in pieces of {piece}");
+            }
+            // A mark is shown by this test in a few bytes, and is longer itself.
+            assert!(whole.len() <= input.len());
+        });
+    }
+
     proptest! {
         #[test]
         fn pieces_of_any_size_decode_alike(

@@ -42,8 +42,8 @@ impl Step<'_> {
         }
         let policy = &facts.assignment.sandbox;
         if policy.require_pids_limit && gate.sandbox.pids_limit.is_none() {
-            let message = "the task requires a pids limit and this node sets none";
-            return self.stop_unstarted(StartFault::NodeRefused, message);
+            let message = "the task requires a limit of processes (requirePidsLimit), and this node's kubelet sets none (podPidsLimit)";
+            return self.stop_unstarted(StartFault::PidsUnlimited, message);
         }
         let iflink = gate.iflink;
         match egress::next(policy.egress, gate, &self.machine.sight.egress) {

@@ -246,6 +246,23 @@ fn policies_that_this_node_cannot_keep_keep_the_gate_closed() {
 }
 
 #[test]
+fn a_demanded_limit_of_processes_opens_the_gate_only_where_there_is_one() {
+    for (limit, opens) in [(None, false), (Some(1024), true)] {
+        let mut machine = pending();
+        machine.facts.assignment.sandbox.require_pids_limit = true;
+        take(&mut machine, 1, Event::Redeemed(redemption()));
+        let mut request = GateRequest::default();
+        request.sandbox.pids_limit = limit;
+        take(&mut machine, 1, Event::AtGate(request));
+        take(&mut machine, 2, observed(running_pod()));
+        assert_eq!(machine.facts.opened.is_some(), opens, "{limit:?}");
+        if let Some(stop) = machine.facts.stop {
+            assert!(stop.message.contains("podPidsLimit"), "{}", stop.message);
+        }
+    }
+}
+
+#[test]
 fn the_runners_result_decides_once_the_cgroup_is_empty_without_waiting_for_the_kubelet() {
     let mut machine = running();
     let effects = take(&mut machine, 9, result(completed()));

@@ -126,7 +126,13 @@ impl Runner {
         };
         let event = match event {
             DurableEvent::Redeemed(redemption) => Event::Redeemed(redemption),
-            DurableEvent::AtGate(request) => Event::AtGate(request),
+            DurableEvent::AtGate(mut request) => {
+                let of_pod = machine.facts.pod_uid.as_ref();
+                let of_pod = of_pod.and_then(|pod| self.workers.containers().pids_limit(pod));
+                let limits = [of_pod, request.sandbox.pids_limit].into_iter().flatten();
+                request.sandbox.pids_limit = limits.min();
+                Event::AtGate(request)
+            }
             DurableEvent::Events { first, records } => {
                 let at = &machine.facts.assignment;
                 let streams = self.workers.streams().attempt(&at.run, at.attempt);

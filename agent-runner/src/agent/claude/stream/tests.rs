@@ -70,3 +70,53 @@ fn d13_a_cost_that_is_no_number_counts_as_nothing() {
     }
     assert_eq!(micro_usd(Some(1.5)), 1_500_000);
 }
+
+/// Where a printer writes to, so that a test reads it.
+#[derive(Clone, Default)]
+struct Kept(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is known and shown after `input` came in pieces of `size`.
+fn in_pieces(input: &[u8], size: usize) -> (Option<Finished>, Usage, Vec<u8>) {
+    let kept = Kept::default();
+    let (printer, thread) = Printer::start(kept.clone());
+    let events = Events::default();
+    let mut stream = Stream::new(&printer, &events);
+    input.chunks(size).for_each(|piece| stream.take(piece));
+    stream.end();
+    let (finished, usage) = stream.finish();
+    printer.close();
+    thread.join().unwrap();
+    let shown = kept.0.lock().unwrap().clone();
+    (finished, usage, shown)
+}
+
+#[test]
+fn fuzz_a_stream_reads_alike_in_pieces_and_shows_no_control_characters() {
+    let corpus = [
+        "{\"type\":\"system\",\"subtype\":\"init\",\"model\":\"m\"}\n{\"type\":\"assistant\",\"message\":{\"content\":[{\"type\":\"text\",\"text\":\"hi\\u0018\\u001b[2J\"},{\"type\":\"tool_use\",\"id\":\"t\",\"name\":\"Bash\",\"input\":{\"command\":\"ls\"}}]}}\n",
+        "{\"type\":\"user\",\"message\":{\"content\":[{\"type\":\"tool_result\",\"tool_use_id\":\"t\",\"content\":[{\"type\":\"text\",\"text\":\"a\\nb\"}]}]}}\n{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false,\"result\":\"done\",\"num_turns\":2,\"total_cost_usd\":0.0123,\"usage\":{\"input_tokens\":10}}\n",
+        "{\"type\":\"result\",\"is_error\":true,\"total_cost_usd\":1e300,\"num_turns\":-1,\"api_error_status\":529}\nplain text\x18[... 1 lines, 1 bytes left out ...]\n",
+    ]
+    .map(|text| text.as_bytes().to_vec());
+    let mut finished = 0_u32;
+    agent_operator_doubles::fuzz::fuzz(&corpus, |input| {
+        let whole = in_pieces(input, input.len().max(1));
+        assert_eq!(in_pieces(input, 7), whole);
+        let shown = String::from_utf8(whole.2).expect("it is text");
+        let odd = shown.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t'));
+        assert_eq!(odd, None, "{shown:?}");
+        finished += u32::from(whole.0.is_some());
+    });
+    assert!(finished > 1);
+}

@@ -1,4 +1,9 @@
 //! A small mutating fuzzer: inputs are made from a corpus and a seed alone, so that each replays.
+//!
+//! Each target takes about two seconds in an ordinary run; `AO_FUZZ_SECONDS=600 cargo test fuzz` looks
+//! longer. A failure prints its seed; `AO_FUZZ_SEED=N` begins there.
+
+#![allow(clippy::print_stdout, reason = "the seed and the number of inputs are for people")]
 
 use std::{
     env,
@@ -14,7 +19,7 @@ const SECONDS: u64 = 2;
 const MUTATIONS_MAX: u64 = 6;
 
 /// `splitmix64`: small, and good enough to pick bytes with.
-pub(crate) struct Random(u64);
+struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -31,13 +36,28 @@ impl Random {
     }
 }
 
-/// Feeds `target` with mutations of `corpus` until the time is over; returns how many there were.
-pub(crate) fn fuzz(corpus: &[Vec<u8>], mut target: impl FnMut(&[u8])) -> u64 {
-    let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let end = boot() + Duration::from_secs(number("AO_FUZZ_SECONDS").unwrap_or(SECONDS));
+/// Feeds `target` with `corpus` as it is and then with mutations of it until the time is over; returns
+/// how many inputs there were. What the target finds is a panic.
+pub fn fuzz(corpus: &[Vec<u8>], target: impl FnMut(&[u8])) -> u64 {
+    let seconds = number("AO_FUZZ_SECONDS").unwrap_or(SECONDS);
+    let inputs = fuzz_for(Duration::from_secs(seconds), corpus, target);
+    println!("{inputs} inputs");
+    inputs
+}
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+fn fuzz_for(time: Duration, corpus: &[Vec<u8>], mut target: impl FnMut(&[u8])) -> u64 {
+    for input in corpus {
+        target(input);
+    }
+    let end = boot() + time;
     let first = number("AO_FUZZ_SEED").unwrap_or(0);
     let mut seed = first;
-    while boot() < end {
+    // At least one, so that no machine is so slow that nothing is tried.
+    while seed == first || boot() < end {
         let input = input(corpus, seed);
         if let Err(finding) = catch_unwind(AssertUnwindSafe(|| target(&input))) {
             println!("AO_FUZZ_SEED={seed} finds it; {} bytes", input.len());
@@ -91,4 +111,17 @@ fn an_input_is_a_function_of_its_seed_and_inputs_differ() {
     let inputs: Vec<_> = (0..50).map(|seed| input(&corpus, seed)).collect();
     assert_eq!(inputs, (0..50).map(|seed| input(&corpus, seed)).collect::<Vec<_>>());
     assert!(inputs.iter().collect::<std::collections::BTreeSet<_>>().len() > 40);
+}
+
+#[test]
+fn a_planted_defect_is_found_and_its_seed_replays_it() {
+    // A parser that trusts a length: it takes three particular bytes in a row to see it.
+    let target = |input: &[u8]| {
+        if let Some(at) = input.windows(2).position(|two| two == b"\x02:") {
+            assert!(input.len() >= at + 4, "a length beyond the end");
+        }
+    };
+    let corpus = [b"head \x02:ab tail".to_vec(), b"\x01:a".to_vec()];
+    let search = || fuzz_for(Duration::from_secs(20), &corpus, target);
+    assert!(catch_unwind(search).is_err(), "the defect is not found");
 }

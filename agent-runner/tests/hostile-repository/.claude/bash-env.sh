@@ -1,0 +1,1 @@
+echo ran > "$HOME/ran-bash-env"
