@@ -1,7 +1,8 @@
 //! Supervisor and gateway of agent-operator: what runs on every node.
 //!
 //! The daemon ([`daemon`], [`session`], [`steps`], [`pod`], [`streams`], [`ledger`]) and the gateway
-//! ([`gateway`]) are two processes that share no memory; they meet at [`link`] alone.
+//! ([`gateway`]) are two processes that share no memory; they meet at [`link`] alone. Both watch for
+//! secrets with [`scrub`].
 
 pub mod args;
 pub mod clock;
@@ -12,6 +13,7 @@ pub mod ledger;
 pub mod link;
 pub mod metrics;
 pub mod pod;
+pub mod scrub;
 pub mod session;
 pub mod steps;
 pub mod streams;

@@ -4,6 +4,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -23,6 +24,13 @@ use crate::gateway::proxy::ProxyRules;
 
 /// How much of a child's error output is kept; git's own messages are a few lines.
 const STDERR_BYTES_MAX: usize = 16 * 1024;
+/// Pieces of a streamed output.
+const PIECE_BYTES: usize = 64 * 1024;
+/// Heap of a git that unpacks what a sandbox made, in KiB: a pack of a few kilobytes can unfold to
+/// gigabytes, and would take the gateway with it, which shares its memory limit.
+const HOSTILE_DATA_KIB_MAX: u32 = 384 * 1024;
+/// Objects above this size are streamed instead of held in memory.
+const BIG_FILE: &str = "core.bigFileThreshold=8m";
 /// How much of it goes into an error's detail.
 const DETAIL_BYTES_MAX: usize = 300;
 
@@ -65,6 +73,8 @@ const BASE_CONFIG: &[&str] = &[
 /// Gives the child its standard input as descriptor 3 and nothing as standard input, so that git
 /// keeps the pipe open for its credential helper alone.
 const CREDENTIAL_SHELL: &str = r#"exec 3<&0 </dev/null; exec git "$@""#;
+/// Limits the heap of git and of what it starts; the first argument is the limit in KiB.
+const BOUNDED_SHELL: &str = r#"ulimit -d "$1" || exit 1; shift; exec git "$@""#;
 /// Answers the first question with what the pipe holds, later ones with nothing.
 const CREDENTIAL_HELPER: &str = "credential.helper=!f() { cat <&3; }; f";
 
@@ -121,6 +131,8 @@ pub(super) struct Run<'a> {
     pub(super) timeout: Duration,
     /// Limit of standard output.
     pub(super) output_bytes_max: usize,
+    /// Whether it reads objects that a sandbox made.
+    pub(super) hostile: bool,
 }
 
 impl<'a> Run<'a> {
@@ -134,7 +146,13 @@ impl<'a> Run<'a> {
             login: None,
             timeout: Duration::from_mins(1),
             output_bytes_max: 1024 * 1024,
+            hostile: false,
         }
+    }
+
+    /// A local operation on objects that a sandbox made: its memory is bounded.
+    pub(super) fn hostile(git_dir: &'a Path, args: &[&str]) -> Self {
+        Self { hostile: true, ..Self::local(git_dir, args) }
     }
 
     /// The same on the upstream at `url`, with a credential and another time limit.
@@ -171,8 +189,13 @@ pub(super) struct Finished {
 impl Finished {
     /// The output as text when the exit code is 0.
     pub(super) fn success(self) -> Result<String, GitError> {
+        self.whole().map(|stdout| String::from_utf8_lossy(&stdout).into_owned())
+    }
+
+    /// The output as it is when the exit code is 0.
+    pub(super) fn whole(self) -> Result<Vec<u8>, GitError> {
         if self.code == Some(0) {
-            return Ok(String::from_utf8_lossy(&self.stdout).into_owned());
+            return Ok(self.stdout);
         }
         let detail = self.detail();
         Err(GitError::RunGit { operation: self.operation, detail })
@@ -245,6 +268,9 @@ impl Git {
             config.push(ca_file);
             command.args([OsStr::new("-c"), &config]);
         }
+        if run.hostile {
+            command.args(["-c", BIG_FILE]);
+        }
         for config in &run.config {
             command.args(["-c", config]);
         }
@@ -257,6 +283,15 @@ impl Git {
         self.harden(&mut command);
         self.set_proxy(&mut command, run.remote);
         command
+    }
+
+    /// The command line of a run without a credential.
+    fn bounded(&self, run: &Run<'_>) -> Command {
+        if !run.hostile {
+            return self.command("git", &[], run);
+        }
+        let limit = HOSTILE_DATA_KIB_MAX.to_string();
+        self.command("/bin/sh", &["-c", BOUNDED_SHELL, "git", &limit], run)
     }
 
     /// Names the proxy, if the upstream is behind one. By environment, for its address may hold a
@@ -301,7 +336,7 @@ impl Git {
         let operation = run.operation();
         let mut command = match run.login {
             Some(_) => self.command("/bin/sh", &["-c", CREDENTIAL_SHELL, "git"], run),
-            None => self.command("git", &[], run),
+            None => self.bounded(run),
         };
         let stdin = if run.login.is_some() { Stdio::piped() } else { Stdio::null() };
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -328,6 +363,63 @@ impl Git {
         Ok(Finished { operation, code: status.code(), stdout, stderr })
     }
 
+    /// Gives `input` to git and its output, whose limit is the caller's, piece by piece to `take`,
+    /// which may end it early. Fails when git does.
+    pub(super) async fn pass_through(
+        &self,
+        run: Run<'_>,
+        input: Vec<u8>,
+        take: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), GitError> {
+        let (operation, seconds) = (run.operation(), run.timeout.as_secs());
+        let passing = self.pass_through_unlimited(&run, input, take);
+        let ended = tokio::time::timeout(run.timeout, passing).await;
+        ended.map_err(|_| GitError::AwaitGit { operation, seconds })?
+    }
+
+    async fn pass_through_unlimited(
+        &self,
+        run: &Run<'_>,
+        input: Vec<u8>,
+        mut take: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), GitError> {
+        let mut group = self.start(run, None)?;
+        let (stdin, stdout) = (group.child.stdin.take(), group.child.stdout.take());
+        let write = async {
+            if let Some(mut stdin) = stdin {
+                // A child that is gone already says so by its exit.
+                let _ = stdin.write_all(&input).await;
+            }
+        };
+        let read = async {
+            let Some(mut stdout) = stdout else { return false };
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            while stdout.read_buf(&mut piece).await.is_ok_and(|count| count > 0) {
+                if take(&piece).is_break() {
+                    return true;
+                }
+                piece.clear();
+            }
+            false
+        };
+        let broken_off = tokio::select! {
+            broken_off = read => broken_off,
+            never = async { write.await; std::future::pending().await } => never,
+        };
+        if broken_off {
+            // Git may still have more to say: it is killed with its group.
+            return Ok(());
+        }
+        let status = group
+            .child
+            .wait()
+            .await
+            .map_err(|source| GitError::UseDisk { operation: "wait for git", source })?;
+        let detail = || format!("it ended with {status}");
+        let failed = || GitError::RunGit { operation: run.operation(), detail: detail() };
+        status.success().then_some(()).ok_or_else(failed)
+    }
+
     /// Starts git with pipes for a streamed exchange; standard error is discarded, for what matters
     /// to the client travels in the protocol.
     pub(super) fn start(
@@ -335,7 +427,7 @@ impl Git {
         run: &Run<'_>,
         git_protocol: Option<&str>,
     ) -> Result<ProcessGroup, GitError> {
-        let mut command = self.command("git", &[], run);
+        let mut command = self.bounded(run);
         if let Some(version) = git_protocol {
             command.env("GIT_PROTOCOL", version);
         }

@@ -139,6 +139,10 @@ pub(super) struct Options {
     /// The gateway gets a runtime of its own, so that [`Rig::restart`] can end it as SIGKILL would.
     pub(super) killable: bool,
     pub(super) tracer: Tracer,
+    /// The configuration's `llm.models`.
+    pub(super) models: Vec<&'static str>,
+    /// The configuration's `limits`.
+    pub(super) limits: serde_json::Value,
 }
 
 impl Options {
@@ -172,6 +176,8 @@ impl Default for Options {
             ca_bundle: None,
             killable: false,
             tracer: Tracer::off(),
+            models: vec![],
+            limits: serde_json::json!({}),
         }
     }
 }
@@ -218,7 +224,8 @@ impl Rig {
         let serving = tokio::spawn(model.clone().serve(listener));
         let llm = options.llm.unwrap_or_else(|| format!("http://{model_address}"));
         let config = serde_json::json!({
-            "llm": {"baseURL": llm, "host": "api.anthropic.com"},
+            "llm": {"baseURL": llm, "host": "api.anthropic.com", "models": options.models},
+            "limits": options.limits,
             "proxy": options.proxy,
             "upstreams": [{"host": "github.com", "baseURL": options.forge, "forge": "gitea"}],
             "egress": {"allowedHosts": options.allowed_hosts},
@@ -241,6 +248,8 @@ impl Rig {
             config: config_path,
             ca_bundle: options.ca_bundle,
             proxy_credentials: options.proxy_credentials,
+            own_address: vec![],
+            api_server: None,
             egress_allow_private: options.allow_private,
         };
         let shutdown = CancellationToken::new();

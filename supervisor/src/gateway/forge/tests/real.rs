@@ -3,12 +3,13 @@
 
 use super::{
     super::super::git::{
-        GitError, GitLimits, GitService, GitSettings,
+        GitError, GitLimits, GitService, GitSettings, ProtectedPaths,
         tests::upstream::{client_async, run, serve_gateway},
     },
     conformance::{self, Stage},
     *,
 };
+use crate::scrub::Watchlist;
 
 /// A private repository of its own at the forge, removed at the end.
 struct Repository {
@@ -145,6 +146,7 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
         ca_file: None,
         proxies: std::sync::Arc::default(),
         limits: GitLimits::default(),
+        protected: ProtectedPaths::default(),
     })
     .unwrap();
     let credential = credential(&token);
@@ -159,25 +161,32 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
     assert!(matches!(wrong, GitError::Authenticate { .. }), "{wrong}");
 
     let commit = change(&git, &grant, &credential, directory.path(), "one").await;
-    let published = git.publish(&grant, &credential, &commit, &permit).await.unwrap();
+    let published =
+        git.publish(&grant, &credential, &commit, &Watchlist::default(), &permit).await.unwrap().0;
     assert_eq!(
         (published.work_branch.as_str(), repository.tip("ai%2Fx")),
         ("ai/x", commit.clone())
     );
-    assert_eq!(git.publish(&grant, &credential, &commit, &permit).await.unwrap(), published);
+    assert_eq!(
+        git.publish(&grant, &credential, &commit, &Watchlist::default(), &permit).await.unwrap().0,
+        published
+    );
 
     // A task of the same name loses the compare-and-swap and gets a branch of its own.
     let mut other = grant.clone();
     other.run.uid = "other".into();
     other.task.uid = "fffff000".into();
     let theirs = change(&git, &other, &credential, directory.path(), "two").await;
-    let published = git.publish(&other, &credential, &theirs, &permit).await.unwrap();
+    let published =
+        git.publish(&other, &credential, &theirs, &Watchlist::default(), &permit).await.unwrap().0;
     assert_eq!(published.work_branch, "ai/x-fffff");
     assert_eq!(repository.tip("ai%2Fx"), commit);
 
     let forges = Forges::new(map, super::direct_client());
-    let opened = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
-    let again = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
+    let (opened, news) = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
+    assert!(news, "it was opened by this");
+    let (again, news) = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
+    assert!(!news, "it was found");
     assert_eq!(opened, again);
     let path = format!("/repos/{}/{}/pulls?state=all", repository.owner, repository.name);
     let listed = repository.api("GET", &path, &Value::Null);
