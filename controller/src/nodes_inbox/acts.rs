@@ -80,8 +80,7 @@ mod tests {
 
     #[test]
     fn a_pull_request_and_refusals_are_told_and_long_lists_are_cut() {
-        let request =
-            PullRequestStatus { url: "https://f/o/r/pull/3".to_owned(), number: 3 };
+        let request = PullRequestStatus { url: "https://f/o/r/pull/3".to_owned(), number: 3 };
         let refusals: Vec<_> = (0..20).map(|n| refusal(&format!("h{n}.example:443"))).collect();
         let status = AgentRunStatus { pull_request: Some(request), refusals, ..status() };
         let told = acts("pull-request", &status);
@@ -89,6 +88,9 @@ mod tests {
         assert_eq!(reasons, ["PullRequestOpened", "Refused"]);
         let note = &told[1].note;
         assert!(told[1].warning && note.starts_with("the gateway refused 40 requests"), "{note}");
-        assert!(note.contains("egress h0.example:443 (2)") && note.ends_with("12 more in status.refusals"));
+        assert!(
+            note.contains("egress h0.example:443 (2)")
+                && note.ends_with("12 more in status.refusals")
+        );
     }
 }
