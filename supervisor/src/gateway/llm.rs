@@ -258,9 +258,9 @@ impl ModelProxy {
         &self,
         attempt: &Attempt,
         body: Body,
-    ) -> Result<(Bytes, Vec<OwnedSemaphorePermit>), Answer> {
+    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Answer> {
         let mut body = Limited::new(body, self.inner.body_bytes_max);
-        let (mut bytes, mut room) = (BytesMut::new(), Vec::new());
+        let (mut bytes, mut room) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
         let until = Instant::now() + BODY_READ_TIMEOUT;
         loop {
             let piece = match timeout_at(until, body.frame()).await {
@@ -286,7 +286,10 @@ impl ModelProxy {
                 let message = "too many large model calls at once";
                 return Err(error(StatusCode::TOO_MANY_REQUESTS, Kind::RATE_LIMIT, message, true));
             };
-            room.push(more);
+            match &mut room {
+                Some(room) => room.merge(more),
+                None => room = Some(more),
+            }
             bytes.extend_from_slice(&piece);
         }
     }

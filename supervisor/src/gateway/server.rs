@@ -234,23 +234,23 @@ async fn judge(
     route: Option<Route>,
 ) -> Answer {
     let address = peer.ip().to_canonical();
-    let caller = match admit(gateway, address, &request, route) {
-        Ok(caller) => caller,
-        // Whoever is refused spends of its address' allowance too.
-        Err(answer) if gateway.connections.take_request(address, Instant::now()) => return answer,
-        Err(_) => return too_many(gateway.grants.at_address(address).as_deref()),
-    };
-    let (Some(route), Some(caller)) = (route, caller) else {
-        return respond::empty(StatusCode::OK);
-    };
     let now = Instant::now();
-    let within_rate = match route.needs() {
-        Some((TokenKind::Runner, _)) => caller.attempt.limits().take_runner_request(now),
+    // Whoever is refused, or asks for nothing, spends of its address' allowance too.
+    let admitted = admit(gateway, address, &request, route);
+    let within_rate = match (&admitted, route.and_then(Route::needs)) {
+        (Ok(Some(caller)), Some((TokenKind::Runner, _))) => {
+            caller.attempt.limits().take_runner_request(now)
+        }
         _ => gateway.connections.take_request(address, now),
     };
     if !within_rate {
-        return too_many(Some(&caller.attempt));
+        return too_many(gateway.grants.at_address(address).as_deref());
     }
+    let (route, caller) = match (route, admitted) {
+        (_, Err(answer)) => return answer,
+        (Some(route), Ok(Some(caller))) => (route, caller),
+        (_, Ok(_)) => return respond::empty(StatusCode::OK),
+    };
     let within = caller.attempt.context().clone();
     dispatch(gateway, route, &caller, request).instrument(within).await
 }

@@ -11,16 +11,13 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::domain::{Credential, Secret, text};
+use super::{error::GitError, finished::Finished, login::Login};
+use crate::gateway::proxy::ProxyRules;
 use nix::{sys::signal, unistd::Pid};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, Command},
 };
-use zeroize::Zeroizing;
-
-use super::error::GitError;
-use crate::gateway::proxy::ProxyRules;
 
 /// How much of a child's error output is kept; git's own messages are a few lines.
 const STDERR_BYTES_MAX: usize = 16 * 1024;
@@ -31,8 +28,6 @@ const PIECE_BYTES: usize = 64 * 1024;
 const HOSTILE_DATA_KIB_MAX: u32 = 384 * 1024;
 /// Objects above this size are streamed instead of held in memory.
 const BIG_FILE: &str = "core.bigFileThreshold=8m";
-/// How much of it goes into an error's detail.
-const DETAIL_BYTES_MAX: usize = 300;
 
 /// Configuration of every git run, before the operation's own.
 const BASE_CONFIG: &[&str] = &[
@@ -77,43 +72,6 @@ const CREDENTIAL_SHELL: &str = r#"exec 3<&0 </dev/null; exec git "$@""#;
 const BOUNDED_SHELL: &str = r#"ulimit -d "$1" || exit 1; shift; exec git "$@""#;
 /// Answers the first question with what the pipe holds, later ones with nothing.
 const CREDENTIAL_HELPER: &str = "credential.helper=!f() { cat <&3; }; f";
-
-/// How a credential is presented to git and to a forge's API.
-pub(in super::super) struct Login {
-    user: Option<String>,
-    password: Secret,
-}
-
-impl Login {
-    /// Reads `credential`: `user:password` for the scheme `basic`, otherwise a bare token.
-    pub(in super::super) fn of(credential: &Credential) -> Result<Self, GitError> {
-        let value = credential.value.expose().trim_end_matches(['\r', '\n']);
-        if value.is_empty() || value.contains(['\r', '\n', '\0']) {
-            return Err(GitError::ReadCredential);
-        }
-        let (user, password) = match value.split_once(':') {
-            Some((user, password)) if credential.scheme == "basic" => (Some(user), password),
-            _ => (None, value),
-        };
-        Ok(Self { user: user.map(str::to_owned), password: Secret::new(password) })
-    }
-
-    /// The user name; none for a bare token.
-    pub(in super::super) fn user(&self) -> Option<&str> {
-        self.user.as_deref()
-    }
-
-    /// The password or token.
-    pub(in super::super) fn password(&self) -> &Secret {
-        &self.password
-    }
-
-    fn helper_answer(&self) -> Zeroizing<String> {
-        // GitHub wants this user name beside its tokens; Gitea takes any.
-        let user = self.user().unwrap_or("x-access-token");
-        Zeroizing::new(format!("username={user}\npassword={}\n", self.password.expose()))
-    }
-}
 
 /// One git run.
 pub(super) struct Run<'a> {
@@ -170,68 +128,6 @@ impl<'a> Run<'a> {
 
     fn operation(&self) -> String {
         self.args.first().cloned().unwrap_or_default()
-    }
-}
-
-/// What a run left behind.
-#[derive(Debug)]
-pub(super) struct Finished {
-    /// The git subcommand.
-    pub(super) operation: String,
-    /// Exit code; none when a signal ended it.
-    pub(super) code: Option<i32>,
-    /// Standard output, whole.
-    pub(super) stdout: Vec<u8>,
-    /// Standard error, cut.
-    pub(super) stderr: String,
-}
-
-impl Finished {
-    /// The output as text when the exit code is 0.
-    pub(super) fn success(self) -> Result<String, GitError> {
-        self.whole().map(|stdout| String::from_utf8_lossy(&stdout).into_owned())
-    }
-
-    /// The output as it is when the exit code is 0.
-    pub(super) fn whole(self) -> Result<Vec<u8>, GitError> {
-        if self.code == Some(0) {
-            return Ok(self.stdout);
-        }
-        let detail = self.detail();
-        Err(GitError::RunGit { operation: self.operation, detail })
-    }
-
-    /// What the upstream itself said, followed by git's own last words; cut and printable.
-    pub(super) fn upstream_words(&self) -> String {
-        let said: Vec<&str> = self
-            .stderr
-            .lines()
-            .filter_map(|line| line.strip_prefix("remote:"))
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .collect();
-        let detail = self.detail();
-        if said.is_empty() {
-            return detail;
-        }
-        let words = text::printable(&said.join(" "));
-        format!("{}; {detail}", text::truncate(&words, DETAIL_BYTES_MAX))
-    }
-
-    /// The last words of standard error that say something, cut and printable.
-    pub(super) fn detail(&self) -> String {
-        let line = self
-            .stderr
-            .lines()
-            .rev()
-            .map(str::trim)
-            .find(|line| line.starts_with("fatal:") || line.starts_with("error:"))
-            .or_else(|| self.stderr.lines().rev().map(str::trim).find(|line| !line.is_empty()));
-        match (line, self.code) {
-            (Some(line), _) => text::truncate(&text::printable(line), DETAIL_BYTES_MAX).to_owned(),
-            (None, Some(code)) => format!("exit code {code}"),
-            (None, None) => "ended by a signal".to_owned(),
-        }
     }
 }
 

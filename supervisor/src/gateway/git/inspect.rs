@@ -67,7 +67,7 @@ impl Inspection<'_> {
         self.check_content(&start, commit).await
     }
 
-    async fn run(&self, args: &[&str]) -> Result<super::command::Finished, GitError> {
+    async fn run(&self, args: &[&str]) -> Result<super::finished::Finished, GitError> {
         self.git.run(Run::hostile(self.quarantine.path(), args)).await
     }
 

@@ -13,9 +13,11 @@
 
 mod command;
 mod error;
+mod finished;
 mod gzip;
 mod inspect;
 mod leftovers;
+mod login;
 mod mirror;
 mod names;
 mod paths;
@@ -39,8 +41,8 @@ use agent_operator::{
     domain::{Credential, RunKey, TaskRef, assignment::Repository, names::disambiguated_branch},
 };
 
-pub(super) use self::command::Login;
 pub use self::error::GitError;
+pub(super) use self::login::Login;
 pub use self::paths::{PROTECTED_BY_DEFAULT, ProtectedError, ProtectedPaths};
 pub use self::preflight::Checked;
 use self::{

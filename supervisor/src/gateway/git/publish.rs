@@ -10,8 +10,9 @@ use agent_operator::{
 
 use super::{
     GitService, GrantNames, Login, RepositoryGrant,
-    command::{Finished, Git, Run},
+    command::{Git, Run},
     error::GitError,
+    finished::Finished,
     inspect::Inspection,
     login,
     mirror::{self, Mirror},

@@ -254,12 +254,15 @@ impl Attempt {
     /// Counts a refused request.
     pub fn refuse(&self, kind: RefusalKind, target: &str) {
         self.metrics.refused(kind);
-        let mut state = self.state();
+        let news = {
+            let mut state = self.state();
+            state.counters_changed = true;
+            state.refusals.add(kind, target)
+        };
         // What is counted once more has its record already: an agent cannot flood the log.
-        if let Some(target) = state.refusals.add(kind, target) {
+        if let Some(target) = news {
             audit::record(&self.assignment, &Act::Refused { kind: kind.as_str(), target: &target });
         }
-        state.counters_changed = true;
     }
 
     // ---- credentials ----

