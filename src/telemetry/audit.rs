@@ -4,6 +4,7 @@
 //! No filter leaves these lines out (see `logs`). A record says who (task, run, attempt) and what,
 //! never what was in it: no prompt, no body, no credential.
 
+use super::ids::trace_of;
 use crate::domain::{Assignment, Epoch};
 
 /// Target of the lines.
@@ -80,6 +81,7 @@ pub fn record(of: &Assignment, act: &Act<'_>) {
                 run_uid = %of.run.uid,
                 step = of.step.as_str(),
                 attempt = of.attempt.0,
+                trace_id = %trace_of(&of.task.uid),
                 $($field)*
             )
         };

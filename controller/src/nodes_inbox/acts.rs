@@ -53,7 +53,7 @@ fn refused(refusals: &[RefusalStatus]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use agent_operator::crd::agent_run::PullRequestStatus;
+    use agent_operator::crd::shared::PullRequestStatus;
 
     use super::*;
 

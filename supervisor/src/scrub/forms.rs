@@ -21,6 +21,9 @@ const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'(')
     .remove(b')');
 
+/// Shorter values are not watched for: they are found in text that knows nothing of them.
+const VALUE_BYTES_MIN: usize = 8;
+
 type Bytes = Zeroizing<Vec<u8>>;
 
 /// Every form of the credential's value, and of the password alone where a user name stands before it.
@@ -34,6 +37,9 @@ pub(super) fn of(credential: &Credential) -> Vec<Bytes> {
 }
 
 fn of_value(value: &str) -> Vec<Bytes> {
+    if value.len() < VALUE_BYTES_MIN {
+        return Vec::new();
+    }
     let raw = value.as_bytes();
     let text = |text: String| Zeroizing::new(text.into_bytes());
     let hex = |upper: bool| {

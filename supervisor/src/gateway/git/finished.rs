@@ -21,6 +21,11 @@ pub(super) struct Finished {
 }
 
 impl Finished {
+    /// Whether git's heap was at its limit.
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        self.code != Some(0) && self.stderr.contains("Out of memory")
+    }
+
     /// The output as text when the exit code is 0.
     pub(super) fn success(self) -> Result<String, GitError> {
         self.whole().map(|stdout| String::from_utf8_lossy(&stdout).into_owned())

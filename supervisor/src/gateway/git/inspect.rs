@@ -130,12 +130,16 @@ impl Inspection<'_> {
             output_bytes_max: LISTING_BYTES_MAX,
             ..Run::hostile(self.quarantine.path(), args)
         };
+        let too_many = || within(u64::MAX, self.limits.files_max, "changed files").map(|()| 0);
         let listed = match self.git.run(run).await {
-            Err(GitError::BoundOutput { .. }) => {
-                return within(u64::MAX, self.limits.files_max, "changed files").map(|()| 0);
-            }
+            Err(GitError::BoundOutput { .. } | GitError::AwaitGit { .. }) => return too_many(),
             listed => listed?,
         };
+        if listed.ran_out_of_memory() {
+            // It collects a difference before it prints it, and a tree of a few kilobytes can unfold
+            // to thousands of millions of paths.
+            return too_many();
+        }
         let listing = listed.whole()?;
         let mut count = 0;
         for entry in entries(&listing) {

@@ -352,8 +352,13 @@ async fn odd_names_of_refs_change_nothing() {
     let sandbox = world.sandbox(&grant("a")).await;
     let quarantine = walk(&world.directory.path().join("git/quarantine"));
     let refs = || run(&quarantine, "git", &["for-each-ref"]);
-    let files =
-        || run(&quarantine, "sh", &["-ec", "find . -not -path './objects/*' | sort; cat config"]);
+    let files = || {
+        run(
+            &quarantine,
+            "sh",
+            &["-ec", "find . -type f -not -path './objects/*' | sort; cat config"],
+        )
+    };
     let before = (refs(), files());
     let id = run(&sandbox.tree, "git", &["rev-parse", "HEAD"]);
     let long = format!("refs/heads/{}", "x".repeat(10_000));
