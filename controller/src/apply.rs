@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use agent_operator::{
-    crd::{AgentRun, AgentRunStatus, CodingTask, CodingTaskStatus},
+    crd::{AgentRun, AgentRunSpec, AgentRunStatus, CodingTask, CodingTaskStatus},
     domain::{Credential, Epoch, NodeName, RunKey, names},
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -148,7 +148,7 @@ impl Applier {
         } = plan;
         for create in run_creates {
             let name = create.name.clone();
-            let created = self.create_run(task, create).await;
+            let created = self.create_run(task, create, credentials).await;
             self.world.release(&observed.task.namespace, &name);
             let created = created?;
             self.hand_out(observed, &created, credentials)?;
@@ -177,6 +177,7 @@ impl Applier {
         &self,
         task: &CodingTask,
         create: RunCreate,
+        credentials: &[Credential],
     ) -> Result<Arc<AgentRun>, ApplyError> {
         let epoch = self.epoch()?;
         let RunCreate { name, mut spec } = create;
@@ -188,8 +189,7 @@ impl Applier {
             PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         match call("create AgentRun", &name, api.create(&params, &run)).await {
             Ok(created) => {
-                let note =
-                    format!("step {} is given to node {}", run.spec.step, run.spec.node_name);
+                let note = given(&run.spec, credentials);
                 self.events.publish_run(&created, run_event("Assigned", false, note));
                 Ok(self.world.wrote_run(created))
             }
@@ -392,6 +392,18 @@ fn noted(sent: &Result<(), SendError>) -> bool {
         tracing::info!(error = %error, "leave a command to a later pass");
     }
     sent.is_ok()
+}
+
+/// Where a step goes and what goes with it.
+fn given(spec: &AgentRunSpec, credentials: &[Credential]) -> String {
+    let with: Vec<_> =
+        credentials.iter().map(|one| format!("{} for {}", one.id, one.host)).collect();
+    format!(
+        "step {} is given to node {} with {}",
+        spec.step,
+        spec.node_name,
+        if with.is_empty() { "no credential".to_owned() } else { with.join(" and ") }
+    )
 }
 
 /// An event about a run.

@@ -31,12 +31,26 @@ pub fn truncate(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]
 }
 
-/// Replaces control characters other than newline and tab, so that text from a sandbox can neither
-/// steer a terminal nor break a Kubernetes message.
+/// Replaces control characters other than newline and tab, and characters that make text read other
+/// than it is, so that text from a sandbox can neither steer a terminal, break a Kubernetes message
+/// nor show one thing and mean another.
 pub fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
+        .map(|c| if is_unprintable(c) && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
         .collect()
+}
+
+/// [`printable`] on one line: line ends and tabs become spaces too.
+pub fn one_line(text: &str) -> String {
+    printable(text).replace(['\n', '\t'], " ")
+}
+
+/// Control characters, line ends of Unicode, characters that turn the direction of text, and the
+/// invisible copies of ASCII.
+pub fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{e0000}'..='\u{e007f}')
 }
 
 /// An error with its causes, for a log line or a message: `Display` of ours never repeats a source.
@@ -73,5 +87,14 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_a_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\r\n\tc"), "a\u{fffd}[2Jb\u{fffd}\n\tc");
+        assert_eq!(one_line("a\nb\tc\u{7}"), "a b c\u{fffd}");
+    }
+
+    #[test]
+    fn characters_that_show_another_text_than_they_hold_are_replaced() {
+        for c in ['\u{202e}', '\u{2066}', '\u{200f}', '\u{2028}', '\u{e0041}', '\u{9b}'] {
+            assert_eq!(printable(&format!("a{c}b")), "a\u{fffd}b", "{c:?}");
+        }
+        assert_eq!(printable("äöü 漢字 עברית 👩\u{200d}🔧"), "äöü 漢字 עברית 👩\u{200d}🔧");
     }
 }

@@ -76,9 +76,14 @@ pub fn json_to<W: io::Write + 'static>(
         .finish())
 }
 
+/// The filter; the audit passes whatever it says.
 fn read(filter: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::try_new(filter)
-        .map_err(|source| LogError::ReadFilter { filter: filter.to_owned(), source })
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|source| LogError::ReadFilter { filter: filter.to_owned(), source })?;
+    let always = format!("{}=info", super::audit::TARGET);
+    let always =
+        always.parse().map_err(|source| LogError::ReadFilter { filter: always.clone(), source })?;
+    Ok(filter.add_directive(always))
 }
 
 /// Context of everything that is done for a task. It is an error's span so that a filter that shows

@@ -3,6 +3,7 @@
 //! The daemon ([`daemon`], [`session`], [`steps`], [`pod`], [`streams`], [`ledger`]) and the gateway
 //! ([`gateway`]) are two processes that share no memory; they meet at [`link`] alone. The enforcer
 //! ([`enforcer`]) is a third one, which takes one kind of order ([`enforcer::contract`]).
+//! Daemon and gateway watch for secrets with [`scrub`].
 
 pub mod args;
 pub mod clock;
@@ -14,6 +15,7 @@ pub mod ledger;
 pub mod link;
 pub mod metrics;
 pub mod pod;
+pub mod scrub;
 pub mod session;
 pub mod steps;
 pub mod streams;

@@ -34,6 +34,7 @@ use self::{
     budget::Budget,
     spool::{Spool, SpoolError},
 };
+use crate::scrub::Watchlist;
 
 /// How much the node keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,9 +95,21 @@ pub struct AttemptStreams {
     pub events: Spool,
     next_event: AtomicU64,
     dir: PathBuf,
+    secrets: Mutex<Arc<Watchlist>>,
 }
 
 impl AttemptStreams {
+    /// Masks these secrets in what the log takes from here on. In memory alone: after a restart the
+    /// credentials come again with the next session.
+    pub fn watch_for(&self, secrets: Watchlist) {
+        *self.secrets.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(secrets);
+    }
+
+    /// What is masked in the log.
+    pub fn secrets(&self) -> Arc<Watchlist> {
+        Arc::clone(&self.secrets.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The attempt's key.
     pub fn key(&self) -> RunKey {
         RunKey { uid: self.run.uid.clone(), attempt: self.attempt }
@@ -202,8 +215,10 @@ impl Streams {
         };
         let (log, events) = (spool(Channel::Log)?, spool(Channel::Events)?);
         let next_event = AtomicU64::new(next_event(&events)?);
+        let secrets = Mutex::default();
+        let run = run.clone();
         let streams =
-            Arc::new(AttemptStreams { run: run.clone(), attempt, log, events, next_event, dir });
+            Arc::new(AttemptStreams { run, attempt, log, events, next_event, dir, secrets });
         attempts.insert(key, Arc::clone(&streams));
         self.changed.notify_one();
         Ok(streams)

@@ -199,3 +199,26 @@ fn pages_whose_commands_are_run_have_no_other_blocks() {
     }
     assert!(seen >= 20, "blocks must be seen: {seen}");
 }
+
+#[test]
+fn every_act_of_the_audit_and_every_kind_of_refusal_is_explained() {
+    let page = read("docs/reference/audit.md");
+    let words = |file: &str, function: &str| {
+        let source = read(file);
+        let body = source.split(function).nth(1).expect("the function is there");
+        let body = body.split("\n    }\n").next().unwrap();
+        let words = body.split("=> \"").skip(1).filter_map(|rest| rest.split('"').next());
+        words.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let acts = words("src/telemetry/audit.rs", "pub fn as_str");
+    let kinds = words("supervisor/src/gateway/grants/refusals.rs", "pub fn as_str");
+    assert!(acts.len() >= 5 && kinds.len() >= 5, "{acts:?} {kinds:?}");
+    for act in &acts {
+        assert!(page.contains(&format!("| `{act}` |")), "docs/reference/audit.md lacks {act}");
+    }
+    for kind in &kinds {
+        assert!(page.contains(&format!("`{kind}` (")), "docs/reference/audit.md lacks {kind}");
+    }
+    let rows = page.lines().filter(|line| line.starts_with("| `") && !line.contains("`act`"));
+    assert_eq!(rows.count(), acts.len(), "a row for an act that is gone");
+}

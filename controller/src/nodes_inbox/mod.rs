@@ -4,6 +4,7 @@
 //! One dispatcher takes the events and hands those of one run to one of a few workers, so that the
 //! reports of a run stay in order and a slow API server holds up neither sessions nor other runs.
 
+mod acts;
 mod record;
 mod worker;
 

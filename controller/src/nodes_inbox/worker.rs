@@ -18,7 +18,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
 
-use super::record::{minimal, recorded};
+use super::{
+    acts::{Act, acts},
+    record::{minimal, recorded},
+};
 use crate::{
     apply::{Applier, ApplyError, run_event},
     clock,
@@ -335,6 +338,11 @@ impl Worker {
         let said = said.map(|message| format!(": {message}")).unwrap_or_default();
         let note = format!("step {} on node {}{said}", run.spec.step, run.spec.node_name);
         self.applier.events.publish_run(run, run_event(reason, warning, note));
+        if matches!(phase, "Succeeded" | "Failed") {
+            for Act { reason, warning, note } in acts(&run.spec.step, status) {
+                self.applier.events.publish_run(run, run_event(reason, warning, note));
+            }
+        }
     }
 
     fn tell_mismatch(&self, run: &AgentRun) {

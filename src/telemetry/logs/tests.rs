@@ -91,3 +91,17 @@ fn a_malformed_filter_is_refused_with_its_text() {
     let error = start(LogFormat::Text, "info,kube=loud").unwrap_err();
     assert!(error.to_string().contains("kube=loud"), "{error}");
 }
+
+#[test]
+fn no_filter_leaves_out_the_audit() {
+    for filter in ["error", "off", "info,audit=off", "warn,audit=error"] {
+        let lines = lines(filter, || {
+            tracing::info!(target: crate::telemetry::audit::TARGET, act = "refused", "refused");
+            tracing::info!("something else");
+        });
+        let acts: Vec<_> = lines.iter().map(|line| line["act"].as_str()).collect();
+        let others = usize::from(filter.starts_with("info"));
+        assert_eq!(acts.iter().filter(|act| **act == Some("refused")).count(), 1, "{filter}");
+        assert_eq!(acts.len(), 1 + others, "{filter}");
+    }
+}

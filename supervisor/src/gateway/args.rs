@@ -1,11 +1,22 @@
 //! Arguments and configuration of the gateway; everything is checked here, once, at the start.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use agent_operator::attempt::GitIdentity;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
-use super::{egress::policy::HostPort, llm::prices::Price, proxy, upstream::Upstream};
+use super::{
+    egress::policy::HostPort,
+    git::{self, GitLimits},
+    llm::prices::Price,
+    network::Network,
+    proxy,
+    upstream::Upstream,
+};
 
 /// Arguments of `supervisor gateway`.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,9 +45,24 @@ pub struct Args {
     /// File with the proxy's user name and password, as user:password.
     #[arg(long, env = "GATEWAY_PROXY_CREDENTIALS")]
     pub proxy_credentials: Option<PathBuf>,
+    /// Addresses of this pod and its node, public ones too: no tunnel leads there.
+    #[arg(long, env = "GATEWAY_OWN_ADDRESSES", value_delimiter = ',')]
+    pub own_address: Vec<String>,
+    /// Address of the API server as Kubernetes tells every container; no tunnel leads there.
+    #[arg(long, env = "KUBERNETES_SERVICE_HOST")]
+    pub api_server: Option<String>,
     /// Lets CONNECT reach private, loopback and cluster addresses. For test rigs without a network.
     #[arg(long, env = "GATEWAY_EGRESS_ALLOW_PRIVATE")]
     pub egress_allow_private: bool,
+}
+
+impl Args {
+    /// What belongs to this cluster, as far as a container is told.
+    pub fn own_addresses(&self) -> Vec<Network> {
+        // The kubelet fills these in; a node without an address of one family leaves a hole.
+        let texts = self.own_address.iter().chain(&self.api_server);
+        texts.filter_map(|text| text.trim().parse::<IpAddr>().ok()).map(Network::from).collect()
+    }
 }
 
 /// The configuration file, written by the chart.
@@ -57,6 +83,9 @@ pub struct Config {
     /// Prices by model name; a name also covers its dated versions (`name-20250101`).
     #[serde(default)]
     pub prices: BTreeMap<String, Price>,
+    /// What attempts may bring upstream.
+    #[serde(default)]
+    pub git: Git,
     /// Author and committer of the runner's commits.
     #[serde(default = "default_identity")]
     pub git_identity: GitIdentity,
@@ -79,6 +108,9 @@ pub struct Llm {
     /// reach the internet past the gateway, so none is allowed by default.
     #[serde(default)]
     pub server_tools: Vec<String>,
+    /// Models that may be called, by name; a name also covers its dated versions. Empty: all.
+    #[serde(default)]
+    pub models: Vec<String>,
 }
 
 /// Settings of the CONNECT proxy.
@@ -87,6 +119,48 @@ pub struct Llm {
 pub struct Egress {
     /// Hosts (`name` or `name:port`, default port 443) that every attempt may reach.
     pub allowed_hosts: Vec<String>,
+    /// Networks that no tunnel leads to, besides those that are not public.
+    #[serde(deserialize_with = "networks")]
+    pub denied_networks: Vec<Network>,
+}
+
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Network>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let parse = |text: &String| text.parse().map_err(serde::de::Error::custom);
+    texts.iter().map(parse).collect()
+}
+
+/// What attempts may bring upstream; each default has its reason in `git`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Git {
+    /// Files and folders that only people change.
+    pub protected_paths: Vec<String>,
+    /// Most files that a step may change.
+    pub files: u64,
+    /// Most new objects of a step.
+    pub objects: u64,
+    /// Largest pack of one push, and most bytes that a step may bring.
+    pub push_bytes: u64,
+}
+
+impl Default for Git {
+    fn default() -> Self {
+        let limits = GitLimits::default();
+        Self {
+            protected_paths: git::PROTECTED_BY_DEFAULT.map(str::to_owned).to_vec(),
+            files: limits.files_max,
+            objects: limits.objects_max,
+            push_bytes: limits.push_bytes_max,
+        }
+    }
+}
+
+impl Git {
+    /// The limits as the git service takes them.
+    pub fn limits(&self) -> GitLimits {
+        GitLimits::with_push(self.push_bytes, self.objects, self.files)
+    }
 }
 
 /// Limits; each default has its reason in `limits`.
@@ -103,6 +177,8 @@ pub struct Limits {
     pub model_calls: usize,
     /// Largest body of a model call in bytes.
     pub model_body_bytes: usize,
+    /// Bytes of all bodies of model calls of one attempt that are held at once.
+    pub model_buffer_bytes: usize,
     /// Concurrent tunnels of one attempt.
     pub tunnels: usize,
     /// Bytes that one attempt may send out through tunnels.
@@ -118,6 +194,7 @@ impl Default for Limits {
             requests_per_second: limits::REQUESTS_PER_SECOND,
             model_calls: limits::MODEL_CALLS_MAX,
             model_body_bytes: limits::MODEL_BODY_BYTES_MAX,
+            model_buffer_bytes: limits::MODEL_BUFFER_BYTES_MAX,
             tunnels: limits::TUNNELS_MAX,
             tunnel_upload_bytes: limits::TUNNEL_UPLOAD_BYTES_MAX,
         }
@@ -165,6 +242,9 @@ pub enum ConfigError {
     /// An allowed host is malformed.
     #[error("egress.allowedHosts: {0}")]
     AllowedHost(String),
+    /// A protected path is malformed.
+    #[error(transparent)]
+    Protected(#[from] git::ProtectedError),
     /// The proxy settings are malformed.
     #[error(transparent)]
     Proxy(#[from] proxy::RuleError),
@@ -192,6 +272,7 @@ impl Config {
             HostPort::parse_allowed(host)
                 .map_err(|error| ConfigError::AllowedHost(error.to_string()))?;
         }
+        git::ProtectedPaths::new(&config.git.protected_paths)?;
         proxy::ProxyRules::new(&config.proxy, None)?;
         Ok(config)
     }
@@ -250,11 +331,46 @@ mod tests {
     }
 
     #[test]
+    fn the_built_in_protected_paths_are_those_of_the_chart() {
+        let values = include_str!("../../../deploy/helm/agent-operator/values.yaml");
+        let values: serde_json::Value = serde_saphyr::from_str(values).unwrap();
+        let chart = &values["gateway"]["git"]["protectedPaths"];
+        assert_eq!(chart, &serde_json::json!(Git::default().protected_paths));
+    }
+
+    #[test]
+    fn own_addresses_are_taken_from_what_kubernetes_fills_in() {
+        use clap::Parser as _;
+
+        #[derive(clap::Parser)]
+        struct Program {
+            #[command(flatten)]
+            args: Args,
+        }
+        let line = "x --socket s --git-dir g --config c --api-server 10.96.0.1 \
+                    --own-address 203.0.113.7,2001:db8::7,";
+        let own = Program::parse_from(line.split_whitespace()).args.own_addresses();
+        assert_eq!(own.len(), 3);
+        for address in ["203.0.113.7", "2001:db8::7", "10.96.0.1", "::ffff:203.0.113.7"] {
+            let address = address.parse().unwrap();
+            assert!(own.iter().any(|network| network.contains(address)), "{address}");
+        }
+    }
+
+    #[test]
     fn unknown_fields_and_bad_urls_are_refused() {
         assert!(matches!(Config::parse("llm: {baseUrl: x}"), Err(ConfigError::Parse(_))));
         assert!(matches!(
             Config::parse("llm: {baseURL: 'ftp://x'}"),
             Err(ConfigError::BaseUrl { field: "llm.baseURL", .. })
+        ));
+        assert!(matches!(
+            Config::parse("llm: {}\negress: {deniedNetworks: ['1.2.3.4/99']}"),
+            Err(ConfigError::Parse(_))
+        ));
+        assert!(matches!(
+            Config::parse("llm: {}\ngit: {protectedPaths: ['../x']}"),
+            Err(ConfigError::Protected(_))
         ));
         assert!(matches!(
             Config::parse("llm: {}\negress: {allowedHosts: ['1.2.3.4']}"),

@@ -3,6 +3,7 @@
 #![allow(clippy::result_large_err, reason = "the error is the answer itself, made once a request")]
 
 mod collect;
+mod outputs;
 pub mod preparation;
 mod upstream_writes;
 
@@ -150,6 +151,7 @@ pub(super) async fn gate(gateway: &Shared, caller: &Caller, request: Request<Bod
         Err(answer) => return answer,
     };
     let attempt = &caller.attempt;
+    let request = outputs::gate(request, &attempt.secrets());
     let probed = request.probe.is_some();
     if attempt.note_at_gate(&request) {
         // Nobody waits for the acknowledgement: the gate's opening is the answer.
@@ -211,7 +213,7 @@ pub(super) async fn events(gateway: &Shared, caller: &Caller, request: Request<B
     let known = usize::try_from(next.saturating_sub(request.first)).unwrap_or(usize::MAX);
     let gap = request.first > *next;
     if !gap && known < request.records.len() {
-        let records = request.records[known..].to_vec();
+        let records = outputs::events(&request.records[known..], &attempt.secrets());
         let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
         let event = DurableEvent::Events { first: *next, records };
         if let Err(answer) = record(gateway, attempt.key(), event).await {
@@ -229,6 +231,7 @@ pub(super) async fn result(gateway: &Shared, caller: &Caller, request: Request<B
         Err(answer) => return answer,
     };
     let attempt = &caller.attempt;
+    let result = outputs::result(result, &attempt.secrets());
     // The agent is gone; what its last calls used belongs into the final counts.
     let _ = timeout(SETTLE_TIMEOUT, attempt.limits().model_calls_done()).await;
     let Some(result) = attempt.take_result(result) else {

@@ -21,6 +21,7 @@ use super::{
     forge::Forges,
     git::{GitService, RepositoryGrant},
     grants::{Attempt, Grants},
+    limits::Connections,
     llm::ModelProxy,
     metrics::{Metrics, Operation},
     permit::Permit,
@@ -51,6 +52,8 @@ pub struct Gateway {
     pub preflights: Preflights,
     /// The CONNECT proxy.
     pub egress: Egress,
+    /// Connections and request rates by source address.
+    pub connections: Connections,
     /// Everything that is spawned for an attempt: answers, tunnels, preparations, writes upstream.
     pub tasks: TaskTracker,
     /// Whether quarantines of before the start have been removed.
@@ -175,7 +178,8 @@ pub(super) fn build(
         upstreams: config.upstreams.clone(),
         ca_file: args.ca_bundle.clone(),
         proxies: Arc::clone(&proxies),
-        limits: super::git::GitLimits::default(),
+        limits: config.git.limits(),
+        protected: super::git::ProtectedPaths::new(&config.git.protected_paths)?,
     })
     .context("cannot set up the git directory")?;
     Ok(Arc::new(Gateway {
@@ -186,7 +190,8 @@ pub(super) fn build(
         git,
         forges: Forges::new(config.upstreams.clone(), client.clone()),
         model: ModelProxy::new(&config, client, tasks.clone(), book.clone()),
-        egress: Egress::new(&config, args.egress_allow_private, proxies, tasks.clone(), metrics),
+        egress: Egress::new(args, &config, proxies, tasks.clone(), metrics),
+        connections: Connections::new(&config.limits),
         config,
         book,
         tasks,

@@ -1,10 +1,12 @@
 //! The CONNECT proxy: tunnels to allowed hosts, by name, to public addresses, TLS with that name.
 
+mod address;
 pub mod policy;
 pub mod sni;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,9 +22,12 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use self::policy::{Denied, HostPort, NamePolicy};
+use self::{
+    address::{AddressPolicy, Resolver, SystemResolver},
+    policy::{Denied, HostPort, NamePolicy},
+};
 use super::{
-    args::{Config, host_of},
+    args::{Args, Config, host_of},
     grants::{Attempt, RefusalKind},
     identity::Caller,
     metrics::Metrics,
@@ -43,7 +48,8 @@ const BUFFER_BYTES: usize = 16 * 1024;
 #[derive(Clone, Debug)]
 pub struct Egress {
     names: Arc<NamePolicy>,
-    allow_private: bool,
+    addresses: Arc<AddressPolicy>,
+    resolver: Arc<dyn Resolver>,
     proxies: Arc<ProxyRules>,
     tunnels: TaskTracker,
     metrics: Arc<Metrics>,
@@ -54,7 +60,7 @@ pub struct Egress {
 enum ConnectError {
     #[error("{0} could not be resolved")]
     Resolve(String, #[source] std::io::Error),
-    #[error("{0} stands for no public address")]
+    #[error("{0} stands for an address that is not public, or no tunnel may lead to")]
     Private(String),
     #[error("{0} did not accept the connection")]
     Connect(String),
@@ -71,14 +77,20 @@ enum ConnectError {
 impl Egress {
     /// A proxy with the chart's settings; tunnels run in `tunnels`.
     pub fn new(
+        args: &Args,
         config: &Config,
-        allow_private: bool,
         proxies: Arc<ProxyRules>,
         tunnels: TaskTracker,
         metrics: Arc<Metrics>,
     ) -> Self {
         let names = NamePolicy::new(&config.egress.allowed_hosts, config.credential_hosts());
-        Self { names: Arc::new(names), allow_private, proxies, tunnels, metrics }
+        let addresses = AddressPolicy {
+            allow_private: args.egress_allow_private,
+            denied: config.egress.denied_networks.clone(),
+            own: args.own_addresses(),
+        };
+        let (addresses, resolver) = (Arc::new(addresses), Arc::new(SystemResolver));
+        Self { names: Arc::new(names), addresses, resolver, proxies, tunnels, metrics }
     }
 
     /// Answers one CONNECT request.
@@ -157,13 +169,12 @@ impl Egress {
             return tunnel.map_err(|error| ConnectError::Tunnel { host: host.to_string(), error });
         }
         let dial = async {
-            let addresses: Vec<SocketAddr> =
-                tokio::net::lookup_host((host.host.as_str(), host.port))
-                    .await
-                    .map_err(|error| ConnectError::Resolve(host.to_string(), error))?
-                    .filter(|address| self.allow_private || policy::is_public(address.ip()))
-                    .collect();
-            if addresses.is_empty() {
+            let addresses = self
+                .resolver
+                .resolve(host)
+                .await
+                .map_err(|error| ConnectError::Resolve(host.to_string(), error))?;
+            if !self.addresses.allows(&addresses) {
                 return Err(ConnectError::Private(host.to_string()));
             }
             for address in addresses {

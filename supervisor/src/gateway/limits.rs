@@ -28,6 +28,11 @@ pub const REQUESTS_PER_SECOND: u32 = 100;
 pub const MODEL_CALLS_MAX: usize = 8;
 /// Largest model request: the provider's own limit is 32 MB.
 pub const MODEL_BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of model requests of one attempt in memory at once: the largest one and usual ones beside it.
+/// With 16 attempts a node that is the gateway's memory limit, which nobody reaches by honest means.
+pub const MODEL_BUFFER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Unit in which buffered bytes are counted.
+const BUFFER_UNIT_BYTES: usize = 1024;
 /// Concurrent tunnels of one attempt.
 pub const TUNNELS_MAX: usize = 64;
 /// Bytes that an attempt may send out through tunnels: requests of package managers are small.
@@ -41,19 +46,33 @@ pub const HEADERS_MAX: usize = 64;
 /// Time for the whole body of an API request.
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Connections that are open, per address and in all.
+/// Source addresses that are remembered: beyond it, those without a connection are forgotten.
+const SOURCES_MAX: usize = 4096;
+
+/// Connections that are open and requests that are made, per address and in all. Whoever asks is known
+/// by address before anything of a request is believed, so a flood of one pod, whatever tokens it
+/// shows, is cut off before it costs others anything.
 #[derive(Clone, Debug)]
 pub struct Connections {
     all: Arc<Semaphore>,
-    per_pod: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    sources: Sources,
     per_pod_max: usize,
+    rate: u32,
+}
+
+type Sources = Arc<Mutex<HashMap<IpAddr, Source>>>;
+
+#[derive(Debug)]
+struct Source {
+    open: usize,
+    requests: Bucket,
 }
 
 /// One open connection; counts until dropped.
 #[derive(Debug)]
 pub struct ConnectionSlot {
     _all: OwnedSemaphorePermit,
-    per_pod: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    sources: Sources,
     address: IpAddr,
 }
 
@@ -62,32 +81,45 @@ impl Connections {
     pub fn new(limits: &Limits) -> Self {
         Self {
             all: Arc::new(Semaphore::new(limits.connections)),
-            per_pod: Arc::default(),
+            sources: Arc::default(),
             per_pod_max: limits.connections_per_pod,
+            rate: limits.requests_per_second,
         }
     }
 
     /// Takes a slot for `address`; none when a limit is reached.
-    pub fn take(&self, address: IpAddr) -> Option<ConnectionSlot> {
-        let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        let mut per_pod = self.per_pod.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = per_pod.entry(address).or_insert(0);
-        if *open >= self.per_pod_max {
+    pub fn take(&self, address: IpAddr, now: Instant) -> Option<ConnectionSlot> {
+        let mut sources = lock(&self.sources);
+        if sources.len() >= SOURCES_MAX {
+            sources.retain(|_, source| source.open > 0);
+        }
+        let fresh = || Source { open: 0, requests: Bucket::new(self.rate, now) };
+        let source = sources.entry(address).or_insert_with(fresh);
+        // The pod's own limit first: a pod that has too many open never takes from what is for all.
+        if source.open >= self.per_pod_max {
             return None;
         }
-        *open += 1;
-        Some(ConnectionSlot { _all: all, per_pod: Arc::clone(&self.per_pod), address })
+        let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        source.open += 1;
+        Some(ConnectionSlot { _all: all, sources: Arc::clone(&self.sources), address })
     }
+
+    /// Whether one more request of `address` fits its rate. One without a connection has none.
+    pub fn take_request(&self, address: IpAddr, now: Instant) -> bool {
+        let sources = lock(&self.sources);
+        sources.get(&address).is_none_or(|source| source.requests.take(now))
+    }
+}
+
+fn lock(sources: &Sources) -> std::sync::MutexGuard<'_, HashMap<IpAddr, Source>> {
+    sources.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut per_pod = self.per_pod.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = per_pod.get_mut(&self.address) {
-            *open -= 1;
-            if *open == 0 {
-                per_pod.remove(&self.address);
-            }
+        // The source stays with its rate: a new connection must not be a new allowance.
+        if let Some(source) = lock(&self.sources).get_mut(&self.address) {
+            source.open -= 1;
         }
     }
 }
@@ -95,9 +127,10 @@ impl Drop for ConnectionSlot {
 /// Limits of one attempt.
 #[derive(Debug)]
 pub struct AttemptLimits {
-    requests: Bucket,
+    runner_requests: Bucket,
     model_calls: Arc<Semaphore>,
     model_calls_max: u32,
+    model_buffer: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
     upload_left: AtomicU64,
 }
@@ -106,7 +139,8 @@ impl AttemptLimits {
     /// With the configured limits, full at `now`.
     pub fn new(limits: &Limits, now: Instant) -> Self {
         Self {
-            requests: Bucket::new(limits.requests_per_second, now),
+            runner_requests: Bucket::new(limits.requests_per_second, now),
+            model_buffer: Arc::new(Semaphore::new(limits.model_buffer_bytes / BUFFER_UNIT_BYTES)),
             model_calls: Arc::new(Semaphore::new(limits.model_calls)),
             model_calls_max: u32::try_from(limits.model_calls).unwrap_or(u32::MAX),
             tunnels: Arc::new(Semaphore::new(limits.tunnels)),
@@ -114,9 +148,16 @@ impl AttemptLimits {
         }
     }
 
-    /// Whether one more request fits the rate.
-    pub fn take_request(&self, now: Instant) -> bool {
-        self.requests.take(now)
+    /// Whether one more request of the runner fits the rate. It has one of its own, so that its agent
+    /// cannot keep it from reporting.
+    pub fn take_runner_request(&self, now: Instant) -> bool {
+        self.runner_requests.take(now)
+    }
+
+    /// Room for `bytes` more of a model request, until dropped; none when there is none.
+    pub fn take_model_buffer(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.div_ceil(BUFFER_UNIT_BYTES)).ok()?;
+        Arc::clone(&self.model_buffer).try_acquire_many_owned(units).ok()
     }
 
     /// A slot for a model call; none when all are taken.
@@ -171,17 +212,57 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_pod_cannot_take_the_connections_of_another() {
+    #[tokio::test(start_paused = true)]
+    async fn one_pod_cannot_take_the_connections_of_another() {
         let limits = Limits { connections: 10, connections_per_pod: 2, ..Limits::default() };
         let connections = Connections::new(&limits);
-        let a = IpAddr::from([10, 0, 0, 1]);
-        let first = connections.take(a).unwrap();
-        let _second = connections.take(a).unwrap();
-        assert!(connections.take(a).is_none());
-        assert!(connections.take(IpAddr::from([10, 0, 0, 2])).is_some());
+        let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let now = Instant::now();
+        let first = connections.take(a, now).unwrap();
+        let _second = connections.take(a, now).unwrap();
+        for _ in 0..1000 {
+            assert!(connections.take(a, now).is_none());
+        }
+        let others: Vec<_> = (0..2).filter_map(|_| connections.take(b, now)).collect();
+        assert_eq!(others.len(), 2);
         drop(first);
-        assert!(connections.take(a).is_some());
+        assert!(connections.take(a, now).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_from_one_address_costs_another_no_request() {
+        let limits = Limits { requests_per_second: 10, ..Limits::default() };
+        let connections = Connections::new(&limits);
+        let (flood, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let now = Instant::now();
+        let _slots = [connections.take(flood, now).unwrap(), connections.take(other, now).unwrap()];
+        let passed = (0..10_000).filter(|_| connections.take_request(flood, now)).count();
+        assert_eq!(passed, 20, "twice the rate at once");
+        let passed = (0..20).filter(|_| connections.take_request(other, now)).count();
+        assert_eq!(passed, 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_connection_is_no_new_allowance() {
+        let limits = Limits { requests_per_second: 1, ..Limits::default() };
+        let connections = Connections::new(&limits);
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let mut passed = 0;
+        for _ in 0..100 {
+            let _slot = connections.take(address, Instant::now()).unwrap();
+            passed += u32::from(connections.take_request(address, Instant::now()));
+        }
+        assert_eq!(passed, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn model_requests_of_one_attempt_are_bounded_together() {
+        let limits = Limits { model_buffer_bytes: 4096, ..Limits::default() };
+        let limits = AttemptLimits::new(&limits, Instant::now());
+        let held = limits.take_model_buffer(3000).unwrap();
+        assert!(limits.take_model_buffer(2000).is_none());
+        drop(held);
+        assert!(limits.take_model_buffer(4096).is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@
 mod answer;
 pub mod key;
 pub mod meter;
+mod models;
 pub mod prices;
 pub mod request;
 
@@ -18,17 +19,17 @@ use agent_operator::{
     domain::{Credential, Reason, Usage, secret::purpose},
 };
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Limited};
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
-use self::prices::Prices;
+use self::{models::AllowedModels, prices::Prices};
 use super::{
     args::Config,
     book::{Began, Book},
@@ -115,6 +116,7 @@ struct Inner {
     base_url: String,
     host: String,
     server_tools: Vec<String>,
+    models: AllowedModels,
     prices: Prices,
     body_bytes_max: usize,
     answers: TaskTracker,
@@ -137,6 +139,7 @@ impl ModelProxy {
                 base_url: config.llm.base_url.clone(),
                 host: config.llm.host.clone(),
                 server_tools: config.llm.server_tools.clone(),
+                models: AllowedModels::new(config.llm.models.clone()),
                 prices: Prices::new(config.prices.clone()),
                 body_bytes_max: config.limits.model_body_bytes,
                 answers,
@@ -153,8 +156,8 @@ impl ModelProxy {
             Err(answer) => return answer,
         };
         let (parts, body) = request.into_parts();
-        let body = match self.read_body(attempt, body).await {
-            Ok(body) => body,
+        let (body, _room) = match self.read_body(attempt, body).await {
+            Ok(read) => read,
             Err(answer) => return answer,
         };
         let facts = match self.check_body(attempt, &body) {
@@ -250,19 +253,44 @@ impl ModelProxy {
         )
     }
 
-    async fn read_body(&self, attempt: &Attempt, body: Body) -> Result<Bytes, Answer> {
-        let read = Limited::new(body, self.inner.body_bytes_max).collect();
-        match timeout(BODY_READ_TIMEOUT, read).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(cause)) if cause.is::<http_body_util::LengthLimitError>() => {
-                attempt.refuse(RefusalKind::Limit, "model request bytes");
-                let message = "the request is too large";
-                Err(error(StatusCode::PAYLOAD_TOO_LARGE, Kind::TOO_LARGE, message, false))
+    /// The body, and the room that it takes in memory until that is dropped.
+    async fn read_body(
+        &self,
+        attempt: &Attempt,
+        body: Body,
+    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Answer> {
+        let mut body = Limited::new(body, self.inner.body_bytes_max);
+        let (mut bytes, mut room) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
+        let until = Instant::now() + BODY_READ_TIMEOUT;
+        loop {
+            let piece = match timeout_at(until, body.frame()).await {
+                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                Ok(None) => return Ok((bytes.freeze(), room)),
+                Ok(Some(Err(cause))) if cause.is::<http_body_util::LengthLimitError>() => {
+                    attempt.refuse(RefusalKind::Limit, "model request bytes");
+                    let message = "the request is too large";
+                    return Err(error(
+                        StatusCode::PAYLOAD_TOO_LARGE,
+                        Kind::TOO_LARGE,
+                        message,
+                        false,
+                    ));
+                }
+                Ok(Some(Err(_))) | Err(_) => {
+                    let message = "the request did not arrive whole";
+                    return Err(error(StatusCode::REQUEST_TIMEOUT, Kind::INVALID, message, true));
+                }
+            };
+            let Some(more) = attempt.limits().take_model_buffer(piece.len()) else {
+                attempt.refuse(RefusalKind::Limit, "model request bytes at once");
+                let message = "too many large model calls at once";
+                return Err(error(StatusCode::TOO_MANY_REQUESTS, Kind::RATE_LIMIT, message, true));
+            };
+            match &mut room {
+                Some(room) => room.merge(more),
+                None => room = Some(more),
             }
-            Ok(Err(_)) | Err(_) => {
-                let message = "the request did not arrive whole";
-                Err(error(StatusCode::REQUEST_TIMEOUT, Kind::INVALID, message, true))
-            }
+            bytes.extend_from_slice(&piece);
         }
     }
 
@@ -275,6 +303,14 @@ impl ModelProxy {
             attempt.refuse(RefusalKind::Model, target);
             error(StatusCode::BAD_REQUEST, Kind::INVALID, &refusal.to_string(), false)
         })?;
+        if !self.inner.models.allow(&facts.model) {
+            attempt.refuse(RefusalKind::Model, &format!("model {}", facts.model));
+            let message = format!(
+                "model {} is not allowed here; add it to the chart value llm.models",
+                agent_operator::domain::text::printable(&facts.model)
+            );
+            return Err(error(StatusCode::FORBIDDEN, Kind::PERMISSION, &message, false));
+        }
         let limited = attempt.budget().is_some_and(|budget| budget.cost_micro_usd.is_some());
         if limited && self.inner.prices.of(&facts.model).is_none() {
             attempt.refuse(RefusalKind::Model, "model without a price");

@@ -31,6 +31,7 @@ pub mod limits;
 pub mod link_server;
 pub mod llm;
 pub mod metrics;
+pub mod network;
 pub mod permit;
 mod preflight;
 pub mod proxy;

@@ -2,7 +2,13 @@
 //! its route. Every route stands in [`Route::of`] with the token that it needs; what is not listed
 //! there is refused and counted.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+#![allow(clippy::result_large_err, reason = "the error is the answer itself, made once a request")]
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::body::Body;
 use http::{HeaderMap, Method, Request, StatusCode, header};
@@ -17,9 +23,9 @@ use tracing::Instrument as _;
 use super::{
     attempt_api,
     core::{Shared, repository_grant},
-    grants::{RefusalKind, TokenKind},
+    grants::{Attempt, RefusalKind, TokenKind},
     identity::{self, Caller, IdentityError, Scheme},
-    limits::{Connections, HEADER_BYTES_MAX, HEADER_READ_TIMEOUT, HEADERS_MAX},
+    limits::{HEADER_BYTES_MAX, HEADER_READ_TIMEOUT, HEADERS_MAX},
     llm,
     respond::{self, Answer},
 };
@@ -157,7 +163,6 @@ fn is_plain(path: &str) -> bool {
 
 /// Accepts until the shutdown; open connections end with it.
 pub async fn serve(gateway: Shared, listener: TcpListener) {
-    let connections = Connections::new(&gateway.config.limits);
     loop {
         let accepted = tokio::select! {
             () = gateway.shutdown.cancelled() => return,
@@ -172,7 +177,7 @@ pub async fn serve(gateway: Shared, listener: TcpListener) {
             }
         };
         let address = peer.ip().to_canonical();
-        let Some(slot) = connections.take(address) else {
+        let Some(slot) = gateway.connections.take(address, Instant::now()) else {
             if let Some(attempt) = gateway.grants.at_address(address) {
                 attempt.refuse(RefusalKind::Limit, "connections");
             }
@@ -228,40 +233,69 @@ async fn judge(
     request: Request<Body>,
     route: Option<Route>,
 ) -> Answer {
-    let target = target(&request);
+    let address = peer.ip().to_canonical();
+    let now = Instant::now();
+    // Whoever is refused, or asks for nothing, spends of its address' allowance too.
+    let admitted = admit(gateway, address, &request, route);
+    let within_rate = match (&admitted, route.and_then(Route::needs)) {
+        (Ok(Some(caller)), Some((TokenKind::Runner, _))) => {
+            caller.attempt.limits().take_runner_request(now)
+        }
+        _ => gateway.connections.take_request(address, now),
+    };
+    if !within_rate {
+        return too_many(gateway.grants.at_address(address).as_deref());
+    }
+    let (route, caller) = match (route, admitted) {
+        (_, Err(answer)) => return answer,
+        (Some(route), Ok(Some(caller))) => (route, caller),
+        (_, Ok(_)) => return respond::empty(StatusCode::OK),
+    };
+    let within = caller.attempt.context().clone();
+    dispatch(gateway, route, &caller, request).instrument(within).await
+}
+
+/// The caller; none on the routes that say nothing.
+fn admit(
+    gateway: &Shared,
+    address: IpAddr,
+    request: &Request<Body>,
+    route: Option<Route>,
+) -> Result<Option<Caller>, Answer> {
+    let target = target(request);
     let count = |kind: RefusalKind| {
-        if let Some(attempt) = gateway.grants.at_address(peer.ip().to_canonical()) {
+        if let Some(attempt) = gateway.grants.at_address(address) {
             attempt.refuse(kind, &target);
         }
     };
-    if let Some(message) = ambiguous(&request) {
+    if let Some(message) = ambiguous(request) {
         count(RefusalKind::Limit);
-        let mut answer = respond::refused(StatusCode::BAD_REQUEST, message);
-        let close = header::HeaderValue::from_static("close");
-        answer.headers_mut().insert(header::CONNECTION, close);
-        return answer;
+        return Err(closing(respond::refused(StatusCode::BAD_REQUEST, message)));
     }
     let Some(route) = route else {
         let path = request.uri().path();
         let kind = if path.starts_with("/git") { RefusalKind::Git } else { RefusalKind::Egress };
         count(kind);
-        return respond::refused(StatusCode::NOT_FOUND, "no such route");
+        return Err(respond::refused(StatusCode::NOT_FOUND, "no such route"));
     };
-    let Some((kind, scheme)) = route.needs() else { return respond::empty(StatusCode::OK) };
+    let Some((kind, scheme)) = route.needs() else { return Ok(None) };
     let caller =
-        identity::identify(&gateway.grants, request.headers(), scheme, kind, peer.ip(), &target);
-    match caller {
-        Ok(caller) if caller.attempt.limits().take_request(Instant::now()) => {
-            let within = caller.attempt.context().clone();
-            dispatch(gateway, route, &caller, request).instrument(within).await
-        }
-        Ok(caller) => {
-            caller.attempt.refuse(RefusalKind::Limit, "requests");
-            let message = "too many requests";
-            respond::error(StatusCode::TOO_MANY_REQUESTS, None, message, true)
-        }
-        Err(error) => unidentified(route, error),
+        identity::identify(&gateway.grants, request.headers(), scheme, kind, address, &target);
+    caller.map(Some).map_err(|error| unidentified(route, error))
+}
+
+/// 429, and the end of the connection: the next request costs a new one.
+fn too_many(attempt: Option<&Attempt>) -> Answer {
+    if let Some(attempt) = attempt {
+        attempt.refuse(RefusalKind::Limit, "requests");
     }
+    closing(respond::error(StatusCode::TOO_MANY_REQUESTS, None, "too many requests", true))
+}
+
+fn closing(mut answer: Answer) -> Answer {
+    let close = header::HeaderValue::from_static("close");
+    answer.headers_mut().insert(header::CONNECTION, close);
+    answer
 }
 
 async fn dispatch(

@@ -1,6 +1,8 @@
 //! The whole gateway on loopback, driven as a sandbox and as a supervisor would.
 
+mod audit;
 mod connect;
+mod flood;
 mod heads;
 mod journey;
 mod model;

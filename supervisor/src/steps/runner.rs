@@ -301,8 +301,12 @@ impl Runner {
             facts.rebase(now, &boot_id);
             (run, Machine::new(facts))
         });
+        let machines: BTreeMap<RunKey, Machine> = machines.collect();
+        // The gateway may have the credentials still, but what watches for them in logs was in memory.
+        let live = machines.iter().filter(|(_, machine)| !machine.finished());
+        let needing = live.map(|(run, _)| run.clone()).collect();
         let mut runner = Self {
-            machines: machines.collect(),
+            machines,
             boot_id,
             ledger,
             highest_epoch: memory.highest_epoch,
@@ -313,7 +317,7 @@ impl Runner {
             tokens: HashMap::new(),
             session: None,
             link: None,
-            needing: BTreeSet::new(),
+            needing,
             unkept: Vec::new(),
             facts_missing: settings.facts_missing,
             strangers: BTreeMap::new(),

@@ -10,6 +10,7 @@ mod follow;
 mod issues;
 mod many_tasks;
 mod preflight;
+mod quarantine;
 mod release;
 mod retries;
 mod rotation;

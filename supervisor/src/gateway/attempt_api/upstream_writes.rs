@@ -7,8 +7,9 @@
 use std::{future::Future, sync::Arc};
 
 use agent_operator::{
-    attempt::{PublishRequest, PullRequestRequest},
+    attempt::{PublishRequest, Published, PullRequestRequest},
     domain::{Credential, Reason, StepName, secret::purpose},
+    telemetry::audit::{self, Act},
 };
 use axum::body::Body;
 use http::{Request, StatusCode};
@@ -51,12 +52,25 @@ pub(in crate::gateway) async fn publish(
     to_the_end(gateway, async move {
         let grant = repository_grant(&attempt);
         let began = Began::now();
-        let published =
-            shared.git.publish(&grant, &credential, &request.commit, &shared.permit).await;
+        let secrets = attempt.secrets();
+        let published = shared
+            .git
+            .publish(&grant, &credential, &request.commit, &secrets, &shared.permit)
+            .await;
         shared.book.at_forge(&attempt, Operation::Publish, began, published.is_ok());
         let published = match published {
-            Ok(published) => published,
-            Err(error) => return git_failure(&error),
+            Ok((published, news)) => {
+                if news {
+                    record_push(&attempt, &published);
+                }
+                published
+            }
+            Err(error) => {
+                if let Some(target) = error.refused_push() {
+                    attempt.refuse(RefusalKind::Git, &target);
+                }
+                return git_failure(&error);
+            }
         };
         let event = DurableEvent::Published {
             work_branch: published.work_branch.clone(),
@@ -91,15 +105,21 @@ pub(in crate::gateway) async fn pull_request(
         let order = PullRequestOrder {
             head_branch: head_branch(&attempt),
             grant: repository_grant(&attempt),
-            title: request.title,
-            body: request.body,
+            title: attempt.secrets().scrub(request.title),
+            body: attempt.secrets().scrub(request.body),
             issue: attempt.assignment().work.issue.clone(),
         };
         let began = Began::now();
         let opened = shared.forges.ensure_pull_request(&order, &credential, &shared.permit).await;
         shared.book.at_forge(&attempt, Operation::PullRequest, began, opened.is_ok());
         let opened = match opened {
-            Ok(opened) => opened,
+            Ok((opened, news)) => {
+                if news {
+                    let act = Act::PullRequestOpened { url: &opened.url };
+                    audit::record(attempt.assignment(), &act);
+                }
+                opened
+            }
             Err(error) => {
                 tracing::warn!(%error, "pull request failed");
                 let mut answer = failure(error.reason(), error.to_string(), error.retryable());
@@ -116,6 +136,15 @@ pub(in crate::gateway) async fn pull_request(
         }
     })
     .await
+}
+
+fn record_push(attempt: &Attempt, published: &Published) {
+    let act = Act::Pushed {
+        repository: &attempt.assignment().repository.name,
+        branch: &published.work_branch,
+        commit: &published.head_commit,
+    };
+    audit::record(attempt.assignment(), &act);
 }
 
 /// The work branch as the preparation resolved it; after a restart, as the task knows it.

@@ -168,6 +168,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
     let shared = a == 100 && (64..128).contains(&b);
     let protocol_assignments = a == 192 && b == 0 && c == 0;
     let benchmarking = a == 198 && (18..20).contains(&b);
+    let relay_to_v6 = a == 192 && b == 88 && c == 99;
     !(address.is_private()
         || address.is_loopback()
         || address.is_link_local()
@@ -177,7 +178,8 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         || a >= 240
         || shared
         || protocol_assignments
-        || benchmarking)
+        || benchmarking
+        || relay_to_v6)
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
@@ -188,7 +190,8 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     let teredo_orchid_documentation =
         segments[0] == 0x2001 && (segments[1] < 0x0200 || segments[1] == 0x0db8);
     let six_to_four = segments[0] == 0x2002;
-    global && !teredo_orchid_documentation && !six_to_four
+    let documentation = segments[0] == 0x3fff && segments[1] < 0x1000;
+    global && !teredo_orchid_documentation && !six_to_four && !documentation
 }
 
 #[cfg(test)]

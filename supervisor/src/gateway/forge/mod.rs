@@ -7,6 +7,7 @@ mod error;
 mod gitea;
 mod github;
 mod issue;
+mod markdown;
 mod refusal;
 #[cfg(test)]
 mod tests;
@@ -132,14 +133,14 @@ impl Forges {
         }
     }
 
-    /// The task's pull request: found by head branch and marker, opened when there is none. Repeating
-    /// it gives the same one. `permit` is asked right before it is opened.
+    /// The task's pull request: found by head branch and marker, opened when there is none; whether it
+    /// was opened by this. Repeating it gives the same one. `permit` is asked right before it is opened.
     pub async fn ensure_pull_request(
         &self,
         order: &PullRequestOrder,
         credential: &Credential,
         permit: &Permit,
-    ) -> Result<PullRequest, ForgeError> {
+    ) -> Result<(PullRequest, bool), ForgeError> {
         let turn = self.turn(&order.grant.task.uid);
         let _turn = turn.lock().await;
         let forge = self.forge(&order.grant.repository.url, credential)?;
@@ -152,16 +153,15 @@ impl Forges {
             body: body(&order.body, closes.as_deref(), &marker),
         };
         if let Some(found) = forge.find_pull_request(&draft.head, &marker).await? {
-            return Ok(found.pull_request);
+            return Ok((found.pull_request, false));
         }
         permit.check()?;
         if let Some(opened) = forge.open_pull_request(&draft).await? {
-            tracing::info!(url = opened.url, "pull request opened");
-            return Ok(opened);
+            return Ok((opened, true));
         }
         // Somebody was faster: this task on another node, or a person.
         let found = forge.find_pull_request(&draft.head, &marker).await?;
-        found.map(|found| found.pull_request).ok_or_else(|| ForgeError::OpenPullRequest {
+        found.map(|found| (found.pull_request, false)).ok_or_else(|| ForgeError::OpenPullRequest {
             host: credential.host.clone(),
             branch: draft.head,
         })
@@ -236,7 +236,7 @@ fn marker(task: &TaskUid) -> String {
 
 /// One printable line within the limit.
 fn title(from_sandbox: &str) -> String {
-    let line = text::printable(from_sandbox).split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = neutralise(from_sandbox).split_whitespace().collect::<Vec<_>>().join(" ");
     let line = if line.is_empty() { "Changes by agent-operator".to_owned() } else { line };
     text::truncate(&line, TITLE_BYTES_MAX).to_owned()
 }
@@ -252,8 +252,7 @@ fn body(from_sandbox: &str, closes: Option<&str>, marker: &str) -> String {
     format!("{}\n\n{ending}", text::truncate(&neutral, room).trim_end())
 }
 
-/// Makes text from a sandbox safe to show at a forge. For now only what could imitate our own mark
-/// or steer a terminal is taken out; mentions, images and links are the place to go on from here.
+/// Makes text from a sandbox safe to show at a forge; what could imitate our own mark is taken out.
 fn neutralise(markdown: &str) -> String {
-    text::printable(markdown).replace(MARKER, "")
+    markdown::neutralise(&text::printable(markdown).replace(MARKER, ""))
 }

@@ -4,27 +4,30 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
     time::Duration,
 };
 
-use agent_operator::domain::{Credential, Secret, text};
+use super::{error::GitError, finished::Finished, login::Login};
+use crate::gateway::proxy::ProxyRules;
 use nix::{sys::signal, unistd::Pid};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, Command},
 };
-use zeroize::Zeroizing;
-
-use super::error::GitError;
-use crate::gateway::proxy::ProxyRules;
 
 /// How much of a child's error output is kept; git's own messages are a few lines.
 const STDERR_BYTES_MAX: usize = 16 * 1024;
-/// How much of it goes into an error's detail.
-const DETAIL_BYTES_MAX: usize = 300;
+/// Pieces of a streamed output.
+const PIECE_BYTES: usize = 64 * 1024;
+/// Heap of a git that unpacks what a sandbox made, in KiB: a pack of a few kilobytes can unfold to
+/// gigabytes, and would take the gateway with it, which shares its memory limit.
+const HOSTILE_DATA_KIB_MAX: u32 = 384 * 1024;
+/// Objects above this size are streamed instead of held in memory.
+const BIG_FILE: &str = "core.bigFileThreshold=8m";
 
 /// Configuration of every git run, before the operation's own.
 const BASE_CONFIG: &[&str] = &[
@@ -65,45 +68,10 @@ const BASE_CONFIG: &[&str] = &[
 /// Gives the child its standard input as descriptor 3 and nothing as standard input, so that git
 /// keeps the pipe open for its credential helper alone.
 const CREDENTIAL_SHELL: &str = r#"exec 3<&0 </dev/null; exec git "$@""#;
+/// Limits the heap of git and of what it starts; the first argument is the limit in KiB.
+const BOUNDED_SHELL: &str = r#"ulimit -d "$1" || exit 1; shift; exec git "$@""#;
 /// Answers the first question with what the pipe holds, later ones with nothing.
 const CREDENTIAL_HELPER: &str = "credential.helper=!f() { cat <&3; }; f";
-
-/// How a credential is presented to git and to a forge's API.
-pub(in super::super) struct Login {
-    user: Option<String>,
-    password: Secret,
-}
-
-impl Login {
-    /// Reads `credential`: `user:password` for the scheme `basic`, otherwise a bare token.
-    pub(in super::super) fn of(credential: &Credential) -> Result<Self, GitError> {
-        let value = credential.value.expose().trim_end_matches(['\r', '\n']);
-        if value.is_empty() || value.contains(['\r', '\n', '\0']) {
-            return Err(GitError::ReadCredential);
-        }
-        let (user, password) = match value.split_once(':') {
-            Some((user, password)) if credential.scheme == "basic" => (Some(user), password),
-            _ => (None, value),
-        };
-        Ok(Self { user: user.map(str::to_owned), password: Secret::new(password) })
-    }
-
-    /// The user name; none for a bare token.
-    pub(in super::super) fn user(&self) -> Option<&str> {
-        self.user.as_deref()
-    }
-
-    /// The password or token.
-    pub(in super::super) fn password(&self) -> &Secret {
-        &self.password
-    }
-
-    fn helper_answer(&self) -> Zeroizing<String> {
-        // GitHub wants this user name beside its tokens; Gitea takes any.
-        let user = self.user().unwrap_or("x-access-token");
-        Zeroizing::new(format!("username={user}\npassword={}\n", self.password.expose()))
-    }
-}
 
 /// One git run.
 pub(super) struct Run<'a> {
@@ -121,6 +89,8 @@ pub(super) struct Run<'a> {
     pub(super) timeout: Duration,
     /// Limit of standard output.
     pub(super) output_bytes_max: usize,
+    /// Whether it reads objects that a sandbox made.
+    pub(super) hostile: bool,
 }
 
 impl<'a> Run<'a> {
@@ -134,7 +104,13 @@ impl<'a> Run<'a> {
             login: None,
             timeout: Duration::from_mins(1),
             output_bytes_max: 1024 * 1024,
+            hostile: false,
         }
+    }
+
+    /// A local operation on objects that a sandbox made: its memory is bounded.
+    pub(super) fn hostile(git_dir: &'a Path, args: &[&str]) -> Self {
+        Self { hostile: true, ..Self::local(git_dir, args) }
     }
 
     /// The same on the upstream at `url`, with a credential and another time limit.
@@ -152,63 +128,6 @@ impl<'a> Run<'a> {
 
     fn operation(&self) -> String {
         self.args.first().cloned().unwrap_or_default()
-    }
-}
-
-/// What a run left behind.
-#[derive(Debug)]
-pub(super) struct Finished {
-    /// The git subcommand.
-    pub(super) operation: String,
-    /// Exit code; none when a signal ended it.
-    pub(super) code: Option<i32>,
-    /// Standard output, whole.
-    pub(super) stdout: Vec<u8>,
-    /// Standard error, cut.
-    pub(super) stderr: String,
-}
-
-impl Finished {
-    /// The output as text when the exit code is 0.
-    pub(super) fn success(self) -> Result<String, GitError> {
-        if self.code == Some(0) {
-            return Ok(String::from_utf8_lossy(&self.stdout).into_owned());
-        }
-        let detail = self.detail();
-        Err(GitError::RunGit { operation: self.operation, detail })
-    }
-
-    /// What the upstream itself said, followed by git's own last words; cut and printable.
-    pub(super) fn upstream_words(&self) -> String {
-        let said: Vec<&str> = self
-            .stderr
-            .lines()
-            .filter_map(|line| line.strip_prefix("remote:"))
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .collect();
-        let detail = self.detail();
-        if said.is_empty() {
-            return detail;
-        }
-        let words = text::printable(&said.join(" "));
-        format!("{}; {detail}", text::truncate(&words, DETAIL_BYTES_MAX))
-    }
-
-    /// The last words of standard error that say something, cut and printable.
-    pub(super) fn detail(&self) -> String {
-        let line = self
-            .stderr
-            .lines()
-            .rev()
-            .map(str::trim)
-            .find(|line| line.starts_with("fatal:") || line.starts_with("error:"))
-            .or_else(|| self.stderr.lines().rev().map(str::trim).find(|line| !line.is_empty()));
-        match (line, self.code) {
-            (Some(line), _) => text::truncate(&text::printable(line), DETAIL_BYTES_MAX).to_owned(),
-            (None, Some(code)) => format!("exit code {code}"),
-            (None, None) => "ended by a signal".to_owned(),
-        }
     }
 }
 
@@ -245,6 +164,9 @@ impl Git {
             config.push(ca_file);
             command.args([OsStr::new("-c"), &config]);
         }
+        if run.hostile {
+            command.args(["-c", BIG_FILE]);
+        }
         for config in &run.config {
             command.args(["-c", config]);
         }
@@ -257,6 +179,15 @@ impl Git {
         self.harden(&mut command);
         self.set_proxy(&mut command, run.remote);
         command
+    }
+
+    /// The command line of a run without a credential.
+    fn bounded(&self, run: &Run<'_>) -> Command {
+        if !run.hostile {
+            return self.command("git", &[], run);
+        }
+        let limit = HOSTILE_DATA_KIB_MAX.to_string();
+        self.command("/bin/sh", &["-c", BOUNDED_SHELL, "git", &limit], run)
     }
 
     /// Names the proxy, if the upstream is behind one. By environment, for its address may hold a
@@ -301,7 +232,7 @@ impl Git {
         let operation = run.operation();
         let mut command = match run.login {
             Some(_) => self.command("/bin/sh", &["-c", CREDENTIAL_SHELL, "git"], run),
-            None => self.command("git", &[], run),
+            None => self.bounded(run),
         };
         let stdin = if run.login.is_some() { Stdio::piped() } else { Stdio::null() };
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -328,6 +259,63 @@ impl Git {
         Ok(Finished { operation, code: status.code(), stdout, stderr })
     }
 
+    /// Gives `input` to git and its output, whose limit is the caller's, piece by piece to `take`,
+    /// which may end it early. Fails when git does.
+    pub(super) async fn pass_through(
+        &self,
+        run: Run<'_>,
+        input: Vec<u8>,
+        take: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), GitError> {
+        let (operation, seconds) = (run.operation(), run.timeout.as_secs());
+        let passing = self.pass_through_unlimited(&run, input, take);
+        let ended = tokio::time::timeout(run.timeout, passing).await;
+        ended.map_err(|_| GitError::AwaitGit { operation, seconds })?
+    }
+
+    async fn pass_through_unlimited(
+        &self,
+        run: &Run<'_>,
+        input: Vec<u8>,
+        mut take: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), GitError> {
+        let mut group = self.start(run, None)?;
+        let (stdin, stdout) = (group.child.stdin.take(), group.child.stdout.take());
+        let write = async {
+            if let Some(mut stdin) = stdin {
+                // A child that is gone already says so by its exit.
+                let _ = stdin.write_all(&input).await;
+            }
+        };
+        let read = async {
+            let Some(mut stdout) = stdout else { return false };
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            while stdout.read_buf(&mut piece).await.is_ok_and(|count| count > 0) {
+                if take(&piece).is_break() {
+                    return true;
+                }
+                piece.clear();
+            }
+            false
+        };
+        let broken_off = tokio::select! {
+            broken_off = read => broken_off,
+            never = async { write.await; std::future::pending().await } => never,
+        };
+        if broken_off {
+            // Git may still have more to say: it is killed with its group.
+            return Ok(());
+        }
+        let status = group
+            .child
+            .wait()
+            .await
+            .map_err(|source| GitError::UseDisk { operation: "wait for git", source })?;
+        let detail = || format!("it ended with {status}");
+        let failed = || GitError::RunGit { operation: run.operation(), detail: detail() };
+        status.success().then_some(()).ok_or_else(failed)
+    }
+
     /// Starts git with pipes for a streamed exchange; standard error is discarded, for what matters
     /// to the client travels in the protocol.
     pub(super) fn start(
@@ -335,7 +323,7 @@ impl Git {
         run: &Run<'_>,
         git_protocol: Option<&str>,
     ) -> Result<ProcessGroup, GitError> {
-        let mut command = self.command("git", &[], run);
+        let mut command = self.bounded(run);
         if let Some(version) = git_protocol {
             command.env("GIT_PROTOCOL", version);
         }

@@ -174,6 +174,36 @@ pub enum GitError {
         /// Of what.
         unit: &'static str,
     },
+    /// The commit changes what only people change.
+    #[error(
+        "the changes touch {path}, which only people may change; leave it out of the task, or take it out of the chart value gateway.git.protectedPaths"
+    )]
+    ProtectPath {
+        /// The path, cut and made printable.
+        path: String,
+    },
+    /// The commit brings an entry that is not published.
+    #[error("{path:?} is {what}, which is not published; leave it out of every commit of the step")]
+    CheckEntry {
+        /// The path, cut and made printable.
+        path: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The commit, or one before it, holds a secret of the task.
+    #[error(
+        "the changes hold the value of the credential {credential}; take it out of every commit of the step, and replace the credential"
+    )]
+    FindSecret {
+        /// The credential's id.
+        credential: String,
+    },
+    /// The attempt has pushed too much.
+    #[error("this attempt has pushed more than {limit} bytes; nothing more is taken")]
+    FillQuarantine {
+        /// The limit.
+        limit: u64,
+    },
     /// The gateway may not write upstream at this moment.
     #[error(transparent)]
     Permit(#[from] PermitError),
@@ -241,6 +271,10 @@ impl GitError {
             | Self::PushBranch { .. }
             | Self::CheckDescent { .. }
             | Self::CheckTrailer { .. }
+            | Self::ProtectPath { .. }
+            | Self::CheckEntry { .. }
+            | Self::FindSecret { .. }
+            | Self::FillQuarantine { .. }
             | Self::CheckSize { .. } => Some(Reason::PushRefused),
             Self::CheckDiff { .. } => Some(Reason::NoChanges),
             Self::CheckCommitId { .. }
@@ -251,6 +285,19 @@ impl GitError {
             | Self::AwaitGit { .. }
             | Self::RunGit { .. }
             | Self::UseDisk { .. } => None,
+        }
+    }
+
+    /// What a refused push is counted under; none when it was not refused for what it holds.
+    pub fn refused_push(&self) -> Option<String> {
+        match self {
+            Self::ProtectPath { path } => Some(format!("protected path {path}")),
+            Self::CheckEntry { path, what } => Some(format!("{what} at {path}")),
+            Self::FindSecret { credential } => Some(format!("secret {credential} in a push")),
+            Self::CheckSize { unit, .. } => Some(format!("push with too many {unit}")),
+            Self::FillQuarantine { .. } => Some("too many pushes".to_owned()),
+            Self::CheckDescent { .. } => Some("push that does not descend".to_owned()),
+            _ => None,
         }
     }
 

@@ -15,9 +15,11 @@ use tokio::sync::OwnedMutexGuard;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    command::{Finished, Git, Login, Run},
+    command::{Git, Run},
     error::GitError,
+    finished::Finished,
     leftovers,
+    login::Login,
     names::{Branch, CommitId},
 };
 

@@ -13,10 +13,14 @@
 
 mod command;
 mod error;
+mod finished;
 mod gzip;
+mod inspect;
 mod leftovers;
+mod login;
 mod mirror;
 mod names;
+mod paths;
 mod preflight;
 mod publish;
 mod quarantine;
@@ -37,8 +41,9 @@ use agent_operator::{
     domain::{Credential, RunKey, TaskRef, assignment::Repository, names::disambiguated_branch},
 };
 
-pub(super) use self::command::Login;
 pub use self::error::GitError;
+pub(super) use self::login::Login;
+pub use self::paths::{PROTECTED_BY_DEFAULT, ProtectedError, ProtectedPaths};
 pub use self::preflight::Checked;
 use self::{
     command::Git,
@@ -53,6 +58,7 @@ use super::{
     proxy::ProxyRules,
     upstream::{Remote, Upstream, UpstreamMap},
 };
+use crate::scrub::Watchlist;
 
 /// Where the images that the gateway runs in keep certificate authorities.
 const SYSTEM_CA_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -64,12 +70,32 @@ pub struct GitLimits {
     pub push_bytes_max: u64,
     /// Most new objects (commits, trees, files) that are published.
     pub objects_max: u64,
+    /// Most files that a step may change.
+    pub files_max: u64,
+    /// Most bytes of new objects once they are unpacked.
+    pub unpacked_bytes_max: u64,
+    /// Most bytes that the quarantine of an attempt holds: an attempt may push more than once.
+    pub quarantine_bytes_max: u64,
 }
 
 impl Default for GitLimits {
     fn default() -> Self {
         // Far above any change that a person would review, far below what fills a node's disk.
-        Self { push_bytes_max: 256 * 1024 * 1024, objects_max: 100_000 }
+        Self::with_push(256 * 1024 * 1024, 100_000, 10_000)
+    }
+}
+
+impl GitLimits {
+    /// Limits of one push, and what follows from them: text packs to a fifth at most, and a step has
+    /// room for its pushes before and after an amendment.
+    pub fn with_push(push_bytes_max: u64, objects_max: u64, files_max: u64) -> Self {
+        Self {
+            push_bytes_max,
+            objects_max,
+            files_max,
+            unpacked_bytes_max: push_bytes_max.saturating_mul(8),
+            quarantine_bytes_max: push_bytes_max.saturating_mul(3),
+        }
     }
 }
 
@@ -86,6 +112,8 @@ pub struct GitSettings {
     pub proxies: Arc<ProxyRules>,
     /// Limits.
     pub limits: GitLimits,
+    /// What only people change.
+    pub protected: ProtectedPaths,
 }
 
 /// What one attempt may do with one repository. Made by the caller from the attempt's assignment.
@@ -117,6 +145,7 @@ struct Inner {
     quarantines: PathBuf,
     slots: Slots,
     limits: GitLimits,
+    protected: ProtectedPaths,
 }
 
 impl GitService {
@@ -141,6 +170,7 @@ impl GitService {
             quarantines,
             slots: Slots::default(),
             limits: settings.limits,
+            protected: settings.protected,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -161,19 +191,21 @@ impl GitService {
         slot.unless_ended(preparing).await
     }
 
-    /// Moves `commit` from the quarantine to the work branch upstream. Repeating it after a lost
-    /// answer gives the same answer. `permit` is asked right before each write.
+    /// Moves `commit` from the quarantine to the work branch upstream, unless an inspection finds
+    /// what must not go there, `secrets` among it. Says also whether that is news: repeating it after
+    /// a lost answer gives the same answer. `permit` is asked right before each write.
     pub async fn publish(
         &self,
         grant: &RepositoryGrant,
         credential: &Credential,
         commit: &str,
+        secrets: &Watchlist,
         permit: &Permit,
-    ) -> Result<Published, GitError> {
+    ) -> Result<(Published, bool), GitError> {
         let slot = self.inner.slots.get(&grant.run);
         let publishing = Box::pin(async {
             let _turn = slot.turn().await;
-            self.publish_in_turn(grant, credential, commit, permit).await
+            self.publish_in_turn(grant, credential, commit, secrets, permit).await
         });
         slot.unless_ended(publishing).await
     }

@@ -1,4 +1,4 @@
-//! From the quarantine to the work branch upstream: checked without any model, then moved by
+//! From the quarantine to the work branch upstream: inspected without any model, then moved by
 //! compare-and-swap.
 
 use std::{sync::Arc, time::Duration};
@@ -9,15 +9,17 @@ use agent_operator::{
 };
 
 use super::{
-    GitLimits, GitService, GrantNames, Login, RepositoryGrant,
-    command::{Finished, Git, Run},
+    GitService, GrantNames, Login, RepositoryGrant,
+    command::{Git, Run},
     error::GitError,
+    finished::Finished,
+    inspect::Inspection,
     login,
     mirror::{self, Mirror},
     names::{Branch, CommitId},
     quarantine::{Quarantine, State},
 };
-use crate::gateway::permit::Permit;
+use crate::{gateway::permit::Permit, scrub::Watchlist};
 
 /// A push of [`GitLimits::push_bytes_max`] over a slow line, and the upstream's own hooks.
 const PUSH_TIMEOUT: Duration = Duration::from_mins(10);
@@ -49,8 +51,9 @@ impl GitService {
         grant: &RepositoryGrant,
         credential: &Credential,
         commit: &str,
+        secrets: &Watchlist,
         permit: &Permit,
-    ) -> Result<Published, GitError> {
+    ) -> Result<(Published, bool), GitError> {
         let commit = CommitId::parse(commit)?;
         if !grant.may_push {
             return Err(GitError::GrantPush);
@@ -58,7 +61,16 @@ impl GitService {
         let missing = || GitError::FindPushed { commit: commit.to_string() };
         let quarantine = Quarantine::of(&self.inner.quarantines, grant);
         let mut state = quarantine.load().await?.ok_or_else(missing)?;
-        check(&self.inner.git, &quarantine, grant, &state, &commit, self.inner.limits).await?;
+        let inspection = Inspection {
+            git: &self.inner.git,
+            quarantine: &quarantine,
+            grant,
+            state: &state,
+            limits: self.inner.limits,
+            protected: &self.inner.protected,
+            secrets,
+        };
+        inspection.check(&commit).await?;
         let remote = self.inner.upstreams.resolve(&grant.repository.url)?;
         let way = Way {
             git: &self.inner.git,
@@ -70,53 +82,12 @@ impl GitService {
         let branch = way.publish(grant, &state, &commit).await?;
         let published =
             Published { work_branch: branch.to_string(), head_commit: commit.to_string() };
+        let news = state.published.as_ref() != Some(&published);
         state.published = Some(published.clone());
         quarantine.save(&state).await?;
         tracing::info!(%branch, %commit, "work branch moved upstream");
-        Ok(published)
+        Ok((published, news))
     }
-}
-
-/// Checks a pushed commit; nothing of it was ever checked out.
-async fn check(
-    git: &Git,
-    quarantine: &Quarantine,
-    grant: &RepositoryGrant,
-    state: &State,
-    commit: &CommitId,
-    limits: GitLimits,
-) -> Result<(), GitError> {
-    let path = quarantine.path();
-    let shown = || commit.to_string();
-    if !mirror::contains(git, path, commit).await? {
-        return Err(GitError::FindPushed { commit: shown() });
-    }
-    let start = CommitId::parse(&state.start.commit)?;
-    if !mirror::descends(git, path, commit, &start).await? {
-        return Err(GitError::CheckDescent { commit: shown(), start: start.to_string() });
-    }
-    let args = ["diff-tree", "--quiet", start.as_str(), commit.as_str(), "--"];
-    let diff = git.run(Run::local(path, &args)).await?;
-    match diff.code {
-        Some(0) => return Err(GitError::CheckDiff { commit: shown() }),
-        Some(1) => {}
-        _ => diff.success().map(drop)?,
-    }
-    if !mirror::tip_carries_trailer(git, path, commit, grant.task.uid.as_str()).await? {
-        return Err(GitError::CheckTrailer { commit: shown() });
-    }
-    let range = [commit.to_string(), format!("^{start}")];
-    let measure = async |what: &str| {
-        let args = ["rev-list", "--objects", what, &range[0], &range[1], "--"];
-        let text = git.run(Run::local(path, &args)).await?.success()?;
-        // A number always; anything else counts as over the limit.
-        Ok::<u64, GitError>(text.trim().parse().unwrap_or(u64::MAX))
-    };
-    let within = |found: u64, limit: u64, unit: &'static str| {
-        if found > limit { Err(GitError::CheckSize { found, limit, unit }) } else { Ok(()) }
-    };
-    within(measure("--count").await?, limits.objects_max, "objects")?;
-    within(measure("--disk-usage").await?, limits.push_bytes_max, "bytes")
 }
 
 /// Everything that a push needs.

@@ -23,6 +23,9 @@ const STATE_FILE: &str = "agent-operator.json";
 /// The state is a handful of names and ids.
 const STATE_BYTES_MAX: usize = 64 * 1024;
 
+/// How deep git's own directories of objects go: `tmp_objdir-incoming-x/pack/file`.
+const DEPTH_MAX: u32 = 4;
+
 /// The decided facts of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -72,6 +75,20 @@ impl Quarantine {
         tokio::io::AsyncWriteExt::write_all(&mut file, &bytes).await.map_err(failed)?;
         file.sync_all().await.map_err(failed)?;
         tokio::fs::rename(&new, self.path.join(STATE_FILE)).await.map_err(failed)
+    }
+
+    /// Whether another push fits; objects that it borrows do not count.
+    pub(super) async fn check_room(&self, bytes_max: u64) -> Result<(), GitError> {
+        let failed = |source| GitError::UseDisk { operation: "measure a quarantine", source };
+        let objects = self.path.join("objects");
+        let used = tokio::task::spawn_blocking(move || disk_usage(&objects, DEPTH_MAX))
+            .await
+            .map_err(|error| failed(io::Error::other(error)))?
+            .map_err(failed)?;
+        if used > bytes_max {
+            return Err(GitError::FillQuarantine { limit: bytes_max });
+        }
+        Ok(())
     }
 
     /// Makes the repository anew, over whatever a killed gateway left of it.
@@ -135,6 +152,25 @@ fn conflicts(name: &str, other: &str) -> bool {
 /// The directory of all quarantines of an attempt.
 pub(super) fn directory(root: &Path, run: &agent_operator::domain::RunKey) -> PathBuf {
     root.join(names::sha256_hex(run.to_string().as_bytes()))
+}
+
+/// Bytes of the files below `directory`; what goes while it is read counts nothing.
+fn disk_usage(directory: &Path, depth_max: u32) -> io::Result<u64> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut bytes = 0_u64;
+    for entry in entries {
+        let entry = entry?;
+        let Ok(data) = entry.metadata() else { continue };
+        bytes = bytes.saturating_add(if data.is_dir() && depth_max > 0 {
+            disk_usage(&entry.path(), depth_max - 1)?
+        } else {
+            data.len()
+        });
+    }
+    Ok(bytes)
 }
 
 /// Removes a directory with all that is in it; one that is absent is fine.

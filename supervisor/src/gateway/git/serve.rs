@@ -111,6 +111,9 @@ impl GitService {
                     self.advertise(run, service, protocol.as_deref()).await
                 }
                 Operation::Exchange(service) => {
+                    if service == Service::ReceivePack {
+                        quarantine.check_room(self.inner.limits.quarantine_bytes_max).await?;
+                    }
                     let group = self.inner.git.start(&run, protocol.as_deref())?;
                     let body_bytes_max = match service {
                         Service::UploadPack => FETCH_REQUEST_BYTES_MAX,
@@ -158,6 +161,9 @@ impl GitService {
                 "receive.shallowUpdate=false".to_owned(),
                 "receive.advertisePushOptions=false".to_owned(),
                 "receive.unpackLimit=1".to_owned(),
+                // One thread: each has a cache of its own, and the heap is bounded.
+                "pack.threads=1".to_owned(),
+                "core.deltaBaseCacheLimit=32m".to_owned(),
                 format!("receive.maxInputSize={}", self.inner.limits.push_bytes_max),
             ],
         };
@@ -167,7 +173,11 @@ impl GitService {
         }
         let path = quarantine.path().to_string_lossy();
         args.extend(["--", path.as_ref()]);
-        Run { git_dir: None, config, ..Run::local(quarantine.path(), &args) }
+        let run = match service {
+            Service::UploadPack => Run::local(quarantine.path(), &args),
+            Service::ReceivePack => Run::hostile(quarantine.path(), &args),
+        };
+        Run { git_dir: None, config, ..run }
     }
 
     async fn advertise(

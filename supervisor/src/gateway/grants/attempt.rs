@@ -11,7 +11,10 @@ use agent_operator::{
     domain::{
         Assignment, Credential, Reason, RunKey, Usage, assignment::TaskBudget, report::Refusal,
     },
-    telemetry::logs,
+    telemetry::{
+        audit::{self, Act},
+        logs,
+    },
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +26,7 @@ use crate::{
         metrics::Metrics,
     },
     link::contract::{Grant, Redemption, Survivor},
+    scrub::Watchlist,
 };
 
 /// What long polls wait for.
@@ -77,6 +81,7 @@ pub(super) struct State {
     /// Somebody else than the pod redeemed: nobody may any more.
     pub(super) spoiled: bool,
     credentials: Option<Vec<Credential>>,
+    secrets: Arc<Watchlist>,
     credentials_asked: Option<Instant>,
     usage: Usage,
     budget: Option<TaskBudget>,
@@ -120,6 +125,7 @@ impl Attempt {
                 redemption: grant.redemption,
                 spoiled: false,
                 credentials: None,
+                secrets: Arc::default(),
                 credentials_asked: Some(now),
                 usage: grant.usage,
                 budget: grant.assignment.budget,
@@ -240,6 +246,7 @@ impl Attempt {
         self.ended.cancel();
         let mut state = self.state();
         state.credentials = None;
+        state.secrets = Arc::default();
         state.redemption = None;
     }
 
@@ -265,16 +272,37 @@ impl Attempt {
     /// Counts a refused request.
     pub fn refuse(&self, kind: RefusalKind, target: &str) {
         self.metrics.refused(kind);
-        let mut state = self.state();
-        state.refusals.add(kind, target);
-        state.counters_changed = true;
+        let news = {
+            let mut state = self.state();
+            state.counters_changed = true;
+            state.refusals.add(kind, target)
+        };
+        // What is counted once more has its record already: an agent cannot flood the log.
+        if let Some(target) = news {
+            audit::record(&self.assignment, &Act::Refused { kind: kind.as_str(), target: &target });
+        }
     }
 
     // ---- credentials ----
 
-    /// Replaces the credentials.
+    /// Replaces the credentials; those that are news are handed out by this.
     pub fn set_credentials(&self, credentials: Vec<Credential>) {
-        self.state().credentials = Some(credentials);
+        let mut state = self.state();
+        let known = state.credentials.take().unwrap_or_default();
+        let news: Vec<&Credential> =
+            credentials.iter().filter(|one| !known.contains(one)).collect();
+        if !news.is_empty() || known.len() != credentials.len() {
+            state.secrets = Arc::new(Watchlist::of(&credentials));
+        }
+        for Credential { id, purpose, host, .. } in news {
+            audit::record(&self.assignment, &Act::CredentialHandedOut { id, purpose, host });
+        }
+        state.credentials = Some(credentials);
+    }
+
+    /// What is watched for in everything that the attempt sends out.
+    pub fn secrets(&self) -> Arc<Watchlist> {
+        Arc::clone(&self.state().secrets)
     }
 
     /// Whether the supervisor has sent credentials since this process started.

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use agent_operator::domain::{
-    report::Refusal,
-    text::{printable, truncate},
-};
+use agent_operator::domain::{report::Refusal, text};
 
 /// Distinct (kind, target) pairs kept an attempt: the list goes into the run's status.
 const TARGETS_MAX: usize = 32;
@@ -62,15 +59,19 @@ impl RefusalCounts {
         Self { counts }
     }
 
-    /// Counts one refused request. `target` comes from the sandbox and is cut and cleaned.
-    pub fn add(&mut self, kind: RefusalKind, target: &str) {
-        let target = printable(truncate(target, TARGET_BYTES_MAX)).replace(['\n', '\t'], " ");
-        let mut key = (kind.as_str().to_owned(), truncate(&target, TARGET_BYTES_MAX).to_owned());
+    /// Counts one refused request. `target` comes from the sandbox and is cut and cleaned. Gives back
+    /// what it is counted under when that is new.
+    pub fn add(&mut self, kind: RefusalKind, target: &str) -> Option<String> {
+        let target = text::one_line(text::truncate(target, TARGET_BYTES_MAX));
+        let mut key =
+            (kind.as_str().to_owned(), text::truncate(&target, TARGET_BYTES_MAX).to_owned());
         if !self.counts.contains_key(&key) && self.counts.len() >= TARGETS_MAX {
             OTHER.clone_into(&mut key.1);
         }
+        let news = (!self.counts.contains_key(&key)).then(|| key.1.clone());
         let count = self.counts.entry(key).or_insert(0);
         *count = count.saturating_add(1);
+        news
     }
 
     /// The counts as they are reported.
@@ -94,7 +95,7 @@ mod tests {
     fn the_table_stays_bounded_whatever_targets_are_tried() {
         let mut counts = RefusalCounts::default();
         for n in 0..10_000 {
-            counts.add(RefusalKind::Egress, &format!("host-{n}\u{1b}{}", "x".repeat(400)));
+            let _ = counts.add(RefusalKind::Egress, &format!("host-{n}\u{1b}{}", "x".repeat(400)));
         }
         let list = counts.list();
         assert!(list.len() <= TARGETS_MAX + 5);
@@ -106,9 +107,9 @@ mod tests {
     #[test]
     fn counts_go_on_after_a_restart() {
         let mut counts = RefusalCounts::default();
-        counts.add(RefusalKind::Model, "/v1/files");
+        assert_eq!(counts.add(RefusalKind::Model, "/v1/files").as_deref(), Some("/v1/files"));
         let mut counts = RefusalCounts::restore(&counts.list());
-        counts.add(RefusalKind::Model, "/v1/files");
+        assert_eq!(counts.add(RefusalKind::Model, "/v1/files"), None, "known from before");
         assert_eq!(counts.list()[0].count, 2);
     }
 }

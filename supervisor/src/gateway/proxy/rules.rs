@@ -8,6 +8,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::gateway::network::Network;
+
 /// Most exceptions: a list that long is a mistake, and each request walks it.
 const EXCEPTIONS_MAX: usize = 256;
 
@@ -188,8 +190,8 @@ enum Exception {
     Name(String, Option<u16>),
     /// An address with a port.
     Address(IpAddr, Option<u16>),
-    /// The leading bits of an address.
-    Network(IpAddr, u8),
+    /// A network.
+    Network(Network),
 }
 
 impl Exception {
@@ -199,11 +201,8 @@ impl Exception {
         if entry == "*" {
             return Ok(Self::Everything);
         }
-        if let Some((address, bits)) = entry.split_once('/') {
-            let address: IpAddr = address.parse().map_err(|_| wrong())?;
-            let most = if address.is_ipv4() { 32 } else { 128 };
-            let bits = bits.parse().ok().filter(|bits| *bits <= most).ok_or_else(wrong)?;
-            return Ok(Self::Network(address, bits));
+        if entry.contains('/') {
+            return entry.parse().map(Self::Network).map_err(|_| wrong());
         }
         if let Ok(address) = entry.trim_matches(['[', ']']).parse() {
             return Ok(Self::Address(address, None));
@@ -235,20 +234,9 @@ impl Exception {
             Self::Address(address, wanted) => {
                 at(wanted) && host.parse::<IpAddr>().is_ok_and(|host| host == *address)
             }
-            Self::Network(network, bits) => {
-                host.parse().is_ok_and(|host| leading(host, *bits) == leading(*network, *bits))
-            }
+            Self::Network(network) => host.parse().is_ok_and(|host| network.contains(host)),
         }
     }
-}
-
-/// The leading bits of an address, and its family.
-fn leading(address: IpAddr, bits: u8) -> (bool, u128) {
-    let (width, value) = match address {
-        IpAddr::V4(address) => (32, u128::from(address.to_bits())),
-        IpAddr::V6(address) => (128, address.to_bits()),
-    };
-    (address.is_ipv4(), value.checked_shr(width - u32::from(bits)).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -248,3 +248,48 @@ fn basic(token: &str) -> String {
     let (_, value) = super::rig::proxy(token).remove(0);
     value
 }
+
+#[tokio::test]
+async fn a_push_is_recorded_once_and_a_refused_one_is_counted_and_recorded_with_its_reason() {
+    let (lines, _guard) = crate::testing::Lines::keep();
+    let journey = Journey::start(StepName::Implement, TOKEN).await;
+    let step: StepSpec = journey.step().await.json();
+    journey.open_gate().await;
+    let (work, commit) = committed(&journey, &step).await;
+    let acts =
+        |act: &str| lines.all().into_iter().filter(|line| line["act"] == act).collect::<Vec<_>>();
+
+    std::fs::create_dir_all(work.join(".github/workflows")).unwrap();
+    std::fs::write(work.join(".github/workflows/ci.yml"), "on: push\n").unwrap();
+    run(&work, "git", &["add", "."]);
+    run(&work, "git", &["commit", "-qm", "ci\n\nAgent-Operator-Task-Uid: 0a1b2c"]);
+    let hostile = run(&work, "git", &["rev-parse", "HEAD"]);
+    let branch = format!("HEAD:refs/heads/{}", step.repository.work_branch);
+    let push = client_async(&work, &["push", "-q", &journey.remote(), &branch]).await;
+    assert!(push.status.success());
+    for _ in 0..2 {
+        journey.supervisor.say(ToGateway::Permit { epoch: Epoch(1), valid_millis: 60_000 }).await;
+        let refused = journey.publish(&hostile).await;
+        assert_eq!(refused.status, 409, "{refused:?}");
+        let error: ApiError = refused.json();
+        assert_eq!(error.reason, Some(Reason::PushRefused));
+        assert!(error.message.contains(".github/workflows/ci.yml"), "{error:?}");
+    }
+    let target = "protected path .github/workflows/ci.yml";
+    journey.supervisor.refusal("git", target).await;
+    let refused = acts("refused");
+    assert_eq!(refused.iter().filter(|line| line["refused"] == target).count(), 1, "{refused:?}");
+    assert!(acts("pushed").is_empty());
+
+    for _ in 0..2 {
+        let published = eventually(async || {
+            let answer = journey.publish(&commit).await;
+            (answer.status != 503).then_some(answer)
+        })
+        .await;
+        assert_eq!(published.status, 200, "{published:?}");
+    }
+    let pushed = acts("pushed");
+    assert_eq!(pushed.len(), 1, "{pushed:?}");
+    assert_eq!((&pushed[0]["commit"], &pushed[0]["run"]), (&commit.into(), &"run-a".into()));
+}

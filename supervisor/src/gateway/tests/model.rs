@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 
 use super::rig::{
-    KEY, NONCE, OTHER_POD, POD, PROMPT, Rig, Supervisor, bearer, eventually, grant, key,
+    KEY, NONCE, OTHER_POD, Options, POD, PROMPT, Rig, Supervisor, bearer, eventually, grant, key,
 };
 use crate::link::contract::{Grant, ToGateway};
 
@@ -239,4 +239,21 @@ async fn a_cost_budget_refuses_a_model_without_a_price() {
     rig.model.answer_json(50).await;
     assert_eq!(rig.model_call(&tokens).await.status, 200);
     assert_eq!(rig.model_call(&tokens).await.status, 429);
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_on_the_list_is_refused_and_counted() {
+    let options = Options { models: vec!["claude-x"], ..Options::default() };
+    let rig = Rig::start_with(options).await;
+    let supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;
+    let tokens = rig.running(&supervisor, "a").await;
+    let agent = bearer(&tokens.agent_token);
+    let dear = r#"{"model":"claude-dear","max_tokens":10,"messages":[]}"#;
+    let refused = rig.call(POD, "POST", "/llm/v1/messages", &agent, dear).await;
+    assert_eq!(refused.status, 403);
+    assert!(refused.text().contains("llm.models"), "{}", refused.text());
+    supervisor.refusal("model", "claude-dear").await;
+    rig.model.answer_json(1).await;
+    assert_eq!(rig.model_call(&tokens).await.status, 200);
+    assert_eq!(rig.model.seen.lock().unwrap().len(), 1);
 }

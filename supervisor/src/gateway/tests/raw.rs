@@ -9,11 +9,9 @@ async fn send(rig: &Rig, request: &str) -> String {
     let mut stream = rig.dial(POD).await;
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(
-        std::time::Duration::from_millis(500),
-        stream.read_to_end(&mut answer),
-    )
-    .await;
+    let _ =
+        tokio::time::timeout(std::time::Duration::from_secs(1), stream.read_to_end(&mut answer))
+            .await;
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -43,6 +41,44 @@ async fn ambiguous_requests_are_refused_before_any_route() {
         ("a bad chunk size", "Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n".to_owned()),
         ("two hosts", format!("Host: h\r\nContent-Length: 50\r\n\r\n{prompt}")),
         ("an upgrade", "Connection: upgrade\r\nUpgrade: websocket\r\n\r\n".to_owned()),
+        (
+            "two lengths that nearly agree",
+            format!("Content-Length: 50\r\nContent-Length: 51\r\n\r\n{prompt}"),
+        ),
+        ("a length in hex", format!("Content-Length: 0x32\r\n\r\n{prompt}")),
+        ("a negative length", format!("Content-Length: -1\r\n\r\n{prompt}")),
+        ("a length over 64 bits", "Content-Length: 99999999999999999999\r\n\r\n".to_owned()),
+        ("a coding behind a tab", format!("Transfer-Encoding:\tchunked, x\r\n\r\n{smuggled}")),
+        (
+            "a coding in two lines",
+            format!(
+                "Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n{smuggled}"
+            ),
+        ),
+        ("a NUL in a header", format!("X-A: a\0b\r\nContent-Length: 50\r\n\r\n{prompt}")),
+        ("a NUL in a name", format!("X\0A: b\r\nContent-Length: 50\r\n\r\n{prompt}")),
+        ("a bare CR in a header", format!("X-A: a\rX-B: b\r\nContent-Length: 50\r\n\r\n{prompt}")),
+        ("a header without a name", format!(": b\r\nContent-Length: 50\r\n\r\n{prompt}")),
+        ("a header without a colon", format!("X-A\r\nContent-Length: 50\r\n\r\n{prompt}")),
+        (
+            "a chunk size over 64 bits",
+            "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n{}\r\n0\r\n\r\n".to_owned(),
+        ),
+        (
+            "a negative chunk size",
+            "Transfer-Encoding: chunked\r\n\r\n-1\r\n{}\r\n0\r\n\r\n".to_owned(),
+        ),
+        (
+            "a chunk that is longer than its size",
+            "Transfer-Encoding: chunked\r\n\r\n1\r\n{}\r\n0\r\n\r\n".to_owned(),
+        ),
+        (
+            "endless chunk extensions",
+            format!(
+                "Transfer-Encoding: chunked\r\n\r\n2;{}\r\n{{}}\r\n0\r\n\r\n",
+                "x".repeat(64 * 1024)
+            ),
+        ),
         ("many headers", format!("{}\r\n", "X-A: b\r\n".repeat(200))),
         ("a huge header", format!("X-A: {}\r\n\r\n", "b".repeat(128 * 1024))),
     ] {
@@ -67,9 +103,79 @@ async fn requests_to_other_hosts_and_odd_versions_are_refused() {
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "CONNECT x:443 HTTP/1.1\r\nHost: g\r\nContent-Length: 3\r\n\r\nabc",
         "GET /v1/step\r\n\r\n",
+        "GET /v1/step HTTP/1.1 x\r\nHost: g\r\n\r\n",
+        "GET  /v1/step HTTP/1.1\r\nHost: g\r\n\r\n",
+        " GET /v1/step HTTP/1.1\r\nHost: g\r\n\r\n",
+        "G\0T /v1/step HTTP/1.1\r\nHost: g\r\n\r\n",
+        "GET /v1/step\0 HTTP/1.1\r\nHost: g\r\n\r\n",
+        "GET ftp://g/v1/step HTTP/1.1\r\nHost: g\r\n\r\n",
         "GET /v1/step HTTP/1.1\nHost: g\nX: \u{1}\n\n",
     ] {
         let answer = send(&rig, request).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{request:?}: {answer}");
+    }
+}
+
+/// What each answer on a connection says, in order.
+fn statuses(answers: &str) -> Vec<&str> {
+    answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect()
+}
+
+#[tokio::test]
+async fn each_request_of_a_connection_stands_for_itself() {
+    let rig = Rig::start().await;
+    let supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;
+    let tokens = rig.running(&supervisor, "a").await;
+    rig.model.answer_json(1).await;
+    let prompt = super::rig::PROMPT;
+    let good = format!(
+        "POST /llm/v1/messages HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{prompt}",
+        tokens.agent_token,
+        prompt.len()
+    );
+    // The second one has no token, the third another operation, the fourth a path of another route.
+    let others = "POST /llm/v1/messages HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{}\
+                  GET /llm/v1/files HTTP/1.1\r\nHost: g\r\n\r\n\
+                  GET /v1/step HTTP/1.1\r\nHost: g\r\n\r\n";
+    let answers = send(&rig, &format!("{good}{others}")).await;
+    assert_eq!(statuses(&answers), ["200", "401", "401", "401"], "{answers}");
+    let seen = rig.model.seen.lock().unwrap();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+}
+
+#[tokio::test]
+async fn the_provider_gets_every_body_with_a_framing_of_our_own() {
+    let rig = Rig::start().await;
+    let supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;
+    let tokens = rig.running(&supervisor, "a").await;
+    rig.model.answer_json(1).await;
+    let prompt = super::rig::PROMPT;
+    let (first, second) = prompt.split_at(7);
+    // Extensions and trailers are legal; none of them goes on.
+    let request = format!(
+        "POST /llm/v1/messages HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {}\r\n\
+         Transfer-Encoding: chunked\r\nTrailer: X-Evil\r\nX-Forwarded-For: 1.2.3.4\r\nCookie: a=b\r\n\
+         Proxy-Authorization: Basic eA==\r\nForwarded: for=x\r\n\r\n\
+         7;a=b\r\n{first}\r\n{:x};c\r\n{second}\r\n0\r\nX-Evil: 1\r\nContent-Length: 9\r\n\r\n",
+        tokens.agent_token,
+        second.len()
+    );
+    let answers = send(&rig, &request).await;
+    assert_eq!(statuses(&answers), ["200"], "{answers}");
+    let seen = rig.model.seen.lock().unwrap();
+    let headers = &seen[0].headers;
+    assert_eq!(headers["content-length"], prompt.len().to_string().as_str());
+    assert_eq!(headers["x-api-key"], super::rig::KEY);
+    for name in [
+        "transfer-encoding",
+        "trailer",
+        "x-evil",
+        "x-forwarded-for",
+        "cookie",
+        "proxy-authorization",
+        "forwarded",
+        "authorization",
+    ] {
+        assert!(!headers.contains_key(name), "{name}");
     }
 }

@@ -1,10 +1,11 @@
 //! A real gateway on loopback, a scripted model server, and the supervisor's end of the link.
 
+mod scripted;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -21,7 +22,7 @@ use agent_operator_doubles::network::Network;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -35,6 +36,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::scripted::Model;
 use super::super::{Args, Ports, run_on};
 use crate::link::{
     contract::{DurableEvent, FromGateway, Grant, LINK_VERSION, Redemption, ToGateway},
@@ -52,77 +54,6 @@ pub(super) const NONCE: &str = "00112233445566778899aabbccddeeff";
 /// Limit of every wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A request as the model server saw it.
-#[derive(Clone, Debug)]
-pub(super) struct Seen {
-    pub(super) method: Method,
-    pub(super) uri: String,
-    pub(super) headers: HeaderMap,
-}
-
-/// What the model server answers: status, content type, pieces.
-#[derive(Debug)]
-pub(super) struct Script {
-    pub(super) status: StatusCode,
-    pub(super) content_type: &'static str,
-    pub(super) pieces: mpsc::Receiver<Bytes>,
-}
-
-/// The scripted model server.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Model {
-    pub(super) seen: Arc<Mutex<Vec<Seen>>>,
-    scripts: Arc<Mutex<Vec<Script>>>,
-}
-
-impl Model {
-    /// Adds an answer; the sender writes its body and ends it when dropped.
-    pub(super) fn answer(&self, status: u16, content_type: &'static str) -> mpsc::Sender<Bytes> {
-        let (sender, pieces) = mpsc::channel(16);
-        let status = StatusCode::from_u16(status).unwrap();
-        self.scripts.lock().unwrap().push(Script { status, content_type, pieces });
-        sender
-    }
-
-    /// Adds a whole JSON answer that used `tokens` of input and of output.
-    pub(super) async fn answer_json(&self, tokens: u64) {
-        let body = serde_json::json!({
-            "model": "claude-x", "content": [],
-            "usage": {"input_tokens": tokens, "output_tokens": tokens},
-        });
-        self.answer(200, "application/json").send(body.to_string().into()).await.unwrap();
-    }
-
-    async fn serve(self, listener: TcpListener) {
-        let handler = move |request: Request<Body>| {
-            let model = self.clone();
-            async move {
-                let (parts, body) = request.into_parts();
-                body.collect().await.unwrap();
-                model.seen.lock().unwrap().push(Seen {
-                    method: parts.method,
-                    uri: parts.uri.to_string(),
-                    headers: parts.headers,
-                });
-                let script = {
-                    let mut scripts = model.scripts.lock().unwrap();
-                    assert!(!scripts.is_empty(), "a request that no script expects");
-                    scripts.remove(0)
-                };
-                let pieces = tokio_stream::wrappers::ReceiverStream::new(script.pieces);
-                Response::builder()
-                    .status(script.status)
-                    .header("content-type", script.content_type)
-                    .header("set-cookie", "a=b")
-                    .header("request-id", "req_1")
-                    .body(Body::from_stream(pieces.map(Ok::<_, std::io::Error>)))
-                    .unwrap()
-            }
-        };
-        axum::serve(listener, axum::Router::new().fallback(handler)).await.unwrap();
-    }
-}
-
 /// How a rig differs from the usual.
 #[derive(Clone, Debug)]
 pub(super) struct Options {
@@ -139,6 +70,10 @@ pub(super) struct Options {
     /// The gateway gets a runtime of its own, so that [`Rig::restart`] can end it as SIGKILL would.
     pub(super) killable: bool,
     pub(super) tracer: Tracer,
+    /// The configuration's `llm.models`.
+    pub(super) models: Vec<&'static str>,
+    /// The configuration's `limits`.
+    pub(super) limits: serde_json::Value,
 }
 
 impl Options {
@@ -172,6 +107,8 @@ impl Default for Options {
             ca_bundle: None,
             killable: false,
             tracer: Tracer::off(),
+            models: vec![],
+            limits: serde_json::json!({}),
         }
     }
 }
@@ -218,7 +155,8 @@ impl Rig {
         let serving = tokio::spawn(model.clone().serve(listener));
         let llm = options.llm.unwrap_or_else(|| format!("http://{model_address}"));
         let config = serde_json::json!({
-            "llm": {"baseURL": llm, "host": "api.anthropic.com"},
+            "llm": {"baseURL": llm, "host": "api.anthropic.com", "models": options.models},
+            "limits": options.limits,
             "proxy": options.proxy,
             "upstreams": [{"host": "github.com", "baseURL": options.forge, "forge": "gitea"}],
             "egress": {"allowedHosts": options.allowed_hosts},
@@ -241,6 +179,8 @@ impl Rig {
             config: config_path,
             ca_bundle: options.ca_bundle,
             proxy_credentials: options.proxy_credentials,
+            own_address: vec![],
+            api_server: None,
             egress_allow_private: options.allow_private,
         };
         let shutdown = CancellationToken::new();

@@ -245,6 +245,8 @@ impl Reader {
             let before = source.offset - (count - at) as u64;
             let start = spool.extent().end;
             let done = source.decoder.decode(&self.buffer[at..count], &mut self.decoded);
+            // Masked byte for byte, so that offsets stay those of the container's output.
+            self.streams.secrets().mask(&mut self.decoded);
             let kept = spool.append(&self.decoded);
             if let Err(error) = &kept
                 && !self.losing

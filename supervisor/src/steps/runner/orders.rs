@@ -8,7 +8,10 @@ use agent_operator::{
         assignment::TaskBudget,
         preflight::{Finding, Problem},
     },
-    telemetry::logs,
+    telemetry::{
+        audit::{self, Act},
+        logs,
+    },
 };
 use tokio::sync::mpsc;
 
@@ -17,6 +20,7 @@ use crate::{
     clock,
     ledger::{Entry, NoRoom, Stored},
     link::contract::ToGateway,
+    scrub::Watchlist,
     steps::{
         event::Event,
         machine::Machine,
@@ -122,6 +126,8 @@ impl Runner {
             self.tokens.remove(&run);
             return Ok(Some(no_room(NoRoom::Unwritable)));
         }
+        let act = Act::Assigned { node: assignment.node.as_str(), epoch: assignment.epoch };
+        audit::record(&assignment, &act);
         let facts = Facts::accepted(assignment, one_time_hash, at);
         self.machines.insert(run.clone(), Machine::new(facts));
         self.step(&run, Event::Accepted)?;
@@ -161,9 +167,13 @@ impl Runner {
 
     /// Hands credentials on. They are never kept: what cannot be handed on is asked for again.
     pub(super) fn pass_credentials(&mut self, run: RunKey, credentials: Vec<Credential>) {
-        let live = self.machines.get(&run).is_some_and(|machine| !machine.finished());
-        if !live || credentials.is_empty() {
-            return;
+        let machine = self.machines.get(&run).filter(|machine| !machine.finished());
+        let Some(machine) = machine.filter(|_| !credentials.is_empty()) else { return };
+        // What stays here of them is enough to find them in the log, and not to use them.
+        let at = &machine.facts.assignment;
+        match self.workers.streams().attempt(&at.run, at.attempt) {
+            Ok(streams) => streams.watch_for(Watchlist::of(&credentials)),
+            Err(error) => tracing::warn!(%error, "secrets are not looked for in this log"),
         }
         let message = ToGateway::Credentials { run: run.clone(), credentials };
         if self.tell_gateway(message) {

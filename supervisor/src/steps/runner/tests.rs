@@ -565,4 +565,5 @@ async fn events_and_log_reach_the_spools_and_complete() {
 
 mod epochs;
 mod lost_ledger;
+mod secrets;
 mod telemetry;

@@ -70,7 +70,10 @@ impl World {
 
     async fn ensure(&self, order: &PullRequestOrder) -> Result<PullRequest, ForgeError> {
         let permit = Permit::granted(Epoch(1), Duration::from_secs(30));
-        self.forges.ensure_pull_request(order, &Self::credential(), &permit).await
+        self.forges
+            .ensure_pull_request(order, &Self::credential(), &permit)
+            .await
+            .map(|(found, _)| found)
     }
 
     fn requests(&self) -> Vec<String> {

@@ -3,12 +3,13 @@
 
 use super::{
     super::super::git::{
-        GitError, GitLimits, GitService, GitSettings,
+        GitError, GitLimits, GitService, GitSettings, ProtectedPaths,
         tests::upstream::{client_async, run, serve_gateway},
     },
     conformance::{self, Stage},
     *,
 };
+use crate::scrub::Watchlist;
 
 /// A private repository of its own at the forge, removed at the end.
 struct Repository {
@@ -91,7 +92,7 @@ impl Drop for Repository {
     }
 }
 
-/// A person who may read the repository; removed at the end.
+/// A person at the forge, who may read the repository or not; removed at the end.
 struct Reader<'a> {
     repository: &'a Repository,
     name: String,
@@ -100,7 +101,18 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn of(repository: &'a Repository) -> Self {
-        let name = format!("{}-reader", repository.name);
+        let reader = Self::without_rights(repository, "reader");
+        let path = format!(
+            "/repos/{}/{}/collaborators/{}",
+            repository.owner, repository.name, reader.name
+        );
+        repository.api("PUT", &path, &json!({"permission": "read"}));
+        reader
+    }
+
+    /// Somebody with an account and no right to the private repository.
+    fn without_rights(repository: &'a Repository, who: &str) -> Self {
+        let name = format!("{}-{who}", repository.name);
         let password = format!("canary-{name}");
         let person = json!({
             "username": name, "email": format!("{name}@forge.invalid"), "password": password,
@@ -108,8 +120,6 @@ impl<'a> Reader<'a> {
         });
         let made = repository.api("POST", "/admin/users", &person);
         assert_eq!(made["login"].as_str(), Some(name.as_str()), "{made}");
-        let path = format!("/repos/{}/{}/collaborators/{name}", repository.owner, repository.name);
-        repository.api("PUT", &path, &json!({"permission": "read"}));
         Self { repository, name, password }
     }
 
@@ -145,6 +155,7 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
         ca_file: None,
         proxies: std::sync::Arc::default(),
         limits: GitLimits::default(),
+        protected: ProtectedPaths::default(),
     })
     .unwrap();
     let credential = credential(&token);
@@ -159,25 +170,50 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
     assert!(matches!(wrong, GitError::Authenticate { .. }), "{wrong}");
 
     let commit = change(&git, &grant, &credential, directory.path(), "one").await;
-    let published = git.publish(&grant, &credential, &commit, &permit).await.unwrap();
+    let published =
+        git.publish(&grant, &credential, &commit, &Watchlist::default(), &permit).await.unwrap().0;
     assert_eq!(
         (published.work_branch.as_str(), repository.tip("ai%2Fx")),
         ("ai/x", commit.clone())
     );
-    assert_eq!(git.publish(&grant, &credential, &commit, &permit).await.unwrap(), published);
+    assert_eq!(
+        git.publish(&grant, &credential, &commit, &Watchlist::default(), &permit).await.unwrap().0,
+        published
+    );
+
+    // Another tenant, with a good account and no right, gets nothing of what is cached by now.
+    let stranger = Reader::without_rights(&repository, "stranger");
+    for namespace in [grant.namespace.as_str(), "tenant-b"] {
+        let mut theirs = grant.clone();
+        theirs.namespace = namespace.to_owned();
+        theirs.run.uid = format!("stranger-{namespace}").as_str().into();
+        let refused = git.prepare(&theirs, Some(&stranger.credential())).await.unwrap_err();
+        let hidden =
+            matches!(refused, GitError::FindRepository { .. } | GitError::Authenticate { .. });
+        assert!(hidden, "{namespace}: {refused}");
+        let (address, _server) =
+            serve_gateway(git.clone(), theirs, Some(stranger.credential())).await;
+        let url = format!("http://{address}/git/main.git");
+        let listed = client_async(directory.path(), &["ls-remote", &url]).await;
+        assert!(!listed.status.success(), "{namespace}");
+    }
+    drop(stranger);
 
     // A task of the same name loses the compare-and-swap and gets a branch of its own.
     let mut other = grant.clone();
     other.run.uid = "other".into();
     other.task.uid = "fffff000".into();
     let theirs = change(&git, &other, &credential, directory.path(), "two").await;
-    let published = git.publish(&other, &credential, &theirs, &permit).await.unwrap();
+    let published =
+        git.publish(&other, &credential, &theirs, &Watchlist::default(), &permit).await.unwrap().0;
     assert_eq!(published.work_branch, "ai/x-fffff");
     assert_eq!(repository.tip("ai%2Fx"), commit);
 
     let forges = Forges::new(map, super::direct_client());
-    let opened = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
-    let again = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
+    let (opened, news) = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
+    assert!(news, "it was opened by this");
+    let (again, news) = forges.ensure_pull_request(&order, &credential, &permit).await.unwrap();
+    assert!(!news, "it was found");
     assert_eq!(opened, again);
     let path = format!("/repos/{}/{}/pulls?state=all", repository.owner, repository.name);
     let listed = repository.api("GET", &path, &Value::Null);
