@@ -1,0 +1,108 @@
+//! The API server's own record of requests: neutral, and with microseconds.
+
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::site::SYSTEM;
+
+/// A request that was answered.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    stage: String,
+    pub verb: String,
+    user: User,
+    #[serde(default)]
+    object_ref: ObjectRef,
+    #[serde(rename = "requestReceivedTimestamp")]
+    pub received: Timestamp,
+    #[serde(rename = "stageTimestamp")]
+    pub answered: Timestamp,
+    #[serde(default)]
+    pub response_object: Value,
+    #[serde(default)]
+    response_status: ResponseStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct User {
+    username: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ObjectRef {
+    resource: String,
+    subresource: String,
+    name: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ResponseStatus {
+    code: u16,
+}
+
+impl Request {
+    pub fn is_of(&self, account: &str) -> bool {
+        self.user.username == format!("system:serviceaccount:{SYSTEM}:{account}")
+    }
+
+    /// `resource` or `resource/subresource`.
+    pub fn target(&self) -> String {
+        let ObjectRef { resource, subresource, .. } = &self.object_ref;
+        if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.object_ref.name
+    }
+
+    pub fn is_write(&self) -> bool {
+        ["create", "update", "patch", "delete", "deletecollection"].contains(&self.verb.as_str())
+    }
+
+    pub fn is_read(&self) -> bool {
+        ["get", "list"].contains(&self.verb.as_str())
+    }
+
+    pub fn worked(&self) -> bool {
+        self.response_status.code < 300
+    }
+
+    /// What is counted apart: told to people, asked about callers, or said to hold an office.
+    pub fn apart(&self) -> Option<&'static str> {
+        match self.object_ref.resource.as_str() {
+            "events" => Some("events"),
+            "leases" => Some("leases"),
+            "tokenreviews" | "subjectaccessreviews" => Some("reviews"),
+            _ => None,
+        }
+    }
+}
+
+/// All answered requests so far, in the order of their answers.
+pub fn read(log: &Path) -> Vec<Request> {
+    let text = fs::read_to_string(log).unwrap();
+    let parsed = text.lines().filter_map(|line| serde_json::from_str::<Request>(line).ok());
+    let mut all: Vec<_> = parsed.filter(|request| request.stage == "ResponseComplete").collect();
+    all.sort_by_key(|request| request.answered);
+    all
+}
+
+/// How many there are of each kind, for whoever looks for the one too many.
+pub fn kinds<'a>(requests: impl Iterator<Item = &'a Request>) -> BTreeMap<String, u32> {
+    let mut kinds = BTreeMap::new();
+    for request in requests {
+        *kinds.entry(format!("{} {}", request.verb, request.target())).or_default() += 1;
+    }
+    kinds
+}
+
+/// From one moment of the server's clock to another; none when the second is not after the first.
+pub fn between(from: Timestamp, to: Timestamp) -> Option<Duration> {
+    Duration::try_from(to.duration_since(from)).ok()
+}
