@@ -37,7 +37,6 @@ struct User {
 struct ObjectRef {
     resource: String,
     subresource: String,
-    name: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -55,10 +54,6 @@ impl Request {
     pub fn target(&self) -> String {
         let ObjectRef { resource, subresource, .. } = &self.object_ref;
         if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") }
-    }
-
-    pub fn name(&self) -> &str {
-        &self.object_ref.name
     }
 
     pub fn is_write(&self) -> bool {
@@ -97,7 +92,9 @@ pub fn read(log: &Path) -> Vec<Request> {
 pub fn kinds<'a>(requests: impl Iterator<Item = &'a Request>) -> BTreeMap<String, u32> {
     let mut kinds = BTreeMap::new();
     for request in requests {
-        *kinds.entry(format!("{} {}", request.verb, request.target())).or_default() += 1;
+        let account = request.user.username.rsplit(':').next().unwrap_or_default();
+        let kind = format!("{account}: {} {}", request.verb, request.target());
+        *kinds.entry(kind).or_default() += 1;
     }
     kinds
 }

@@ -1,8 +1,7 @@
 //! Measured speed: ours, the floor that nobody gets below, and what users would take instead, by turns in the same
 //! run. `tests/bench/run --help` says how; `docs/performance.md` has the last table and how it is read.
 //!
-//! One program: as `bench controller ...`, `bench supervisor ...` and `bench tail ...` it is the process that is
-//! measured.
+//! One program: as `bench process controller ...` and the like it is the process that is measured.
 
 // Helpers of benches fail by panicking, as those of tests do.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
@@ -13,13 +12,16 @@ mod deadline;
 #[path = "../decide/mod.rs"]
 mod decide;
 mod decisions;
+mod far;
 #[allow(dead_code, reason = "shared with the simulation")]
 #[path = "../simulation/gateway.rs"]
 mod gateway;
+mod gateway_speed;
 mod kubelet;
 mod live;
 mod log_throughput;
 mod measure;
+mod plant;
 mod processes;
 mod requests;
 mod scripted;
@@ -42,6 +44,7 @@ const BENCHES: &[(&str, Needs, Bench)] = &[
     ("decide", Needs::Nothing, decisions::run),
     ("deadline", Needs::Nothing, deadline::run),
     ("log-throughput", Needs::Nothing, log_throughput::run),
+    ("gateway", Needs::Nothing, gateway_speed::run),
     ("requests", Needs::ApiServer, requests::run),
     ("recovery", Needs::ApiServer, live::recovery),
     ("memory", Needs::ApiServer, live::memory),

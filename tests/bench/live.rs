@@ -14,7 +14,8 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     measure::{ROUNDS, Samples, Scale, eventually, millis},
-    processes::{Process, block_on},
+    plant::Plant as RealPlant,
+    processes::{PROCESS, Process, block_on},
     scripted::{SLOTS, Scripted},
     site::{CONTROLLER, Controller, Site, TASKS, patience},
     table::Row,
@@ -135,22 +136,45 @@ async fn recover(scale: Scale, limit: Duration) -> (Samples, Samples) {
         ours.add(millis(killed.elapsed()));
         plant.process.as_mut().unwrap().must_live();
         tokio::time::sleep(SETTLE).await;
-        let began = Instant::now();
-        let listed = tokio::process::Command::new(std::env::current_exe().unwrap())
-            .arg("list")
-            .arg(plant.site.kubeconfig(CONTROLLER))
-            .status()
-            .await
-            .unwrap();
-        assert!(listed.success(), "the floor of recovery lists the runs");
-        floor.add(millis(began.elapsed()));
+        floor.add(listed(&plant.site).await);
         assert_eq!(*steps.borrow(), round, "one next step, and no other");
     }
     (ours, floor)
 }
 
+/// Lists what the kubeconfig's user sees of runs, in a process of its own.
+async fn listed(site: &Site) -> f64 {
+    let began = Instant::now();
+    let listed = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args([PROCESS, "list"])
+        .arg(site.kubeconfig(CONTROLLER))
+        .status()
+        .await
+        .unwrap();
+    assert!(listed.success(), "the floor of recovery lists the runs");
+    millis(began.elapsed())
+}
+
+/// The supervisor of one node beside its live pods.
+async fn adopt(scale: Scale) -> (Samples, Samples) {
+    let count = scale.pick(100, 10);
+    let mut plant = RealPlant::start().await;
+    plant.live_tasks(count).await;
+    let (mut ours, mut floor) = (Samples::default(), Samples::default());
+    for _ in 0..scale.pick(ROUNDS, 2) {
+        ours.add(millis(plant.restart_supervisor(count).await));
+        tokio::time::sleep(SETTLE).await;
+        floor.add(listed(&plant.site).await);
+    }
+    (ours, floor)
+}
+
 pub fn recovery(scale: Scale) -> Vec<Row> {
-    let (ours, floor) = block_on(recover(scale, patience(scale)));
+    let limit = patience(scale);
+    let (ours, floor) = block_on(recover(scale, limit));
+    let (adopted, floor_of_adopted) =
+        block_on(async { tokio::time::timeout(limit, adopt(scale)).await })
+            .expect("adopted in time");
     vec![
         Row::new("recovery controller", "ms, SIGKILL to the first right write", ours.median())
             .floor(floor.median())
@@ -158,6 +182,9 @@ pub fn recovery(scale: Scale) -> Vec<Row> {
             .at_most(1000.0)
             .at_most_of_floor(2.0),
         Row::new("recovery controller worst", "ms", ours.at(1.0)).floor(floor.at(1.0)),
+        Row::new("recovery supervisor", "ms, SIGKILL to 100 adopted", adopted.median())
+            .floor(floor_of_adopted.median())
+            .at_most(500.0),
     ]
 }
 

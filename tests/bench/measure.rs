@@ -49,10 +49,6 @@ impl Samples {
         self.at(0.99)
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     pub fn extend(&mut self, other: &Self) {
         self.0.extend_from_slice(&other.0);
     }

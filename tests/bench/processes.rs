@@ -8,15 +8,20 @@ use std::{
 
 use agent_operator::telemetry::{Tracer, logs};
 use agent_operator_controller::{args as of_controller, run};
-use agent_operator_supervisor::{args as of_supervisor, daemon};
+use agent_operator_supervisor::{args as of_supervisor, daemon, gateway as of_gateway};
 use clap::Parser as _;
 use tokio_util::sync::CancellationToken;
 
-/// Runs as the process that the first argument names; none when it names none.
+/// First argument of this program when it is to be one of the processes.
+pub const PROCESS: &str = "process";
+
+/// Runs as the process that the arguments name; none when they name none.
 pub fn as_one_of_them(arguments: &[String]) -> Option<ExitCode> {
+    let arguments = arguments.strip_prefix(&[PROCESS.to_owned()])?;
     let ended = match arguments.first()?.as_str() {
         "controller" => controller(arguments),
         "supervisor" => supervisor(arguments),
+        "gateway" => gateway(arguments),
         "tail" => crate::log_throughput::tail_process(&arguments[1..]),
         "list" => crate::live::list_process(&arguments[1..]),
         _ => return None,
@@ -51,6 +56,20 @@ fn supervisor(arguments: &[String]) -> anyhow::Result<()> {
     })
 }
 
+/// The same binary's other process. Its arguments are the subcommand's.
+fn gateway(arguments: &[String]) -> anyhow::Result<()> {
+    let line = std::iter::once("supervisor").chain(arguments.iter().map(String::as_str));
+    let cli = of_supervisor::Cli::parse_from(line);
+    logs::start(cli.telemetry.log_format, &cli.telemetry.log)?;
+    let of_supervisor::Command::Gateway(args) = cli.command else {
+        anyhow::bail!("only `gateway`")
+    };
+    block_on(async {
+        let tracer = Tracer::start(&cli.telemetry, "agent-operator-gateway")?;
+        Box::pin(of_gateway::run(*args, tracer, CancellationToken::new())).await
+    })
+}
+
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     // A second call finds it installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -68,6 +87,7 @@ impl Process {
     pub fn start(arguments: &[String], environment: &[(&str, &str)], log: PathBuf) -> Self {
         let said = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
+            .arg(PROCESS)
             .args(arguments)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())

@@ -1,229 +1,23 @@
 //! `requests` and `gap`: whole tasks through the real controller and the real supervisor, each a process, on a real API
 //! server, beside Kubernetes' own Jobs. Both are read from the server's audit log.
 
-use std::{path::PathBuf, process::Child, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use agent_operator::crd::AgentRun;
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{Namespace, Pod, ServiceAccount},
-};
-use kube::{
-    Api,
-    api::{DeleteParams, ListParams},
-};
-use serde_json::json;
-use tokio::task::JoinSet;
+use kube::{Api, api::ListParams};
 
 use crate::{
     audit::{self, Request},
-    gateway::Gateway,
-    kubelet::{HANG, Kubelet, serve_link},
-    measure::{ROUNDS, Samples, Scale, eventually, millis, now},
-    processes::{Process, block_on},
-    site::{CONTROLLER, Controller, JOBS, SUPERVISOR, SYSTEM, Site, TASKS, free_port, patience},
+    measure::{ROUNDS, Samples, Scale, millis},
+    plant::{Plant, STEPS},
+    processes::block_on,
+    site::{CONTROLLER, JOBS, SUPERVISOR, TASKS, patience},
     table::Row,
 };
 
-/// The one node.
-const NODE: &str = "node-a";
-/// Namespace of the Jobs.
-const PEERS: &str = "peers";
-/// Steps of a task, and pods of a Job.
-const STEPS: u32 = 4;
 /// Writes that a step needs by the design: run, pod, Running, outcome, task, finalizer, deletion.
 const FLOOR_WRITES: f64 = 28.0;
-/// After this time nothing of a round is still to be written.
-const SETTLE: Duration = Duration::from_secs(2);
-/// Kubernetes waits at most so long for one Job.
-const LIMIT: Duration = Duration::from_mins(2);
-
-/// Everything that runs for this bench. Dropping it ends all of it.
-struct Plant {
-    site: Site,
-    _controller: Process,
-    _supervisor: Process,
-    jobs: Child,
-    _around: JoinSet<()>,
-}
-
-impl Drop for Plant {
-    fn drop(&mut self) {
-        let _ = self.jobs.kill();
-        let _ = self.jobs.wait();
-    }
-}
-
-impl Plant {
-    async fn start() -> Self {
-        let site = Site::start().await;
-        site.create::<Namespace>(
-            &Api::all(site.client.clone()),
-            json!({"metadata": {"name": PEERS}}),
-        )
-        .await;
-        let accounts: Api<ServiceAccount> = Api::namespaced(site.client.clone(), PEERS);
-        site.create(&accounts, json!({"metadata": {"name": "default"}})).await;
-        let token = site.node(NODE).await;
-        let (gateway, cgroups, mut around) = (Gateway::new(), site.path("cgroup"), JoinSet::new());
-        let socket = site.path("gateway.sock");
-        around.spawn(serve_link(Arc::clone(&gateway), socket.clone()));
-        for namespace in [TASKS, PEERS] {
-            let gateway = Arc::clone(&gateway);
-            around
-                .spawn(Kubelet::new(site.client.clone(), namespace, NODE, gateway, &cgroups).run());
-        }
-        let controller = Controller::new(&site);
-        let process = controller.start();
-        let supervisor = supervisor(&site, &controller.address, &token, &socket, &cgroups);
-        let jobs = job_controller(&site);
-        Self { site, _controller: process, _supervisor: supervisor, jobs, _around: around }
-    }
-
-    /// One task; the times of the server between which all of it was written.
-    async fn task(&self, name: &str) -> (Timestamp, Timestamp) {
-        let made = self.site.task(name, "Add a /healthz endpoint that returns 200 OK").await;
-        let began = made.metadata.creation_timestamp.unwrap().0;
-        let tasks = self.site.tasks();
-        eventually("the task completes", LIMIT, async || {
-            let status = tasks.get(name).await.unwrap().status?;
-            let phase = status.phase?;
-            assert_ne!(phase, "Failed", "{:?}", status.message);
-            (phase == "Complete").then_some(())
-        })
-        .await;
-        self.no_pods(TASKS).await;
-        tokio::time::sleep(SETTLE).await;
-        (began, self.clock().await)
-    }
-
-    /// One Job of as many pods.
-    async fn job(&self, name: &str) -> (Timestamp, Timestamp) {
-        let jobs: Api<Job> = Api::namespaced(self.site.client.clone(), PEERS);
-        let job = json!({
-            "metadata": {"name": name},
-            "spec": {"completions": STEPS, "parallelism": 1, "template": {"spec": {
-                "restartPolicy": "Never", "automountServiceAccountToken": false,
-                "containers": [{"name": "agent", "image": "registry.test/agent:1"}],
-            }}},
-        });
-        let made = self.site.create(&jobs, job).await;
-        let began = made.metadata.creation_timestamp.unwrap().0;
-        eventually("the Job completes", LIMIT, async || {
-            let status = jobs.get(name).await.unwrap().status?;
-            let complete =
-                status.conditions?.iter().any(|c| c.type_ == "Complete" && c.status == "True");
-            complete.then_some(())
-        })
-        .await;
-        tokio::time::sleep(SETTLE).await;
-        let ended = self.clock().await;
-        let pods: Api<Pod> = Api::namespaced(self.site.client.clone(), PEERS);
-        pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
-        (began, ended)
-    }
-
-    /// Two writes of which the second needs the first, by a client that does nothing else.
-    async fn floor(&self, number: usize, of: &AgentRun) -> Duration {
-        let runs: Api<AgentRun> = Api::namespaced(self.site.client.clone(), PEERS);
-        let pods: Api<Pod> = Api::namespaced(self.site.client.clone(), PEERS);
-        let name = format!("floor-{number}");
-        let spec = serde_json::to_value(&of.spec).unwrap();
-        let run = json!({"apiVersion": "agents.wearn.dev/v1alpha1", "kind": "AgentRun",
-            "metadata": {"name": name}, "spec": spec});
-        let pod = json!({"metadata": {"name": name}, "spec": {
-            // Of a node that does not exist, so that no kubelet of ours takes it.
-            "restartPolicy": "Never", "automountServiceAccountToken": false,
-            "containers": [{"name": "agent", "image": "registry.test/agent:1"}]}});
-        let began = now();
-        self.site.create(&runs, run).await;
-        self.site.create(&pods, pod).await;
-        let took = began.elapsed();
-        pods.delete(&name, &DeleteParams::default().grace_period(0)).await.unwrap();
-        runs.delete(&name, &DeleteParams::default()).await.unwrap();
-        took
-    }
-
-    async fn no_pods(&self, namespace: &str) {
-        let pods: Api<Pod> = Api::namespaced(self.site.client.clone(), namespace);
-        eventually("the pods are deleted", LIMIT, async || {
-            pods.list(&ListParams::default()).await.unwrap().items.is_empty().then_some(())
-        })
-        .await;
-    }
-
-    /// The server's clock is this machine's.
-    async fn clock(&self) -> Timestamp {
-        // Audit lines are written as they are answered; a moment for the last of them.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        agent_operator_supervisor::clock::now().wall
-    }
-
-    /// Requests of our processes while a step runs and nothing happens.
-    async fn idle(&self, period: Duration) -> Vec<Request> {
-        self.site.task("idle", HANG).await;
-        let runs: Api<AgentRun> = Api::namespaced(self.site.client.clone(), TASKS);
-        eventually("the idle step runs", LIMIT, async || {
-            let all = runs.list(&ListParams::default()).await.unwrap();
-            let running = |run: &AgentRun| {
-                run.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
-            };
-            all.items.iter().any(running).then_some(())
-        })
-        .await;
-        tokio::time::sleep(SETTLE).await;
-        let from = self.clock().await;
-        tokio::time::sleep(period).await;
-        ours(&audit::read(&self.site.audit_log()), from, self.clock().await)
-    }
-}
-
-fn supervisor(
-    site: &Site,
-    address: &str,
-    token: &PathBuf,
-    socket: &PathBuf,
-    cgroups: &PathBuf,
-) -> Process {
-    let argument = |name: &str, path: &PathBuf| format!("--{name}={}", path.display());
-    let arguments = [
-        "supervisor".to_owned(),
-        "run".to_owned(),
-        format!("--node-name={NODE}"),
-        format!("--pod-namespace={SYSTEM}"),
-        format!("--controller-address={address}"),
-        "--controller-ca-configmap=agent-operator-ca".to_owned(),
-        argument("token-file", token),
-        format!("--task-namespace={TASKS}"),
-        argument("data-dir", &site.path("supervisor")),
-        argument("gateway-socket", socket),
-        "--gateway-service=10.96.0.7:8080".to_owned(),
-        argument("pod-log-dir", &site.path("pods")),
-        argument("cgroup-root", cgroups),
-        "--runner-image=registry.test/runner:1".to_owned(),
-        "--runner-delivery=imageVolume".to_owned(),
-        "--pod-retention=1s".to_owned(),
-        format!("--http-address=127.0.0.1:{}", free_port()),
-    ];
-    let kubeconfig = site.kubeconfig(SUPERVISOR);
-    let environment = [("KUBECONFIG", kubeconfig.to_str().unwrap())];
-    Process::start(&arguments, &environment, site.path("supervisor.log"))
-}
-
-/// Kubernetes' controller manager with nothing but its controller of Jobs.
-fn job_controller(site: &Site) -> Child {
-    let log = std::fs::File::create(site.path("jobs.log")).unwrap();
-    std::process::Command::new("kube-controller-manager")
-        .arg(format!("--kubeconfig={}", site.kubeconfig(JOBS).display()))
-        .args(["--leader-elect=false", "--controllers=job-controller", "--bind-address=127.0.0.1"])
-        .arg(format!("--secure-port={}", free_port()))
-        .stdin(std::process::Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .expect("kube-controller-manager is on PATH; tests/bench/run builds it")
-}
 
 fn within(request: &Request, from: Timestamp, to: Timestamp) -> bool {
     request.received >= from && request.received < to
@@ -287,9 +81,8 @@ fn is_outcome(request: &Request) -> bool {
     is_status && matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// The kubelet of the bench writes as the administrator.
-fn is_end_of_pod(all: &[Request], request: &Request) -> bool {
-    let _ = all;
+/// The kubelet of the bench tells the end of a pod.
+fn is_end_of_pod(request: &Request) -> bool {
     request.target() == "pods/status" && request.verb == "patch" && request.worked()
 }
 
@@ -322,22 +115,27 @@ async fn measure(scale: Scale) -> Measured {
         }
     }
     let idle_period = scale.pick(Duration::from_mins(1), Duration::from_secs(10));
-    let idle = plant.idle(idle_period).await;
+    plant.live_tasks(1).await;
+    let from = plant.clock().await;
+    tokio::time::sleep(idle_period).await;
+    let until = plant.clock().await;
     let all = audit::read(&plant.site.audit_log());
+    let idle = ours(&all, from, until);
     let (mut ours_counts, mut peer, mut gap, mut gap_of_peer) = Default::default();
+    let mut last = Vec::new();
     for (from, to) in of_tasks {
         let requests = ours(&all, from, to);
         Counts::add(&mut ours_counts, &requests);
         Samples::extend(&mut gap, &gaps(&requests, is_outcome));
-        if scale == Scale::Full && std::env::var_os("AO_BENCH_SHOW").is_some() {
-            eprintln!("{:#?}", audit::kinds(requests.iter()));
-        }
+        last = requests;
     }
+    // Whoever looks for the one too many finds it here.
+    eprintln!("requests of the last task: {:#?}", audit::kinds(last.iter()));
     for (from, to) in of_jobs {
         let requests: Vec<_> = all.iter().filter(|r| within(r, from, to)).cloned().collect();
         let of_peer: Vec<_> = requests.iter().filter(|r| r.is_of(JOBS)).cloned().collect();
         Counts::add(&mut peer, &of_peer);
-        Samples::extend(&mut gap_of_peer, &gaps(&requests, |r| is_end_of_pod(&all, r)));
+        Samples::extend(&mut gap_of_peer, &gaps(&requests, is_end_of_pod));
     }
     Measured { ours: ours_counts, peer, gap, gap_of_floor, gap_of_peer, idle, idle_period }
 }
