@@ -131,6 +131,6 @@ pub fn run(scale: Scale) -> Vec<Row> {
     vec![
         late("deadline p50", Samples::median, 2.0),
         late("deadline p99", Samples::p99, 20.0),
-        Row::new("deadline early", "kills", Some(f64::from(early))).at_most(0.0).counted(),
+        Row::new("deadline early", "kills", Some(f64::from(early))).at_most(0.0).counted(0.0),
     ]
 }

@@ -55,6 +55,15 @@ impl Plant {
         Self { site, controller, process, nodes, tasks: 0, limit }
     }
 
+    /// Adds nodes on which nothing runs yet.
+    async fn more_nodes(&mut self, count: usize) {
+        for number in 0..count {
+            let name = format!("further-{number}");
+            self.nodes.push(Scripted::start(&self.site, &name, &self.controller.address).await);
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+
     fn live(&self) -> usize {
         self.nodes.iter().map(|node| node.live().len()).sum()
     }
@@ -193,10 +202,13 @@ pub fn memory(scale: Scale) -> Vec<Row> {
         ["memory at 1,000 tasks", "memory at 5,000 tasks", "memory at 10,000 tasks"];
     let sizes: &[usize] = scale.pick(&[1000, 5000, 10_000], &[50, 100]);
     let limit = patience(scale);
-    let (base, at, again, peak) = block_on(async {
+    let further = scale.pick(100, 5);
+    let (base, session, at, again, peak) = block_on(async {
         let mut plant = Plant::start(*sizes.last().unwrap(), limit).await;
         tokio::time::sleep(SETTLE).await;
         let base = plant.pss_mib();
+        plant.more_nodes(further).await;
+        let session = (plant.pss_mib() - base) * 1024.0 / further as f64;
         let mut at = Vec::new();
         for size in sizes {
             plant.grow(*size).await;
@@ -212,12 +224,15 @@ pub fn memory(scale: Scale) -> Vec<Row> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let again = plant.pss_mib();
-        (base, at, again, peak)
+        (base, session, at, again, peak)
     });
     let (first, last) = (sizes[0], *sizes.last().unwrap());
     let thousands = (last - first) as f64 / 1000.0;
     let slope = (at.last().unwrap() - at[0]) / thousands;
-    let mut rows = vec![Row::new("memory base", "MiB Pss, no task", Some(base)).at_most(15.0)];
+    let mut rows = vec![
+        Row::new("memory base", "MiB Pss, no task", Some(base)).at_most(15.0),
+        Row::new("memory session", "KiB a node and its session", Some(session)),
+    ];
     if scale == Scale::Full {
         rows.extend(NAMES.iter().zip(&at).map(|(name, pss)| Row::new(name, "MiB Pss", Some(*pss))));
     }

@@ -274,6 +274,6 @@ pub fn run(scale: Scale) -> Vec<Row> {
         Row::new("log-throughput memory", "MiB, peak of the process", peak.median()).at_most(64.0),
         Row::new("log-throughput lost", "bytes lost, doubled or in gaps", Some(lost as f64))
             .at_most(0.0)
-            .counted(),
+            .counted(0.0),
     ]
 }

@@ -159,14 +159,14 @@ pub fn run(scale: Scale) -> Vec<Row> {
             .floor(Some(FLOOR_WRITES))
             .peer(peer.writes.at(1.0))
             .at_most(30.0)
-            .counted(),
+            .counted(30.0),
         Row::new("requests reads", "GET and LIST a task, worst", ours.reads.at(1.0))
             .peer(peer.reads.at(1.0))
             .at_most(0.0)
-            .counted(),
+            .counted(0.0),
         Row::new("requests idle", "requests a live task-hour", Some(idle.len() as f64 / hours))
             .at_most(0.0)
-            .counted(),
+            .counted(0.0),
         apart("requests events", &ours.events, &peer.events),
         apart("requests reviews", &ours.reviews, &peer.reviews),
         apart("requests leases", &ours.leases, &peer.leases),
