@@ -99,6 +99,20 @@ pub fn kinds<'a>(requests: impl Iterator<Item = &'a Request>) -> BTreeMap<String
     kinds
 }
 
+/// Each request with the time since the first, in milliseconds: received and answered.
+pub fn story(requests: &[Request]) -> String {
+    let Some(first) = requests.iter().map(|request| request.received).min() else {
+        return String::new();
+    };
+    let since = |at| between(first, at).unwrap_or_default().as_secs_f64() * 1000.0;
+    let lines = requests.iter().map(|request| {
+        let account = request.user.username.rsplit(':').next().unwrap_or_default();
+        let (from, to) = (since(request.received), since(request.answered));
+        format!("{from:9.1} {to:9.1} {account} {} {}\n", request.verb, request.target())
+    });
+    lines.collect()
+}
+
 /// From one moment of the server's clock to another; none when the second is not after the first.
 pub fn between(from: Timestamp, to: Timestamp) -> Option<Duration> {
     Duration::try_from(to.duration_since(from)).ok()

@@ -129,8 +129,11 @@ async fn measure(scale: Scale) -> Measured {
         Samples::extend(&mut gap, &gaps(&requests, is_outcome));
         last = requests;
     }
-    // Whoever looks for the one too many finds it here.
+    // Whoever looks for the one too many, or for where the time goes, finds it here.
     eprintln!("requests of the last task: {:#?}", audit::kinds(last.iter()));
+    if std::env::var_os("AO_BENCH_SHOW").is_some() {
+        eprint!("{}", audit::story(&last));
+    }
     for (from, to) in of_jobs {
         let requests: Vec<_> = all.iter().filter(|r| within(r, from, to)).cloned().collect();
         let of_peer: Vec<_> = requests.iter().filter(|r| r.is_of(JOBS)).cloned().collect();
