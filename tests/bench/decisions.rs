@@ -7,14 +7,15 @@ use agent_operator_controller::decide::{Observed, decide as decision};
 use jiff::Timestamp;
 
 use crate::{
-    decide::Model,
+    decide::{Model, node},
     measure::{ROUNDS, Samples, Scale, now},
     table::Row,
 };
 
 /// What is seen at each moment of a task that needs a second attempt at its implementation.
-fn life() -> Vec<(Observed, Timestamp)> {
+fn life(nodes: usize) -> Vec<(Observed, Timestamp)> {
     let mut model = Model::new();
+    model.nodes.extend((2..nodes).map(|number| node(&format!("node-{number}"))));
     let mut seen = Vec::new();
     let mut look = |model: &mut Model| {
         seen.push((model.observed(), model.now));
@@ -40,8 +41,9 @@ fn life() -> Vec<(Observed, Timestamp)> {
     seen
 }
 
-pub fn run(scale: Scale) -> Vec<Row> {
-    let seen = life();
+/// Decisions a second beside so many nodes, which each decision about a place looks through.
+fn rate(scale: Scale, nodes: usize) -> Option<f64> {
+    let seen = life(nodes);
     let period = scale.pick(Duration::from_secs(1), Duration::from_millis(100));
     let mut rates = Samples::default();
     for _ in 0..ROUNDS {
@@ -54,5 +56,15 @@ pub fn run(scale: Scale) -> Vec<Row> {
         }
         rates.add(f64::from(decisions) / began.elapsed().as_secs_f64());
     }
-    vec![Row::new("decide", "decisions/s a core", rates.median()).at_least(20_000.0)]
+    rates.median()
+}
+
+pub fn run(scale: Scale) -> Vec<Row> {
+    let unit = "decisions/s a core";
+    vec![
+        Row::new("decide", unit, rate(scale, 2)).at_least(20_000.0),
+        Row::new("decide at 100 nodes", unit, rate(scale, 100)),
+        Row::new("decide at 1,000 nodes", unit, rate(scale, 1000)),
+        Row::new("decide at 10,000 nodes", unit, rate(scale, 10_000)),
+    ]
 }
