@@ -297,7 +297,7 @@ impl Nginx {
         let paths: String =
             paths.iter().map(|kind| format!("{kind}_temp_path {}; ", at(kind))).collect();
         let text = format!(
-            "daemon off; worker_processes 1; pid {}; error_log {} crit; events {{}}\n\
+            "daemon off; master_process off; pid {}; error_log {} crit; events {{}}\n\
              http {{ access_log off; {paths} upstream model {{ server {model}; keepalive 16; }}\n\
              server {{ listen {address}; location / {{ proxy_pass http://model; proxy_http_version 1.1;\n\
              proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n",
@@ -310,6 +310,7 @@ impl Nginx {
             .arg("-c")
             .arg(file)
             .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
         let nginx = Self(child.ok()?, address);
