@@ -2,6 +2,7 @@
 //! the gateway would read it. 100 live steps, all cores busy, no controller and no API server at all.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead as _, BufReader},
     os::unix::net::UnixListener,
     path::Path,
@@ -95,13 +96,16 @@ fn round(ours: &mut Samples, floor: &mut Samples) -> u32 {
     }
     // Halfway between two of ours, under the same load.
     let bare = timer((0..STEPS).map(|number| at(number).plus(PACE / 2)).collect());
-    let mut early = 0;
-    for _ in 0..STEPS {
+    let (mut early, mut seen) = (0, BTreeSet::new());
+    while (seen.len() as u64) < STEPS {
         let (order, arrived) = orders.recv_timeout(LIMIT).unwrap();
         let order: serde_json::Value = serde_json::from_str(&order).unwrap();
-        let due = at(order["run"]["uid"].as_str().unwrap().parse().unwrap());
-        early += u32::from(arrived < due);
-        ours.add(millis(arrived.since(due)));
+        let number: u64 = order["run"]["uid"].as_str().unwrap().parse().unwrap();
+        // Orders are repeated until their grace is over; the first one counts.
+        if seen.insert(number) {
+            early += u32::from(arrived < at(number));
+            ours.add(millis(arrived.since(at(number))));
+        }
     }
     for late in bare.join().unwrap() {
         floor.add(millis(late));
