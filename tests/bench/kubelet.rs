@@ -131,7 +131,10 @@ impl Kubelet {
         }));
         let bound: Result<Value, _> =
             self.pods.create_subresource("binding", &name, &PostParams::default(), &binding).await;
-        bound.unwrap();
+        // Deleted before it was scheduled.
+        if bound.is_err() {
+            return;
+        }
         let count = self.cgroups.join(format!("pod{uid}/c-{uid}"));
         fs::create_dir_all(&count).unwrap();
         fs::write(count.join("pids.current"), "1\n").unwrap();

@@ -194,17 +194,16 @@ impl Plant {
         (began, ended)
     }
 
-    /// Two writes of which the second needs the first, by a client that does nothing else.
+    /// Two writes of which the second needs the first, by a client that does nothing else; where no kubelet of ours looks.
     pub async fn floor(&self, number: usize, of: &AgentRun) -> Duration {
-        let runs: Api<AgentRun> = Api::namespaced(self.site.client.clone(), PEERS);
-        let pods: Api<Pod> = Api::namespaced(self.site.client.clone(), PEERS);
+        let runs: Api<AgentRun> = Api::namespaced(self.site.client.clone(), SYSTEM);
+        let pods: Api<Pod> = Api::namespaced(self.site.client.clone(), SYSTEM);
         let name = format!("floor-{number}");
         let spec = serde_json::to_value(&of.spec).unwrap();
         let run = json!({"apiVersion": "agents.wearn.dev/v1alpha1", "kind": "AgentRun",
             "metadata": {"name": name}, "spec": spec});
         let pod = json!({"metadata": {"name": name}, "spec": {
-            // Of a node that does not exist, so that no kubelet of ours takes it.
-            "restartPolicy": "Never", "automountServiceAccountToken": false,
+                "restartPolicy": "Never", "automountServiceAccountToken": false,
             "containers": [{"name": "agent", "image": "registry.test/agent:1"}]}});
         let began = now();
         self.site.create(&runs, run).await;
