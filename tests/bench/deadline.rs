@@ -1,0 +1,140 @@
+//! `deadline`: how late the order to stop comes out of the supervisor's own thread of deadlines, at the socket where
+//! the gateway would read it. 100 live steps, all cores busy, no controller and no API server at all.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead as _, BufReader},
+    os::unix::net::UnixListener,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use agent_operator::{
+    attempt::StopOrder,
+    domain::{Attempt, Reason, RunKey, RunUid},
+};
+use agent_operator_supervisor::{
+    clock,
+    steps::{
+        guard::{Guarded, Guards, hand::OwnThread},
+        moment::BootTime,
+    },
+};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, ClockNanosleepFlags, clock_nanosleep},
+};
+
+use crate::{
+    measure::{ROUNDS, Samples, Scale, millis},
+    table::Row,
+};
+
+/// Live steps in a round.
+const STEPS: u64 = 100;
+/// Pause between two deadlines.
+const PACE: Duration = Duration::from_millis(10);
+/// Nothing is due before everything stands.
+const LEAD: Duration = Duration::from_millis(300);
+/// A bench whose orders do not come is broken.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The socket of a gateway: each order with the time at which it was there to be read.
+fn gateway(socket: &Path) -> mpsc::Receiver<(String, BootTime)> {
+    let listener = UnixListener::bind(socket).unwrap();
+    let (told, orders) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut line = String::new();
+            let read = BufReader::new(stream).read_line(&mut line);
+            let at = clock::boot();
+            if read.is_err() || told.send((line, at)).is_err() {
+                return;
+            }
+        }
+    });
+    orders
+}
+
+/// A bare timer: one thread that sleeps until each moment.
+fn timer(moments: Vec<BootTime>) -> thread::JoinHandle<Vec<Duration>> {
+    thread::spawn(move || {
+        let late = moments.into_iter().map(|at| {
+            let until = TimeSpec::from_duration(Duration::from_nanos(u64::try_from(at.0).unwrap()));
+            let absolute = ClockNanosleepFlags::TIMER_ABSTIME;
+            clock_nanosleep(ClockId::CLOCK_BOOTTIME, absolute, &until).unwrap();
+            clock::boot().since(at)
+        });
+        late.collect()
+    })
+}
+
+fn round(ours: &mut Samples, floor: &mut Samples) -> u32 {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("gateway.sock");
+    let orders = gateway(&socket);
+    let guards = Guards::new(Arc::new(OwnThread::start(socket, || None).unwrap())).unwrap();
+    let start = clock::boot().plus(LEAD);
+    let at = |number: u64| start.plus(PACE * u32::try_from(number).unwrap());
+    for number in 0..STEPS {
+        let message = "out of time".to_owned();
+        let guarded = Guarded {
+            at: at(number),
+            order: StopOrder { reason: Reason::TimedOut, message, grace_millis: 600_000 },
+            namespace: "agents".to_owned(),
+            pod: "pod".to_owned(),
+            uid: "uid".into(),
+        };
+        let run = RunKey { uid: RunUid::from(number.to_string().as_str()), attempt: Attempt(1) };
+        guards.hold(run, guarded).unwrap();
+    }
+    // Halfway between two of ours, under the same load.
+    let bare = timer((0..STEPS).map(|number| at(number).plus(PACE / 2)).collect());
+    let (mut early, mut seen) = (0, BTreeSet::new());
+    while (seen.len() as u64) < STEPS {
+        let (order, arrived) = orders.recv_timeout(LIMIT).unwrap();
+        let order: serde_json::Value = serde_json::from_str(&order).unwrap();
+        let number: u64 = order["run"]["uid"].as_str().unwrap().parse().unwrap();
+        // Orders are repeated until their grace is over; the first one counts.
+        if seen.insert(number) {
+            early += u32::from(arrived < at(number));
+            ours.add(millis(arrived.since(at(number))));
+        }
+    }
+    for late in bare.join().unwrap() {
+        floor.add(millis(late));
+    }
+    early
+}
+
+pub fn run(scale: Scale) -> Vec<Row> {
+    let (mut ours, mut floor, mut early) = (Samples::default(), Samples::default(), 0);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        for _ in 0..scale.pick(ROUNDS, 2) {
+            early += round(&mut ours, &mut floor);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let late = |name, of: fn(&Samples) -> Option<f64>, limit| {
+        Row::new(name, "ms late", of(&ours)).floor(of(&floor)).at_most(limit)
+    };
+    vec![
+        late("deadline p50", Samples::median, 2.0),
+        late("deadline p99", Samples::p99, 20.0),
+        Row::new("deadline early", "kills", Some(f64::from(early))).at_most(0.0).counted(0.0),
+    ]
+}
