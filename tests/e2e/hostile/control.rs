@@ -85,7 +85,8 @@ impl Control {
         whole["gifts"] =
             json!({"oneTime": token, "otherOneTime": token, "other": token, "dead": token});
         whole["namespace"] = json!(place.name);
-        let arguments = [&["python3", PROGRAM, &whole.to_string()][..], &GROUPS[..]].concat();
+        let text = whole.to_string();
+        let arguments = [&["python3", PROGRAM, &text][..], &GROUPS[..]].concat();
         let command = [&["sh", "-c", PREPARE, "sh"][..], &arguments[..]].concat();
         let mount = |name: &str, path: &str| json!({"name": name, "mountPath": path});
         let host = |name: &str, path: String| json!({"name": name, "hostPath": {"path": path}});

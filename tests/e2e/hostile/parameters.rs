@@ -1,7 +1,7 @@
 //! What the attack program is told: targets that all listen, so that only a wall can keep it from them.
 
 use k8s_openapi::api::core::v1::{Node, Service};
-use kube::{Api, ResourceExt as _, api::ListParams};
+use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
 use super::{
@@ -58,6 +58,7 @@ pub(super) async fn parameters(
     };
     let url = kube::Config::infer().await.expect("a kubeconfig").cluster_url;
     let plain = |name: &str| vec![env(name).trim_start_matches("http://").to_owned()];
+    let host_ports = [of_nodes(PROXY_HEALTH_PORT), plain("AO_GRPC")].concat();
     json!({
         "marker": marker,
         "canaries": canaries.iter().map(|canary| halves(canary)).collect::<Vec<_>>(),
@@ -70,7 +71,7 @@ pub(super) async fn parameters(
         "apiServices": service(cluster, "default", |service| port_of(service, 443)).await,
         "apiServers": [url.authority().map(ToString::to_string)],
         "kubelets": of_nodes(KUBELET_PORT),
-        "hostPorts": [of_nodes(PROXY_HEALTH_PORT), plain("AO_GRPC")].concat(),
+        "hostPorts": host_ports,
         "podsSame": [format!("{}:8080", peers[0])],
         "podsOther": [format!("{}:8080", peers[1])],
         "controllers": service(cluster, SYSTEM, |service| port_of(service, 8443)).await,

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use agent_operator_supervisor::clock;
 use kube::ResourceExt as _;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
     place::{self, Place, address_of},
@@ -58,9 +58,9 @@ async fn no_pod_gets_out_with_its_first_instruction() {
     let before = sink.visits(|_| true);
     let tasks = begin(&cluster, &sink).await;
     let (wanted, seconds) = (number(STARTS, STARTS_DEFAULT), number(SECONDS, SECONDS_DEFAULT));
-    let until = clock::now().boot + Duration::from_secs(seconds as u64);
+    let until = Instant::now() + Duration::from_secs(seconds as u64);
     let (mut counted, mut held, mut reached) = (BTreeSet::new(), 0, 0);
-    while counted.len() < wanted && clock::now().boot < until {
+    while counted.len() < wanted && Instant::now() < until {
         tokio::time::sleep(Duration::from_secs(2)).await;
         for name in &tasks {
             for (pod, log) in new_logs(&cluster, name, &counted).await {
