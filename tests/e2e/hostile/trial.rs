@@ -80,7 +80,7 @@ impl Neighbour {
         image: &str,
         repository: &str,
     ) -> Self {
-        let script = "if [ \"$AGENT_STEP\" = plan ]; then sleep 5; else sleep 3607; fi";
+        let script = "echo asleep; [ \"$AGENT_STEP\" = plan ] || sleep 3607; sleep 15";
         let spec = command_agent(script);
         cluster.create(NAMESPACE, &hostile_task(name, image, repository, &spec)).await;
         let (_, dead) = agent_token(cluster, name, "plan").await;
@@ -96,11 +96,6 @@ impl Neighbour {
             "other": self.live,
             "dead": self.dead,
         })
-    }
-
-    /// Tokens that must not be found anywhere else.
-    pub(super) fn tokens(&self) -> [&str; 2] {
-        [&self.dead, &self.live]
     }
 
     pub(super) async fn leave(self, cluster: &Cluster) {
@@ -128,20 +123,17 @@ async fn agent_token(cluster: &Cluster, task: &str, step: &str) -> (Pod, String)
 /// The pod of the step's run, once it runs.
 pub(super) async fn pod_of(cluster: &Cluster, task: &str, step: &str) -> Pod {
     eventually(&format!("a pod of {step} of {task} runs"), LIMIT, || async {
+        let found = cluster.tasks(NAMESPACE).get(task).await.map_err(|error| error.to_string())?;
+        if matches!(phase(&found).as_str(), "Failed" | "Complete") {
+            panic!("too late: {}", cluster.describe(NAMESPACE, task).await);
+        }
         let runs = cluster.runs(NAMESPACE, task).await;
         let run = runs.into_iter().find(|run| run.spec.step == step);
         let name = run.and_then(|run| run.status?.pod_name).ok_or("no pod yet")?;
         let pod = cluster.pods(NAMESPACE).get(&name).await.map_err(|error| error.to_string())?;
         let status = pod.status.clone().unwrap_or_default();
-        if status.phase.as_deref() == Some("Running") && status.pod_ip.is_some() {
-            return Ok(pod);
-        }
-        match cluster.tasks(NAMESPACE).get(task).await {
-            Ok(found) if matches!(phase(&found).as_str(), "Failed" | "Complete") => {
-                panic!("too late: {}", cluster.describe(NAMESPACE, task).await)
-            }
-            _ => Err(format!("{:?}", status.phase)),
-        }
+        let running = status.phase.as_deref() == Some("Running") && status.pod_ip.is_some();
+        if running { Ok(pod) } else { Err(format!("{:?}", status.phase)) }
     })
     .await
 }

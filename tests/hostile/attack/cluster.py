@@ -72,7 +72,7 @@ def runtime_socket(parameters):
 
 @attack("k8s-gateway-socket")
 def gateway_socket(parameters):
-    sockets = glob.glob("/run/agent-operator/*.sock") + glob.glob("/run/agent-operator/**/*.sock", recursive=True)
+    sockets = glob.glob("/run/agent-operator/*.sock") + glob.glob("/run/*.sock")
     if sockets:
         return sockets[0]
     raise Refused("no socket of the supervisor")
@@ -97,7 +97,8 @@ def host_processes(parameters):
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         with open(path, "rb") as file:
             line = file.read()
-        if re.search(rb"/pause|kubelet|containerd|supervisor|open_gateway", line):
+        # The program's own line names targets.
+        if b"marker" not in line and re.search(rb"/pause|kubelet|containerd|supervisor|gateway", line):
             return line.replace(b"\0", b" ").decode("utf-8", "replace")
     if not chain:
         raise Untried("no process of its own was seen")

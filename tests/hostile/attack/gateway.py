@@ -103,10 +103,10 @@ def path_escape(parameters):
 def host_header(parameters):
     forge = parameters["forges"][0]
     answers = []
-    for line, host in (("GET /api/v1/version", forge), ("GET http://%s/api/v1/version" % forge, forge)):
+    for line, host in (("GET /api/healthz", forge), ("GET http://%s/api/healthz" % forge, forge)):
         payload = "%s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nAuthorization: Bearer %s\r\n\r\n"
         answer = raw_exchange(gateway_address(parameters), (payload % (line, host, agent_token(parameters))).encode())
-        if status(answer) == 200 and b'"version"' in answer:
+        if status(answer) == 200 and b'"status"' in answer:
             return line
         answers.append(str(status(answer)))
     raise Refused(" ".join(answers))
