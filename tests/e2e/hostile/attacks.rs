@@ -108,16 +108,11 @@ impl Rig {
         let branch = |kind: &str| format!("{}-{kind}", scene.marker);
         let mut effects = scene.effects(cluster).await;
         effects.extend(scene.diffs(cluster, branch).await);
-        self.add_seen(&mut effects, knocking.opened().await, scene.lingering());
+        add_seen(&mut effects, knocking.opened().await, scene.lingering());
         judge::settle(&mut outcomes, &effects);
         cluster.forge.delete_repository(&scene.repository).await;
         cluster.forge.delete_user(&person).await;
         outcomes
-    }
-
-    fn add_seen(&self, effects: &mut Effects, inbound: Option<String>, lingering: Option<String>) {
-        let seen = [("net-inbound", inbound), ("run-linger", lingering)];
-        effects.extend(seen.into_iter().filter_map(|(id, found)| Some((id, found?))));
     }
 
     /// Everything from inside; also the scores that the attackers print themselves.
@@ -151,7 +146,7 @@ impl Rig {
         // Plan, implement and test at least; a step that says nothing has not attacked.
         assert!(scores.len() >= 3, "{}", cluster.describe(NAMESPACE, &marker).await);
         let mut effects = scene.effects(cluster).await;
-        self.add_seen(&mut effects, knocking.opened().await, lingering);
+        add_seen(&mut effects, knocking.opened().await, lingering);
         effects.extend(self.forgeries(cluster, &marker).await);
         effects.extend(self.upstream(cluster, &scene, &mut outcomes).await);
         judge::settle(&mut outcomes, &effects);
@@ -219,4 +214,10 @@ impl Rig {
         cluster.forge.delete_repository(&self.other).await;
         self.place.remove(cluster).await;
     }
+}
+
+/// Adds what was seen on this machine.
+fn add_seen(effects: &mut Effects, inbound: Option<String>, lingering: Option<String>) {
+    let seen = [("net-inbound", inbound), ("run-linger", lingering)];
+    effects.extend(seen.into_iter().filter_map(|(id, found)| Some((id, found?))));
 }

@@ -1,6 +1,7 @@
 //! Where a credential could have got to, and how each of these places is searched.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::Write as _,
     path::{Path, PathBuf},
@@ -70,7 +71,10 @@ impl Needles {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Base64 of the canary where it begins `shift` bytes behind the border of a group, without the characters
@@ -192,16 +196,16 @@ done"#;
 
 /// A repository that holds `text` in its objects and in no file.
 pub(super) fn plant_git_object(folder: &Path, text: &str) {
-    let git = |arguments: &[&str]| {
+    let git = |arguments: &[&str], input: &str| {
         let mut command = Command::new("git");
         command.args(["-c", "safe.directory=*"]).args(arguments).stdin(Stdio::piped());
         let mut child = command.stdout(Stdio::null()).spawn().expect("git runs");
-        child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("git reads");
+        child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("git reads");
         assert!(child.wait().expect("git ends").success());
     };
     let path = folder.to_str().expect("UTF-8");
-    git(&["init", "--quiet", "--bare", path]);
-    git(&["--git-dir", path, "hash-object", "-w", "--stdin"]);
+    git(&["init", "--quiet", "--bare", path], "");
+    git(&["--git-dir", path, "hash-object", "-w", "--stdin"], text);
 }
 
 #[cfg(test)]

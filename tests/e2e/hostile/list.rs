@@ -146,9 +146,9 @@ mod tests {
             assert!(reason.len() > 20, "{attack:?}");
             let (file, function) = test.split_once('#').unwrap_or((test, ""));
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-            let text =
+            let content =
                 fs::read_to_string(&source).unwrap_or_else(|error| panic!("{file}: {error}"));
-            assert!(text.contains(function), "{test}");
+            assert!(content.contains(function), "{test}");
         }
     }
 

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -103,7 +103,7 @@ impl Place {
     /// Takes everything away again.
     pub(super) async fn remove(self, cluster: &Cluster) {
         let now = DeleteParams::default().grace_period(0);
-        let _ = cluster.pods(&self.name).delete_collection(&now, &Default::default()).await;
+        let _ = cluster.pods(&self.name).delete_collection(&now, &ListParams::default()).await;
         must("kubectl", &["delete", "clusterrolebinding", &self.name]).await;
         let spaces: Api<Namespace> = Api::all(cluster.client.clone());
         spaces.delete(&self.name, &DeleteParams::default()).await.expect("the namespace");
