@@ -73,11 +73,11 @@ pub(super) fn outcomes(log: &str) -> Outcomes {
     found
 }
 
-/// Adds what was seen; of two outcomes the worse stays.
+/// Adds what was seen; of two outcomes the worse stays, of equal ones the later.
 pub(super) fn keep(outcomes: &mut Outcomes, id: &str, seen: Seen) {
     let rank = |seen: &Seen| OUTCOMES.iter().position(|word| *word == seen.outcome);
     match outcomes.get(id) {
-        Some(known) if rank(known) >= rank(&seen) => {}
+        Some(known) if rank(known) > rank(&seen) => {}
         _ => {
             outcomes.insert(id.to_owned(), seen);
         }

@@ -56,6 +56,9 @@ def carry_out(name, parameters):
         return "refused", str(refused)
     except Untried as untried:
         return "untried", str(untried)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        # What is not there was not defended.
+        return "untried", repr(error)
     except OSError as error:
         return "refused", repr(error)
     except Exception as error:  # A defect of the program must never look like a defence.

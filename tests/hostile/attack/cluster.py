@@ -39,8 +39,10 @@ def get(url):
     except OSError:
         pass
     context = ssl._create_unverified_context()
+    # Past the proxy that the environment names: what the gateway refuses is another attack.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:
-        with urllib.request.urlopen(request, timeout=5, context=context) as answer:
+        with direct.open(request, timeout=5) as answer:
             return "%d from %s" % (answer.status, url)
     except (urllib.error.URLError, TimeoutError) as error:
         raise Refused("%s: %s" % (url, error))
@@ -95,8 +97,12 @@ def host_processes(parameters):
         with open("/proc/%d/stat" % mine) as file:
             mine = int(file.read().rsplit(")", 1)[1].split()[1])
     for path in glob.glob("/proc/[0-9]*/cmdline"):
-        with open(path, "rb") as file:
-            line = file.read()
+        try:
+            with open(path, "rb") as file:
+                line = file.read()
+        except (FileNotFoundError, ProcessLookupError):
+            # It has ended meanwhile.
+            continue
         # The program's own line names targets.
         if b"marker" not in line and re.search(rb"/pause|kubelet|containerd|supervisor|gateway", line):
             return line.replace(b"\0", b" ").decode("utf-8", "replace")

@@ -77,7 +77,7 @@ def register():
             raise Refused(text)
 
     for kind in KINDS:
-        attack(kind)(lambda parameters, kind=kind: push(parameters, kind))
+        attack(kind, alone=True)(lambda parameters, kind=kind: push(parameters, kind))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 import uuid
 
-from frame import Refused, Sent, agent_token, attack, base_url, gateway_address, raw_exchange, status
+from frame import Refused, Sent, Untried, agent_token, attack, base_url, gateway_address, raw_exchange, status
 
 
 def repository(parameters):
@@ -27,7 +27,8 @@ def clone(parameters, folder):
     """The repository as the attacker has it, with a commit of its own on top; gives that commit."""
     code, text = run(parameters, folder, "clone", "--quiet", repository(parameters), "tree")
     if code != 0:
-        raise Refused("no clone: " + text)
+        # What is refused to a reader says nothing about a writer.
+        raise Untried("no clone: " + text)
     tree = os.path.join(folder, "tree")
     with open(os.path.join(tree, "hostile-%s.txt" % uuid.uuid4().hex[:8]), "w") as file:
         file.write(parameters["marker"])
@@ -55,15 +56,16 @@ PUSHES = {
     "git-delete-branch": lambda p: (":refs/heads/" + p["victimBranch"],),
 }
 for name, refspecs in PUSHES.items():
-    attack(name)(lambda parameters, refspecs=refspecs: push(parameters, *refspecs(parameters)))
+    # One behind the other: the gateway lets an attempt have few git requests at once.
+    attack(name, alone=True)(lambda parameters, refspecs=refspecs: push(parameters, *refspecs(parameters)))
 
 
-@attack("git-force-foreign")
+@attack("git-force-foreign", alone=True)
 def force(parameters):
     return push(parameters, "+HEAD:refs/heads/" + parameters["forcedBranch"], options=("--force",))
 
 
-@attack("git-other-repository")
+@attack("git-other-repository", alone=True)
 def other_repository(parameters):
     login = base64.b64encode(("agent:" + agent_token(parameters)).encode()).decode()
     answers = []
@@ -78,7 +80,7 @@ def other_repository(parameters):
     raise Refused(" ".join(answers))
 
 
-@attack("git-plain-files")
+@attack("git-plain-files", alone=True)
 def plain_files(parameters):
     login = base64.b64encode(("agent:" + agent_token(parameters)).encode()).decode()
     answers = []
@@ -91,11 +93,13 @@ def plain_files(parameters):
     raise Refused(" ".join(answers))
 
 
-@attack("git-read-refs")
+@attack("git-read-refs", alone=True)
 def refs(parameters):
     """Refs of others in the mirror: branches whose name was never given to this run."""
     code, text = run(parameters, "/tmp", "ls-remote", repository(parameters))
     found = [line for line in text.splitlines() if "refs/pull/" in line or "refs/mirror" in line or "refs/quarantine" in line]
-    if code == 0 and found:
+    if code != 0:
+        raise Untried(text)
+    if found:
         return found[0]
     raise Refused("%d refs" % len(text.splitlines()))
