@@ -51,9 +51,41 @@ impl Forge {
         self.must("POST", "/admin/users", Some(body)).await;
     }
 
+    /// Makes a person who may do anything with one repository.
+    pub(crate) async fn create_writer(&self, name: &str, password: &str, repository: &str) {
+        self.create_reader(name, password).await;
+        let path = format!("/repos/{OWNER}/{repository}/collaborators/{name}");
+        self.must("PUT", &path, Some(json!({"permission": "admin"}))).await;
+    }
+
+    /// Opens a pull request.
+    pub(crate) async fn open_pull_request(&self, repository: &str, head: &str, base: &str) {
+        let body = json!({"title": "Somebody's work", "head": head, "base": base});
+        self.must("POST", &format!("/repos/{OWNER}/{repository}/pulls"), Some(body)).await;
+    }
+
     /// Removes a person.
     pub(crate) async fn delete_user(&self, name: &str) {
         self.must("DELETE", &format!("/admin/users/{name}"), None).await;
+    }
+
+    /// What the forge's API answers under a path below a repository; none for 404.
+    pub(crate) async fn look(&self, repository: &str, path: &str) -> Option<Value> {
+        let url = format!("{}/api/v1/repos/{OWNER}/{repository}{path}", self.base);
+        let token = format!("token {}", self.token);
+        let answer = move || match ureq::get(&url).header("authorization", &token).call() {
+            Ok(mut answer) => Some(answer.body_mut().read_json().expect("JSON")),
+            Err(ureq::Error::StatusCode(404)) => None,
+            Err(error) => panic!("GET {url}: {error}"),
+        };
+        tokio::task::spawn_blocking(answer).await.expect("the request's thread")
+    }
+
+    /// Tip of a branch of any repository, if it exists.
+    pub(crate) async fn tip(&self, repository: &str, branch: &str) -> Option<String> {
+        let path = format!("/branches/{}", branch.replace('/', "%2F"));
+        let branch = self.look(repository, &path).await?;
+        branch["commit"]["id"].as_str().map(str::to_owned)
     }
 
     /// The administrator's token.
@@ -67,6 +99,9 @@ impl Forge {
         tokio::task::spawn_blocking(move || {
             let answer = match (method, body) {
                 ("DELETE", _) => ureq::delete(&url).header("authorization", &token).call(),
+                ("PUT", body) => ureq::put(&url)
+                    .header("authorization", &token)
+                    .send_json(body.unwrap_or_default()),
                 (_, body) => ureq::post(&url)
                     .header("authorization", &token)
                     .send_json(body.unwrap_or_default()),

@@ -1,0 +1,166 @@
+//! The list of attacks, and what was seen of each.
+
+use std::collections::BTreeMap;
+
+/// The list, which the attack program reads too.
+const LIST: &str = include_str!("../../hostile/attacks.list");
+/// Words of an outcome, the worst last: of several steps that carried an attack out, the worst counts.
+const OUTCOMES: [&str; 4] = ["refused", "sent", "untried", "succeeded"];
+
+/// One attack of the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attack {
+    /// Its name.
+    pub(super) id: &'static str,
+    /// Its group, by which the program is told what to run.
+    pub(super) group: &'static str,
+    /// Number of the defence that it is aimed at.
+    pub(super) defence: &'static str,
+    /// Whether the attacker itself sees what came of it.
+    pub(super) inside: bool,
+    /// Why there is no control, and which test shows instead that the check can fail.
+    pub(super) elsewhere: Option<&'static str>,
+}
+
+/// All attacks, in the list's order.
+pub(super) fn attacks() -> Vec<Attack> {
+    let lines = LIST.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    lines
+        .map(|line| {
+            let columns: Vec<&str> = line.splitn(5, '|').map(str::trim).collect();
+            let [id, group, defence, judge, control] = columns[..] else {
+                panic!("not five columns: {line}")
+            };
+            Attack {
+                id,
+                group,
+                defence,
+                inside: judge == "inside",
+                elsewhere: control.strip_prefix("elsewhere "),
+            }
+        })
+        .collect()
+}
+
+/// What was seen of one attack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// One of [`OUTCOMES`].
+    pub(super) outcome: String,
+    /// One line.
+    pub(super) evidence: String,
+}
+
+/// Outcomes by attack.
+pub(super) type Outcomes = BTreeMap<String, Seen>;
+
+/// The outcomes in a log. Lines of anything else, and of attacks that the list does not have, are no
+/// outcomes.
+pub(super) fn outcomes(log: &str) -> Outcomes {
+    let known = attacks();
+    let mut found = Outcomes::new();
+    for line in log.lines() {
+        let mut words = line.splitn(4, ' ');
+        let (Some(id), Some("tried"), Some(outcome)) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        if known.iter().any(|attack| attack.id == id) && OUTCOMES.contains(&outcome) {
+            let evidence = words.next().unwrap_or_default().to_owned();
+            keep(&mut found, id, Seen { outcome: outcome.to_owned(), evidence });
+        }
+    }
+    found
+}
+
+/// Adds what was seen; of two outcomes the worse stays, of equal ones the later.
+pub(super) fn keep(outcomes: &mut Outcomes, id: &str, seen: Seen) {
+    let rank = |seen: &Seen| OUTCOMES.iter().position(|word| *word == seen.outcome);
+    match outcomes.get(id) {
+        Some(known) if rank(known) > rank(&seen) => {}
+        _ => {
+            outcomes.insert(id.to_owned(), seen);
+        }
+    }
+}
+
+/// The scores that the program itself printed.
+pub(super) fn scores(log: &str) -> Vec<usize> {
+    log.lines().filter_map(|line| line.strip_prefix("score: ")?.trim().parse().ok()).collect()
+}
+
+/// A line an attack, with both outcomes.
+pub(super) fn table(control: &Outcomes, attack: &Outcomes) -> String {
+    let word = |outcomes: &Outcomes, id: &str| {
+        outcomes.get(id).map_or("-", |seen| seen.outcome.as_str()).to_owned()
+    };
+    let rows = attacks().into_iter().map(|Attack { id, defence, elsewhere, .. }| {
+        let control = elsewhere.map_or_else(|| word(control, id), |_| "elsewhere".to_owned());
+        let evidence = attack.get(id).map_or("", |seen| seen.evidence.as_str());
+        let evidence: String = evidence.chars().take(90).collect();
+        format!("{id:<28} {defence:>2}  {control:<10} {:<10} {evidence}", word(attack, id))
+    });
+    let head = format!("{:<28} {:>2}  {:<10} {:<10} evidence", "attack", "#", "control", "step");
+    [head].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+
+    fn folder() -> &'static Path {
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/attack"))
+    }
+
+    #[test]
+    fn each_attack_has_a_name_of_its_own_and_a_defence() {
+        let attacks = attacks();
+        let names: BTreeSet<_> = attacks.iter().map(|attack| attack.id).collect();
+        assert_eq!(names.len(), attacks.len());
+        for attack in attacks {
+            let defence: u32 = attack.defence.parse().expect("a number");
+            assert!((1..=29).contains(&defence), "{attack:?}");
+        }
+    }
+
+    #[test]
+    fn each_attack_stands_in_the_program() {
+        let sources = fs::read_dir(folder()).expect("the program").flatten();
+        let text: String =
+            sources.filter_map(|entry| fs::read_to_string(entry.path()).ok()).collect();
+        for Attack { id, .. } in attacks() {
+            let space = id.replace("proc-unshare-", "");
+            let made =
+                id.starts_with("proc-unshare-") && text.contains(&format!("\"{space}\": 0x"));
+            assert!(made || text.contains(&format!("\"{id}\"")), "{id} is only in the list");
+        }
+    }
+
+    #[test]
+    fn what_has_no_control_names_a_test_that_exists() {
+        for attack in attacks() {
+            let Some(elsewhere) = attack.elsewhere else { continue };
+            let (test, reason) = elsewhere.split_once(": ").expect("TEST: REASON");
+            assert!(reason.len() > 20, "{attack:?}");
+            let (file, function) = test.split_once('#').unwrap_or((test, ""));
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+            let content =
+                fs::read_to_string(&source).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!(content.contains(function), "{test}");
+        }
+    }
+
+    #[test]
+    fn the_worst_outcome_counts_and_other_lines_do_not() {
+        let log = "cred-env tried refused 3 variables\nnoise tried succeeded\ncred-env tried maybe\n\
+                   [implement] cred-env tried succeeded\ncred-env tried succeeded key\n\
+                   cred-env tried untried late\nscore: 2\nscore: x\n";
+        let found = outcomes(log);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found["cred-env"].outcome, "succeeded");
+        assert_eq!(found["cred-env"].evidence, "key");
+        assert_eq!(scores(log), [2]);
+    }
+}

@@ -1,0 +1,22 @@
+//! A hostile agent on real nodes (`tests/run hostile`): every attack of `tests/hostile/attacks.list` is
+//! first shown to succeed in a pod without our walls, and then tried from inside the steps of a task.
+//! Beside it: canaries are searched for wherever they could have got to, and pods by the hundred try to
+//! reach out with their first instruction.
+
+mod attacks;
+mod canaries;
+mod control;
+mod haystacks;
+mod judge;
+mod list;
+mod parameters;
+mod place;
+mod sink;
+mod starts;
+mod trial;
+
+/// One line for whoever watches the run.
+fn say(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "hostile: {line}");
+}
