@@ -28,8 +28,6 @@ macro_rules! for_each_case {
         $case!(a_finalizer_holds_an_object_until_it_is_taken_off);
         $case!(a_bound_pod_goes_after_its_grace_and_its_finalizers);
         $case!(an_unbound_pod_goes_at_once);
-        $case!(a_deletion_answers_with_what_is_left_of_the_pod);
-        $case!(one_finalizer_is_taken_off_without_reading_the_others);
         $case!(an_applied_status_takes_back_what_it_no_longer_names);
         $case!(the_end_of_a_run_never_changes);
         $case!(lists_are_narrowed_by_labels_and_fields_and_come_in_pages);
@@ -323,46 +321,6 @@ pub(crate) async fn an_unbound_pod_goes_at_once(c: &Client, n: &str) {
     pod(c, n, "unbound", None, &[]).await;
     api.delete("unbound", &grace(5)).await.unwrap();
     assert!(api.get_opt("unbound").await.unwrap().is_none());
-}
-
-/// A pod is gone where its last state does not wait for anything.
-pub(crate) async fn a_deletion_answers_with_what_is_left_of_the_pod(c: &Client, n: &str) {
-    let api = core(c, n, "Pod");
-    let left = async |name: &str, seconds: u32| {
-        let pod = api.delete(name, &grace(seconds)).await.unwrap().left()?;
-        let meta = pod.metadata;
-        let waits = meta.deletion_grace_period_seconds.is_some_and(|seconds| seconds > 0);
-        let held = meta.finalizers.is_some_and(|held| !held.is_empty());
-        (meta.deletion_timestamp.is_some() && (waits || held)).then_some(())
-    };
-    pod(c, n, "going", Some("node-a"), &[]).await;
-    pod(c, n, "held", Some("node-a"), &["example.com/hold"]).await;
-    pod(c, n, "loose", None, &[]).await;
-    for (name, seconds) in [("going", 1), ("going", 0), ("held", 0), ("loose", 1)] {
-        let said = left(name, seconds).await.is_some();
-        assert_eq!(said, api.get_opt(name).await.unwrap().is_some(), "{name} after {seconds}");
-    }
-}
-
-pub(crate) async fn one_finalizer_is_taken_off_without_reading_the_others(c: &Client, n: &str) {
-    let api = core(c, n, "Pod");
-    let both = ["example.com/ours", "example.com/other"];
-    let made = pod(c, n, "finalizers", Some("node-a"), &both).await;
-    let off = |uid: Option<String>| {
-        let list = json!(["example.com/ours"]);
-        let meta = json!({"uid": uid, "$deleteFromPrimitiveList/finalizers": list});
-        Patch::Strategic(json!({"metadata": meta}))
-    };
-    let other = Some("00000000-0000-0000-0000-00000000dead".to_owned());
-    let params = PatchParams::default();
-    let refused_for_another = api.patch("finalizers", &params, &off(other)).await;
-    assert_eq!(refused(refused_for_another).0, 409);
-    // Twice: what is off stays off.
-    for _ in 0..2 {
-        let left = api.patch("finalizers", &params, &off(made.uid())).await.unwrap();
-        assert_eq!(left.metadata.finalizers.unwrap_or_default(), ["example.com/other"]);
-    }
-    assert_eq!(refused(api.patch("nobody", &params, &off(made.uid())).await).0, 404);
 }
 
 pub(crate) async fn an_applied_status_takes_back_what_it_no_longer_names(c: &Client, n: &str) {

@@ -68,13 +68,8 @@ pub trait PodApi: Send + Sync {
     /// A live read of a run; none when it does not exist.
     async fn run(&self, namespace: &str, name: &str) -> Result<Option<RunOnServer>, PodError>;
 
-    /// Orders the deletion of the pod with this uid: as it is on its way out; none when it is gone.
-    async fn delete(
-        &self,
-        namespace: &str,
-        name: &str,
-        uid: &PodUid,
-    ) -> Result<Option<Pod>, PodError>;
+    /// Orders the deletion of the pod with this uid. A pod that does not exist is no error.
+    async fn delete(&self, namespace: &str, name: &str, uid: &PodUid) -> Result<(), PodError>;
 
     /// Releases our finalizer of the pod with this uid. A pod that does not exist is no error.
     async fn remove_finalizer(
@@ -207,12 +202,7 @@ impl PodApi for KubePods {
         found.map(|run| RunOnServer::read(&run).ok_or_else(unreadable)).transpose()
     }
 
-    async fn delete(
-        &self,
-        namespace: &str,
-        name: &str,
-        uid: &PodUid,
-    ) -> Result<Option<Pod>, PodError> {
+    async fn delete(&self, namespace: &str, name: &str, uid: &PodUid) -> Result<(), PodError> {
         let params = DeleteParams {
             grace_period_seconds: Some(DELETE_GRACE_SECONDS),
             preconditions: Some(Preconditions {
@@ -222,10 +212,9 @@ impl PodApi for KubePods {
             ..DeleteParams::default()
         };
         match limited(self.api(namespace).delete(name, &params)).await {
-            Ok(answer) => Ok(answer.left().filter(is_on_its_way_out)),
             // Another uid under this name: the pod that was meant is gone.
-            Err(PodError::Precondition) => Ok(None),
-            Err(PodError::Refused(_)) if self.get(namespace, name).await?.is_none() => Ok(None),
+            Ok(_) | Err(PodError::Precondition) => Ok(()),
+            Err(PodError::Refused(_)) if self.get(namespace, name).await?.is_none() => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -236,32 +225,29 @@ impl PodApi for KubePods {
         name: &str,
         uid: &PodUid,
     ) -> Result<(), PodError> {
-        // A merge by strategy takes one name off a list, whatever else is in it: nothing has to be read
-        // first. The uid makes it fail for another pod of this name.
-        let off = json!({"metadata": {
+        let Some(pod) = self.get(namespace, name).await? else { return Ok(()) };
+        let meta = &pod.metadata;
+        if meta.uid.as_deref() != Some(uid.as_str()) {
+            return Ok(());
+        }
+        let held = meta.finalizers.clone().unwrap_or_default();
+        let rest: Vec<_> = held.iter().filter(|name| *name != names::POD_FINALIZER).collect();
+        if rest.len() == held.len() {
+            return Ok(());
+        }
+        // A list is replaced whole by a merge patch: the version makes it fail when another writer
+        // was there meanwhile.
+        let patch = json!({"metadata": {
             "uid": uid.as_str(),
-            "$deleteFromPrimitiveList/finalizers": [names::POD_FINALIZER],
+            "resourceVersion": meta.resource_version,
+            "finalizers": rest,
         }});
         let params =
             PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match limited(self.api(namespace).patch(name, &params, &Patch::Strategic(off))).await {
+        match limited(self.api(namespace).patch(name, &params, &Patch::Merge(patch))).await {
             Ok(_) => Ok(()),
-            // Gone, another pod, or no right to it: only a look tells.
-            Err(error @ (PodError::Refused(_) | PodError::Precondition)) => {
-                let found = self.get(namespace, name).await?;
-                let same = found.and_then(|pod| pod.metadata.uid).as_deref() == Some(uid.as_str());
-                if same { Err(error) } else { Ok(()) }
-            }
+            Err(PodError::Refused(_)) if self.get(namespace, name).await?.is_none() => Ok(()),
             Err(error) => Err(error),
         }
     }
-}
-
-/// Whether a pod that was deleted is still there: the server answers with its last state also when
-/// nothing held it any more.
-fn is_on_its_way_out(deleted: &Pod) -> bool {
-    let meta = &deleted.metadata;
-    let waits = meta.deletion_grace_period_seconds.is_some_and(|seconds| seconds > 0);
-    let held = meta.finalizers.as_ref().is_some_and(|held| !held.is_empty());
-    meta.deletion_timestamp.is_some() && (waits || held)
 }

@@ -186,21 +186,17 @@ impl Workers {
         });
     }
 
-    /// Deletes the pod; the server's answer says what is left of it.
+    /// Deletes the pod, then looks at it.
     pub fn delete_pod(&self, run: RunKey, at: &RunRef, uid: PodUid) {
         let (tools, at) = (Arc::clone(&self.tools), at.clone());
         self.spawn(async move {
             let name = names::pod_name(&at.name, &at.uid, run.attempt);
             let mut pauses = backoff();
-            let left = loop {
-                match tools.pods.delete(&at.namespace, &name, &uid).await {
-                    Ok(left) => break left,
-                    Err(error) => tracing::warn!(pod = name, %error, "could not delete a pod yet"),
-                }
+            while let Err(error) = tools.pods.delete(&at.namespace, &name, &uid).await {
+                tracing::warn!(pod = name, %error, "could not delete a pod yet");
                 pause(&mut pauses).await;
-            };
-            let event =
-                left.map_or(Event::PodGone, |pod| Event::PodObserved(Box::new(digest(&pod))));
+            }
+            let event = observe(&tools, &run, &at).await;
             send(&tools, run, event).await;
         });
     }

@@ -22,20 +22,6 @@ pub fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// A merge by strategy as a plain merge on what is there now. Of strategies it knows the one that is
-/// used: finalizers that are taken off their list.
-pub fn plain(patch: &Value, present: &Value) -> Value {
-    let mut patch = patch.clone();
-    let meta = patch["metadata"].as_object_mut().expect("a patch of metadata");
-    if let Some(off) = meta.remove("$deleteFromPrimitiveList/finalizers") {
-        let off = off.as_array().cloned().unwrap_or_default();
-        let there = present["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-        let rest: Vec<_> = there.into_iter().filter(|name| !off.contains(name)).collect();
-        meta.insert("finalizers".to_owned(), rest.into());
-    }
-    patch
-}
-
 /// Applies `now` for an owner that had applied `before`: what it no longer names goes.
 pub fn apply(target: &mut Value, before: &Value, now: &Value) {
     release(target, before, now);

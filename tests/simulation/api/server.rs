@@ -264,11 +264,6 @@ fn execute(
             Some("application/merge-patch+json") => {
                 store.merge(call.kind, &key, &input()?, call.is_about_status())
             }
-            Some("application/strategic-merge-patch+json") => {
-                let present = store.get(&key).cloned().unwrap_or_default();
-                let plain = super::patch::plain(&input()?, &present);
-                store.merge(call.kind, &key, &plain, call.is_about_status())
-            }
             Some("application/apply-patch+yaml") => {
                 let manager = call.query.get("fieldManager").map_or("", String::as_str);
                 store.apply(call.kind, &key, &input()?, manager, call.is_about_status())

@@ -140,14 +140,9 @@ impl PodApi for Deletions {
     async fn run(&self, _: &str, _: &str) -> Result<Option<RunOnServer>, PodError> {
         Err(PodError::TimeOut)
     }
-    async fn delete(
-        &self,
-        namespace: &str,
-        name: &str,
-        uid: &PodUid,
-    ) -> Result<Option<Pod>, PodError> {
+    async fn delete(&self, namespace: &str, name: &str, uid: &PodUid) -> Result<(), PodError> {
         let _ = self.0.lock().unwrap().send(format!("{namespace}/{name}/{uid}"));
-        Ok(None)
+        Ok(())
     }
     async fn remove_finalizer(&self, _: &str, _: &str, _: &PodUid) -> Result<(), PodError> {
         Err(PodError::TimeOut)

@@ -114,7 +114,7 @@ impl PodApi for FakePods {
         }))
     }
 
-    async fn delete(&self, _: &str, name: &str, uid: &PodUid) -> Result<Option<Pod>, PodError> {
+    async fn delete(&self, _: &str, name: &str, uid: &PodUid) -> Result<(), PodError> {
         let mut pods = self.pods.lock().unwrap();
         if let Some(pod) = pods.get_mut(name) {
             assert_eq!(pod.metadata.uid.as_deref(), Some(uid.as_str()));
@@ -127,7 +127,7 @@ impl PodApi for FakePods {
                 pods.remove(name);
             }
         }
-        Ok(pods.get(name).cloned())
+        Ok(())
     }
 
     async fn remove_finalizer(&self, _: &str, name: &str, _: &PodUid) -> Result<(), PodError> {
