@@ -298,7 +298,7 @@ impl Nginx {
             paths.iter().map(|kind| format!("{kind}_temp_path {}; ", at(kind))).collect();
         let text = format!(
             "daemon off; master_process off; pid {}; error_log {} crit; events {{}}\n\
-             http {{ access_log off; {paths} upstream model {{ server {model}; keepalive 16; }}\n\
+             http {{ access_log off; keepalive_requests 1000000; {paths} upstream model {{ server {model}; keepalive 16; keepalive_requests 1000000; }}\n\
              server {{ listen {address}; location / {{ proxy_pass http://model; proxy_http_version 1.1;\n\
              proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n",
             at("nginx.pid"),
