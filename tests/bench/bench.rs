@@ -6,6 +6,7 @@
 // Helpers of benches fail by panicking, as those of tests do.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 #![allow(clippy::cast_precision_loss, reason = "figures to be read")]
+#![allow(clippy::print_stdout, reason = "what is measured goes to standard output")]
 
 mod audit;
 mod deadline;

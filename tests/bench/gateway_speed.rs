@@ -294,11 +294,10 @@ impl Nginx {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let at = |name: &str| dir.join(name).display().to_string();
         let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-        let paths: String =
-            paths.iter().map(|kind| format!("{kind}_temp_path {}; ", at(kind))).collect();
+        let paths = paths.map(|kind| format!("{kind}_temp_path {}; ", at(kind))).concat();
         let text = format!(
             "daemon off; master_process off; pid {}; error_log {} crit; events {{}}\n\
-             http {{ access_log off; {paths} upstream model {{ server {model}; keepalive 16; }}\n\
+             http {{ access_log off; keepalive_requests 1000000; {paths} upstream model {{ server {model}; keepalive 16; keepalive_requests 1000000; }}\n\
              server {{ listen {address}; location / {{ proxy_pass http://model; proxy_http_version 1.1;\n\
              proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n",
             at("nginx.pid"),

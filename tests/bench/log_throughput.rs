@@ -180,12 +180,12 @@ async fn rotated(file_bytes: u64) -> (u64, u64) {
         Arc::new(Waker::new()),
         drain.clone(),
     ));
-    let (mut line, mut written, mut names) = (0, 0, Vec::new());
+    let (mut next, mut written, mut names) = (0, 0, Vec::new());
     for number in 0..ROTATIONS {
-        let (path, first) = (live.clone(), line);
+        let (path, first) = (live.clone(), next);
         let (lines, bytes) =
             tokio::task::spawn_blocking(move || fill(&path, first, file_bytes)).await.unwrap();
-        line += lines;
+        next += lines;
         written += bytes;
         let name = log.join(format!("0.log.20270115-{number:06}"));
         fs::rename(&live, &name).unwrap();

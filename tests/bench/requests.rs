@@ -68,12 +68,13 @@ fn gaps(requests: &[Request], ends: impl Fn(&Request) -> bool) -> Samples {
     for request in requests {
         if ends(request) {
             ended = Some(request.answered);
-        } else if request.verb == "create" && request.target() == "pods" && request.worked() {
-            if let Some(gap) =
+        } else if request.verb == "create"
+            && request.target() == "pods"
+            && request.worked()
+            && let Some(gap) =
                 ended.take().and_then(|ended| audit::between(ended, request.answered))
-            {
-                gaps.add(millis(gap));
-            }
+        {
+            gaps.add(millis(gap));
         }
     }
     gaps

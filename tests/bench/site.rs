@@ -40,7 +40,7 @@ pub const SUPERVISOR: &str = "agent-operator-supervisor";
 /// Account of Kubernetes' own controller of Jobs.
 pub const JOBS: &str = "job-controller";
 /// Limit of what the server does in the background.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// kube-apiserver and etcd; taken down when it is dropped.
 pub struct Site {

@@ -127,9 +127,7 @@ fn ratio(ours: Option<f64>, other: Option<f64>) -> Option<f64> {
 /// Three digits that count.
 fn number(value: f64) -> String {
     let size = value.abs();
-    if value.fract() == 0.0 && size < 1e9 {
-        format!("{value:.0}")
-    } else if size >= 100.0 {
+    if value.fract() == 0.0 || size >= 100.0 {
         format!("{value:.0}")
     } else if size >= 10.0 {
         format!("{value:.1}")
