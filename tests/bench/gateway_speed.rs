@@ -135,6 +135,8 @@ fn grant() -> Grant {
         usage: Usage::default(),
         refusals: Vec::new(),
         next_event: 0,
+        canary: None,
+        probe: None,
     }
 }
 
