@@ -26,7 +26,11 @@ fn watching(value: &str) -> Watchlist {
 #[test]
 fn a_secret_is_found_raw_and_in_every_encoding_that_is_promised() {
     let list = watching(VALUE);
-    let hex: String = VALUE.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = VALUE
+        .bytes()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|digit| char::from_digit(u32::from(digit), 16))
+        .collect();
     let percent = percent_encoding::utf8_percent_encode(VALUE, percent_encoding::NON_ALPHANUMERIC);
     let mut texts = vec![
         format!("key={VALUE}"),

@@ -31,7 +31,7 @@ fn egress(answers: &[&[&str]], addresses: AddressPolicy) -> Egress {
         resolver: Arc::new(resolver),
         proxies: Arc::default(),
         tunnels: TaskTracker::new(),
-        metrics: Arc::new(Metrics::new([].into_iter())),
+        metrics: Arc::new(Metrics::new([])),
     }
 }
 

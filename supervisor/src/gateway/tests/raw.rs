@@ -16,6 +16,7 @@ async fn send(rig: &Rig, request: &str) -> String {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one table")]
 async fn ambiguous_requests_are_refused_before_any_route() {
     let rig = Rig::start().await;
     let supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;

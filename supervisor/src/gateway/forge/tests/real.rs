@@ -181,23 +181,7 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
         published
     );
 
-    // Another tenant, with a good account and no right, gets nothing of what is cached by now.
-    let stranger = Reader::without_rights(&repository, "stranger");
-    for namespace in [grant.namespace.as_str(), "tenant-b"] {
-        let mut theirs = grant.clone();
-        theirs.namespace = namespace.to_owned();
-        theirs.run.uid = format!("stranger-{namespace}").as_str().into();
-        let refused = git.prepare(&theirs, Some(&stranger.credential())).await.unwrap_err();
-        let hidden =
-            matches!(refused, GitError::FindRepository { .. } | GitError::Authenticate { .. });
-        assert!(hidden, "{namespace}: {refused}");
-        let (address, _server) =
-            serve_gateway(git.clone(), theirs, Some(stranger.credential())).await;
-        let url = format!("http://{address}/git/main.git");
-        let listed = client_async(directory.path(), &["ls-remote", &url]).await;
-        assert!(!listed.status.success(), "{namespace}");
-    }
-    drop(stranger);
+    nothing_for_a_stranger(&git, &repository, &grant, directory.path()).await;
 
     // A task of the same name loses the compare-and-swap and gets a branch of its own.
     let mut other = grant.clone();
@@ -230,6 +214,30 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
     missing.head_branch = "ai/none".to_owned();
     let error = forges.ensure_pull_request(&missing, &credential, &permit).await.unwrap_err();
     assert_eq!(error.reason(), Some(Reason::InvalidTask), "{error}");
+}
+
+/// Another tenant, with a good account and no right, gets nothing of what is cached by now.
+async fn nothing_for_a_stranger(
+    git: &GitService,
+    repository: &Repository,
+    grant: &RepositoryGrant,
+    directory: &Path,
+) {
+    let stranger = Reader::without_rights(repository, "stranger");
+    for namespace in [grant.namespace.as_str(), "tenant-b"] {
+        let mut theirs = grant.clone();
+        theirs.namespace = namespace.to_owned();
+        theirs.run.uid = format!("stranger-{namespace}").as_str().into();
+        let refused = git.prepare(&theirs, Some(&stranger.credential())).await.unwrap_err();
+        let hidden =
+            matches!(refused, GitError::FindRepository { .. } | GitError::Authenticate { .. });
+        assert!(hidden, "{namespace}: {refused}");
+        let (address, _server) =
+            serve_gateway(git.clone(), theirs, Some(stranger.credential())).await;
+        let url = format!("http://{address}/git/main.git");
+        let listed = client_async(directory, &["ls-remote", &url]).await;
+        assert!(!listed.status.success(), "{namespace}");
+    }
 }
 
 /// Clones through the gateway, commits one file and pushes into quarantine.

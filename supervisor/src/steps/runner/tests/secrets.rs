@@ -23,8 +23,8 @@ async fn a_credential_in_the_log_is_masked_before_it_is_stored() {
     let mut life = Life::start(dir.path(), &pods).await;
     life.assign(assignment()).await;
     life.open_gate(&pods).await;
-    let line = "2027-01-15T10:00:00Z stdout F the key is CREDENTIAL-CANARY today\n";
-    std::fs::write(folder(dir.path(), &pods).join("0.log"), line).unwrap();
+    let written = "2027-01-15T10:00:00Z stdout F the key is CREDENTIAL-CANARY today\n";
+    std::fs::write(folder(dir.path(), &pods).join("0.log"), written).unwrap();
     let streams = life.streams.attempt(&assignment().run, assignment().attempt).unwrap();
     let expected = "the key is ***************** today\n";
     wait_until(|| streams.log.extent().end == expected.len() as u64).await;
