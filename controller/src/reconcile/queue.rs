@@ -92,8 +92,11 @@ impl Queue {
 
     fn everything(&mut self) {
         let mut tasks = self.context.observer.world.tasks().state();
-        // Who came first is placed first.
-        tasks.sort_by_key(|task| task.creation_timestamp().map(|time| time.0));
+        // Who came first is placed first. Times have whole seconds and the store no order of its own,
+        // so the name decides between equals.
+        tasks.sort_by_cached_key(|task| {
+            (task.creation_timestamp().map(|time| time.0), name_of(task.as_ref()))
+        });
         self.backlog.extend(tasks.iter().map(|task| name_of(task.as_ref())));
     }
 
