@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 /// Changes a workflow beside something harmless.
-const SCRIPT: &str = "[ \"$AGENT_STEP\" = implement ] || exit 0
+const SCRIPT: &str = "[ \"$AGENT_STEP\" = implement ] || { echo in step $AGENT_STEP; exit 0; }
     mkdir -p .github/workflows; echo 'on: push' > .github/workflows/deploy.yml; echo x > harmless.txt";
 
 #[tokio::test]

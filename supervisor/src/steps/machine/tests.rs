@@ -255,6 +255,7 @@ fn a_demanded_limit_of_processes_opens_the_gate_only_where_there_is_one() {
         request.sandbox.pids_limit = limit;
         take(&mut machine, 1, Event::AtGate(request));
         take(&mut machine, 2, observed(running_pod()));
+        take(&mut machine, 2, not_closed());
         assert_eq!(machine.facts.opened.is_some(), opens, "{limit:?}");
         if let Some(stop) = machine.facts.stop {
             assert!(stop.message.contains("podPidsLimit"), "{}", stop.message);
