@@ -1,5 +1,5 @@
 //! What a platform team sees of a task beside its status: a trace that a collector gets, counts that Prometheus scrapes,
-//! and lines of the three processes that name task and run.
+//! lines of the three processes that name task and run, and among them the audit.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_mins(1);
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run life"]
-async fn a_task_is_traced_counted_and_named_in_the_logs_of_all_processes() {
+async fn a_task_is_traced_counted_named_in_the_logs_of_all_processes_and_audited() {
     release::restored(observed, async {}).await;
 }
 
@@ -42,7 +42,8 @@ async fn observed(values: String) {
 
     traced(&collector, &uid).await;
     counted(&before, &done.status.and_then(|status| status.usage).expect("usage")).await;
-    logged(&name, &ids::trace_of(&uid).to_string()).await;
+    let lines = logged(&name, &ids::trace_of(&uid).to_string()).await;
+    audited(&lines);
 }
 
 /// Names of spans that a task of four steps has, and how many of each.
@@ -164,8 +165,9 @@ async fn counted(before: &Scrape, usage: &UsageStatus) {
     .await;
 }
 
-/// Each process has lines of the task, and each of these names the trace; those of a run name its step.
-async fn logged(task: &str, trace: &str) {
+/// The lines of the task. Each process has some, and each of these names the trace; those of a run name its step.
+async fn logged(task: &str, trace: &str) -> Vec<Value> {
+    let mut of_task = Vec::new();
     for (component, container) in
         [("controller", "controller"), ("supervisor", "supervisor"), ("supervisor", "gateway")]
     {
@@ -185,8 +187,32 @@ async fn logged(task: &str, trace: &str) {
                     "{container}: {line}"
                 );
                 of_run += usize::from(line["run"].is_string());
+                of_task.push(line);
             }
         }
         assert!(of_run > 0, "{container} says nothing of the runs of {task}:\n{text}");
     }
+    of_task
+}
+
+/// Each act of the task has one record: four assignments, credentials once for each run, one pull request.
+fn audited(lines: &[Value]) {
+    let mut acts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in lines.iter().filter(|line| line["target"] == "audit") {
+        let about = ["run", "credential", "commit", "url"].map(|field| line[field].to_string());
+        assert!(line["run"].is_string() && line["attempt"].is_number(), "{line}");
+        acts.entry(line["act"].as_str().unwrap_or_default().to_owned())
+            .or_default()
+            .push(about.concat());
+    }
+    for (act, records) in &mut acts {
+        records.sort();
+        let twice = records.windows(2).find(|pair| pair[0] == pair[1]);
+        assert_eq!(twice, None, "{act} is recorded twice");
+    }
+    let count = |act: &str| acts.get(act).map_or(0, Vec::len);
+    assert_eq!(count("assigned"), 4, "{acts:#?}");
+    assert_eq!(count("pull_request_opened"), 1, "{acts:#?}");
+    assert!(count("pushed") >= 1 && count("credential_handed_out") >= 4, "{acts:#?}");
+    assert_eq!(count("refused"), 0, "nothing of ours is refused: {acts:#?}");
 }

@@ -1,3 +1,12 @@
+mod gate;
+mod properties;
+mod restart;
+
+use super::*;
+use crate::{
+    steps::{egress::Closing, hindrance, record::Exit},
+    testing::{self, at, boot_id, completed, facts, redemption},
+};
 use agent_operator::{
     attempt::{GateRequest, ProbeReport, StepResult},
     domain::{
@@ -5,13 +14,6 @@ use agent_operator::{
         assignment::{EgressPolicy, TaskBudget},
         report::LogSummary,
     },
-};
-use proptest::prelude::*;
-
-use super::*;
-use crate::{
-    steps::{egress::Closing, hindrance, record::Exit},
-    testing::{self, at, boot_id, completed, facts, redemption},
 };
 
 const IP: &str = "10.244.0.7";
@@ -109,67 +111,6 @@ fn closing() -> (Machine, Vec<Effect>) {
     (machine, effects)
 }
 
-#[test]
-fn the_gate_opens_after_the_network_is_closed_and_the_runner_has_reached_nothing() {
-    let (mut machine, effects) = closing();
-    let close = Effect::CloseEgress {
-        uid: uid(),
-        pod_ip: IP.parse().unwrap(),
-        iflink: Some(9),
-        required: true,
-    };
-    assert!(effects.contains(&close), "{effects:?}");
-    assert_eq!(take(&mut machine, 1, observed(running_pod())), vec![], "asked once");
-    let effects = take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
-    assert!(matches!(effects[..], [Effect::Probe { .. }]), "{effects:?}");
-    assert!(machine.facts.opened.is_none());
-    take(&mut machine, 2, at_gate(Some(&[])));
-    assert!(machine.facts.opened.is_some());
-    let status = crate::steps::verdict::sandbox(&machine.facts);
-    assert_eq!(status.egress.as_deref(), Some("Enforced"));
-}
-
-#[test]
-fn an_open_network_keeps_the_gate_closed_and_says_what_to_install() {
-    let (mut machine, _) = closing();
-    take(&mut machine, 1, not_closed());
-    let effects = take(&mut machine, 2, at_gate(Some(&["10.244.0.3:8081"])));
-    assert!(machine.facts.opened.is_none() && orders_delete(&effects));
-    let stop = machine.facts.stop.unwrap();
-    assert_eq!((stop.reason, stop.fault), (Reason::Unstarted, Some(StartFault::EgressOpen)));
-    assert!(stop.message.contains("10.244.0.3:8081"), "{}", stop.message);
-}
-
-#[test]
-fn a_supervisor_that_restarts_at_the_gate_closes_again_and_keeps_what_was_probed() {
-    let (mut machine, _) = closing();
-    take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
-    machine.facts.apply(&Record::AtGate(match at_gate(Some(&[])) {
-        Event::AtGate(request) => request,
-        _ => unreachable!(),
-    }));
-    let mut machine = Machine::new(machine.facts);
-    take(&mut machine, 3, Event::Restarted { one_time_hash: "fresh".into() });
-    let effects = take(&mut machine, 3, observed(running_pod()));
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::CloseEgress { .. })));
-    assert!(machine.facts.opened.is_none());
-    take(&mut machine, 4, Event::EgressAnswered(Closing::Closed));
-    assert!(machine.facts.opened.is_some());
-}
-
-#[test]
-fn an_enforcer_that_does_not_answer_is_waited_for_and_told_about() {
-    let (mut machine, _) = closing();
-    let delay = Hindrance { fault: StartFault::EgressOpen, words: "away".into(), lasting: false };
-    let effects = take(&mut machine, 2, Event::EgressDelayed(delay.clone()));
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::Report { .. })), "{effects:?}");
-    assert_eq!(take(&mut machine, 3, Event::EgressDelayed(delay)), vec![], "told once");
-    take(&mut machine, 3, observed(running_pod()));
-    take(&mut machine, 30, Event::Timer(Timer::Start));
-    let stop = machine.facts.stop.unwrap();
-    assert_eq!((stop.reason, stop.fault), (Reason::Unstarted, Some(StartFault::EgressOpen)));
-}
-
 fn outcome(machine: &Machine) -> (Reason, Option<i32>) {
     let outcome = machine.facts.outcome.as_ref().expect("an outcome");
     (outcome.reason, outcome.exit_code)
@@ -185,82 +126,6 @@ fn an_accepted_attempt_registers_its_grant_before_its_pod() {
     let effects = take(&mut machine, 0, Event::Accepted);
     assert_eq!(effects[..2], [Effect::RegisterGrant, Effect::CreatePod]);
     assert_eq!(effects[2], Effect::ArmTimer { timer: Timer::Start, at: at(30).boot });
-}
-
-#[test]
-fn the_gate_opens_once_runner_and_kubelet_agree_in_whatever_order() {
-    let events = [
-        Event::Redeemed(redemption()),
-        Event::AtGate(GateRequest::default()),
-        observed(running_pod()),
-    ];
-    for order in [[0, 1, 2], [0, 2, 1], [2, 0, 1]] {
-        let mut machine = pending();
-        let all: Vec<_> =
-            order.iter().flat_map(|at| take(&mut machine, 2, events[*at].clone())).collect();
-        let all = [all, take(&mut machine, 2, not_closed())].concat();
-        let open =
-            Effect::OpenGate { pod_ip: IP.parse().unwrap(), remaining: Duration::from_mins(1) };
-        assert_eq!(all.iter().filter(|effect| **effect == open).count(), 1, "{order:?}");
-        let armed = Effect::ArmTimer { timer: Timer::Deadline, at: at(62).boot };
-        assert!(all.contains(&armed));
-        let journal =
-            all.iter().position(|e| matches!(e, Effect::Journal(Record::GateOpened { .. })));
-        let opened = all.iter().position(|e| *e == open);
-        assert!(journal < opened, "on disk first");
-        assert!(all.iter().any(|e| matches!(e, Effect::Report { sequence: 1, .. })));
-    }
-}
-
-#[test]
-fn a_token_redeemed_from_elsewhere_never_opens_the_gate() {
-    let mut machine = pending();
-    let stolen = crate::link::contract::Redemption {
-        pod_ip: "10.244.0.99".parse().unwrap(),
-        ..redemption()
-    };
-    take(&mut machine, 1, Event::Redeemed(stolen));
-    take(&mut machine, 1, Event::AtGate(GateRequest::default()));
-    let effects = take(&mut machine, 2, observed(running_pod()));
-    assert!(machine.facts.opened.is_none() && orders_delete(&effects));
-    assert_eq!(machine.facts.stop.unwrap().reason, Reason::Unstarted);
-}
-
-#[test]
-fn policies_that_this_node_cannot_keep_keep_the_gate_closed() {
-    for set in [
-        |machine: &mut Machine| machine.facts.assignment.sandbox.require_pids_limit = true,
-        |machine: &mut Machine| {
-            machine.facts.assignment.sandbox.egress = EgressPolicy::Required;
-        },
-    ] {
-        let mut machine = pending();
-        set(&mut machine);
-        take(&mut machine, 1, Event::Redeemed(redemption()));
-        take(&mut machine, 1, Event::AtGate(GateRequest::default()));
-        take(&mut machine, 2, observed(running_pod()));
-        take(&mut machine, 2, not_closed());
-        assert!(machine.facts.opened.is_none());
-        assert_eq!(machine.facts.stop.unwrap().reason, Reason::Unstarted);
-    }
-}
-
-#[test]
-fn a_demanded_limit_of_processes_opens_the_gate_only_where_there_is_one() {
-    for (limit, opens) in [(None, false), (Some(1024), true)] {
-        let mut machine = pending();
-        machine.facts.assignment.sandbox.require_pids_limit = true;
-        take(&mut machine, 1, Event::Redeemed(redemption()));
-        let mut request = GateRequest::default();
-        request.sandbox.pids_limit = limit;
-        take(&mut machine, 1, Event::AtGate(request));
-        take(&mut machine, 2, observed(running_pod()));
-        take(&mut machine, 2, not_closed());
-        assert_eq!(machine.facts.opened.is_some(), opens, "{limit:?}");
-        if let Some(stop) = machine.facts.stop {
-            assert!(stop.message.contains("podPidsLimit"), "{}", stop.message);
-        }
-    }
 }
 
 #[test]
@@ -687,172 +552,4 @@ fn a_late_kubelet_record_is_compared_and_changes_nothing() {
     take(&mut machine, 9, Event::CgroupEmpty);
     let effects = take(&mut machine, 10, ended(exited(0, "Completed")));
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::ExitMismatch { .. })));
-}
-
-mod restart {
-    use super::*;
-
-    fn again(machine: &Machine, seconds: i64) -> (Machine, Vec<Effect>) {
-        let mut facts = Facts::accepted(
-            machine.facts.assignment.clone(),
-            machine.facts.one_time_hash.clone(),
-            machine.facts.accepted.clone(),
-        );
-        machine.facts.to_records().iter().for_each(|record| facts.apply(record));
-        assert_eq!(facts, machine.facts, "replay gives the same facts");
-        let mut machine = Machine::new(facts);
-        let one_time_hash = "fresh".to_owned();
-        let effects = take(&mut machine, seconds, Event::Restarted { one_time_hash });
-        (machine, effects)
-    }
-
-    #[test]
-    fn without_a_pod_a_fresh_token_is_made_and_the_pod_created() {
-        let mut machine = Machine::new(facts());
-        take(&mut machine, 0, Event::Accepted);
-        let (mut machine, effects) = again(&machine, 5);
-        assert_eq!(effects[1..3], [Effect::RegisterGrant, Effect::CreatePod]);
-        assert_eq!(machine.facts.one_time_hash, "fresh");
-        // The pod was there after all, with the token of the process before.
-        let adopted = Event::PodCreated { uid: uid(), one_time_hash: "token-hash".into() };
-        let effects = take(&mut machine, 6, adopted);
-        assert!(effects.contains(&Effect::RegisterGrant));
-        assert_eq!(machine.facts.one_time_hash, "token-hash");
-    }
-
-    #[test]
-    fn a_running_step_keeps_its_deadline_and_gets_no_second_pod() {
-        let (_, effects) = again(&running(), 40);
-        assert!(effects.contains(&Effect::ArmTimer { timer: Timer::Deadline, at: at(62).boot }));
-        assert!(effects.contains(&Effect::ObservePod) && !effects.contains(&Effect::CreatePod));
-    }
-
-    #[test]
-    fn a_deadline_that_passed_meanwhile_is_the_reason_whatever_the_container_says() {
-        let (mut machine, _) = again(&running(), 100);
-        take(&mut machine, 100, ended(exited(1, "Error")));
-        assert_eq!(outcome(&machine).0, Reason::TimedOut);
-    }
-
-    #[test]
-    fn a_result_on_record_is_concluded() {
-        let mut machine = running();
-        take(&mut machine, 9, result(completed()));
-        let (mut machine, effects) = again(&machine, 100);
-        assert!(effects.iter().any(|e| matches!(e, Effect::WatchCgroup { .. })));
-        let effects = take(&mut machine, 101, observed(running_pod()));
-        let id = Some("c0ffee".to_owned());
-        let watch = Effect::WatchCgroup { uid: uid(), container_id: id, missing_is_empty: false };
-        assert!(effects.contains(&watch), "looked for again once the container is known");
-        take(&mut machine, 101, Event::CgroupEmpty);
-        assert_eq!(outcome(&machine).0, Reason::Completed);
-    }
-
-    #[test]
-    fn an_unacknowledged_outcome_is_reported_again_and_never_changed() {
-        let mut machine = running();
-        take(&mut machine, 9, ended(exited(9, "Error")));
-        let before = machine.facts.outcome.clone();
-        let (machine, effects) = again(&machine, 100);
-        assert_eq!(machine.facts.outcome, before);
-        assert!(effects.iter().any(|e| matches!(e, Effect::Report { sequence: 3, .. })));
-        assert_eq!(machine.unacked().len(), 1);
-    }
-}
-
-fn any_exit() -> impl Strategy<Value = Exit> {
-    let code = prop_oneof![Just(None), Just(Some(0)), Just(Some(1)), Just(Some(137))];
-    let reason = prop_oneof![
-        Just("Completed"),
-        Just("Error"),
-        Just("OOMKilled"),
-        Just("ContainerStatusUnknown"),
-    ];
-    (code, reason, any::<bool>()).prop_map(|(exit_code, reason, deleted_outside)| Exit {
-        exit_code,
-        reason: reason.into(),
-        deleted_outside,
-        ..Exit::default()
-    })
-}
-
-fn any_event() -> impl Strategy<Value = Event> {
-    let words = prop_oneof![
-        Just(completed()),
-        Just(testing::result(Reason::Completed, 1)),
-        Just(testing::result(Reason::AgentFailed, 1)),
-    ];
-    let timer = prop_oneof![
-        Just(Timer::Start),
-        Just(Timer::Unschedulable),
-        Just(Timer::Deadline),
-        Just(Timer::Grace),
-        Just(Timer::Stuck),
-        Just(Timer::Retention),
-    ];
-    prop_oneof![
-        Just(created()),
-        Just(Event::PodCreateFailed(CreateFailure::Refused(refused("no")))),
-        Just(observed(running_pod())),
-        any::<bool>().prop_map(|deleting| observed(PodDigest { deleting, ..running_pod() })),
-        any_exit().prop_map(ended),
-        Just(Event::PodGone),
-        Just(Event::Redeemed(redemption())),
-        Just(Event::AtGate(GateRequest::default())),
-        Just(at_gate(None)),
-        Just(at_gate(Some(&[]))),
-        Just(at_gate(Some(&["10.244.0.3:8081"]))),
-        Just(not_closed()),
-        Just(Event::EgressAnswered(Closing::Closed)),
-        words.prop_map(result),
-        Just(Event::CgroupEmpty),
-        timer.prop_map(Event::Timer),
-        Just(Event::CancelOrdered {
-            reason: Reason::Cancelled,
-            message: String::new(),
-            grace: Duration::from_secs(1),
-        }),
-        (0..5_u64).prop_map(Event::Acked),
-        Just(Event::Forget),
-        Just(Event::EpochRaised(Epoch(9))),
-        Just(Event::BudgetChanged(Some(TaskBudget { tokens: Some(7), cost_micro_usd: None }))),
-        Just(Event::Restarted { one_time_hash: "fresh".into() }),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    #[test]
-    fn whatever_happens_there_is_one_outcome_and_no_success_by_guess(
-        events in prop::collection::vec(any_event(), 0..25),
-    ) {
-        let mut machine = Machine::new(facts());
-        take(&mut machine, 0, Event::Accepted);
-        let mut replayed = facts();
-        let mut finished = 0;
-        let mut outcome = None;
-        for (seconds, event) in (1..).zip(events) {
-            let effects = take(&mut machine, seconds, event);
-            for effect in &effects {
-                if let Effect::Journal(record) = effect {
-                    finished += u32::from(matches!(record, Record::Finished { .. }));
-                    replayed.apply(record);
-                }
-            }
-            if outcome.is_none() {
-                outcome.clone_from(&machine.facts.outcome);
-            }
-            prop_assert_eq!(&machine.facts.outcome, &outcome);
-        }
-        prop_assert!(finished <= 1);
-        prop_assert_eq!(&replayed, &machine.facts, "the journal alone gives the same facts");
-        if let Some(outcome) = outcome.filter(|outcome| outcome.reason == Reason::Completed) {
-            prop_assert_eq!(outcome.exit_code, Some(0));
-            let facts = &machine.facts;
-            let result = facts.result.as_ref().expect("no success without a result");
-            prop_assert_eq!((result.reason, result.exit_code), (Reason::Completed, 0));
-            prop_assert!(facts.opened.is_some() && facts.stop.is_none());
-        }
-    }
 }

@@ -1,0 +1,140 @@
+//! The start gate: what must agree before it opens, and what keeps it closed.
+
+use super::*;
+
+#[test]
+fn the_gate_opens_after_the_network_is_closed_and_the_runner_has_reached_nothing() {
+    let (mut machine, effects) = closing();
+    let close = Effect::CloseEgress {
+        uid: uid(),
+        pod_ip: IP.parse().unwrap(),
+        iflink: Some(9),
+        required: true,
+    };
+    assert!(effects.contains(&close), "{effects:?}");
+    assert_eq!(take(&mut machine, 1, observed(running_pod())), vec![], "asked once");
+    let effects = take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
+    assert!(matches!(effects[..], [Effect::Probe { .. }]), "{effects:?}");
+    assert!(machine.facts.opened.is_none());
+    take(&mut machine, 2, at_gate(Some(&[])));
+    assert!(machine.facts.opened.is_some());
+    let status = crate::steps::verdict::sandbox(&machine.facts);
+    assert_eq!(status.egress.as_deref(), Some("Enforced"));
+}
+
+#[test]
+fn an_open_network_keeps_the_gate_closed_and_says_what_to_install() {
+    let (mut machine, _) = closing();
+    take(&mut machine, 1, not_closed());
+    let effects = take(&mut machine, 2, at_gate(Some(&["10.244.0.3:8081"])));
+    assert!(machine.facts.opened.is_none() && orders_delete(&effects));
+    let stop = machine.facts.stop.unwrap();
+    assert_eq!((stop.reason, stop.fault), (Reason::Unstarted, Some(StartFault::EgressOpen)));
+    assert!(stop.message.contains("10.244.0.3:8081"), "{}", stop.message);
+}
+
+#[test]
+fn a_supervisor_that_restarts_at_the_gate_closes_again_and_keeps_what_was_probed() {
+    let (mut machine, _) = closing();
+    take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
+    machine.facts.apply(&Record::AtGate(match at_gate(Some(&[])) {
+        Event::AtGate(request) => request,
+        _ => unreachable!(),
+    }));
+    let mut machine = Machine::new(machine.facts);
+    take(&mut machine, 3, Event::Restarted { one_time_hash: "fresh".into() });
+    let effects = take(&mut machine, 3, observed(running_pod()));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::CloseEgress { .. })));
+    assert!(machine.facts.opened.is_none());
+    take(&mut machine, 4, Event::EgressAnswered(Closing::Closed));
+    assert!(machine.facts.opened.is_some());
+}
+
+#[test]
+fn an_enforcer_that_does_not_answer_is_waited_for_and_told_about() {
+    let (mut machine, _) = closing();
+    let delay = Hindrance { fault: StartFault::EgressOpen, words: "away".into(), lasting: false };
+    let effects = take(&mut machine, 2, Event::EgressDelayed(delay.clone()));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Report { .. })), "{effects:?}");
+    assert_eq!(take(&mut machine, 3, Event::EgressDelayed(delay)), vec![], "told once");
+    take(&mut machine, 3, observed(running_pod()));
+    take(&mut machine, 30, Event::Timer(Timer::Start));
+    let stop = machine.facts.stop.unwrap();
+    assert_eq!((stop.reason, stop.fault), (Reason::Unstarted, Some(StartFault::EgressOpen)));
+}
+
+#[test]
+fn the_gate_opens_once_runner_and_kubelet_agree_in_whatever_order() {
+    let events = [
+        Event::Redeemed(redemption()),
+        Event::AtGate(GateRequest::default()),
+        observed(running_pod()),
+    ];
+    for order in [[0, 1, 2], [0, 2, 1], [2, 0, 1]] {
+        let mut machine = pending();
+        let all: Vec<_> =
+            order.iter().flat_map(|at| take(&mut machine, 2, events[*at].clone())).collect();
+        let all = [all, take(&mut machine, 2, not_closed())].concat();
+        let open =
+            Effect::OpenGate { pod_ip: IP.parse().unwrap(), remaining: Duration::from_mins(1) };
+        assert_eq!(all.iter().filter(|effect| **effect == open).count(), 1, "{order:?}");
+        let armed = Effect::ArmTimer { timer: Timer::Deadline, at: at(62).boot };
+        assert!(all.contains(&armed));
+        let journal =
+            all.iter().position(|e| matches!(e, Effect::Journal(Record::GateOpened { .. })));
+        let opened = all.iter().position(|e| *e == open);
+        assert!(journal < opened, "on disk first");
+        assert!(all.iter().any(|e| matches!(e, Effect::Report { sequence: 1, .. })));
+    }
+}
+
+#[test]
+fn a_token_redeemed_from_elsewhere_never_opens_the_gate() {
+    let mut machine = pending();
+    let stolen = crate::link::contract::Redemption {
+        pod_ip: "10.244.0.99".parse().unwrap(),
+        ..redemption()
+    };
+    take(&mut machine, 1, Event::Redeemed(stolen));
+    take(&mut machine, 1, Event::AtGate(GateRequest::default()));
+    let effects = take(&mut machine, 2, observed(running_pod()));
+    assert!(machine.facts.opened.is_none() && orders_delete(&effects));
+    assert_eq!(machine.facts.stop.unwrap().reason, Reason::Unstarted);
+}
+
+#[test]
+fn policies_that_this_node_cannot_keep_keep_the_gate_closed() {
+    for set in [
+        |machine: &mut Machine| machine.facts.assignment.sandbox.require_pids_limit = true,
+        |machine: &mut Machine| {
+            machine.facts.assignment.sandbox.egress = EgressPolicy::Required;
+        },
+    ] {
+        let mut machine = pending();
+        set(&mut machine);
+        take(&mut machine, 1, Event::Redeemed(redemption()));
+        take(&mut machine, 1, Event::AtGate(GateRequest::default()));
+        take(&mut machine, 2, observed(running_pod()));
+        take(&mut machine, 2, not_closed());
+        assert!(machine.facts.opened.is_none());
+        assert_eq!(machine.facts.stop.unwrap().reason, Reason::Unstarted);
+    }
+}
+
+#[test]
+fn a_demanded_limit_of_processes_opens_the_gate_only_where_there_is_one() {
+    for (limit, opens) in [(None, false), (Some(1024), true)] {
+        let mut machine = pending();
+        machine.facts.assignment.sandbox.require_pids_limit = true;
+        take(&mut machine, 1, Event::Redeemed(redemption()));
+        let mut request = GateRequest::default();
+        request.sandbox.pids_limit = limit;
+        take(&mut machine, 1, Event::AtGate(request));
+        take(&mut machine, 2, observed(running_pod()));
+        take(&mut machine, 2, not_closed());
+        assert_eq!(machine.facts.opened.is_some(), opens, "{limit:?}");
+        if let Some(stop) = machine.facts.stop {
+            assert!(stop.message.contains("podPidsLimit"), "{}", stop.message);
+        }
+    }
+}

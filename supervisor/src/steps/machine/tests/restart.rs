@@ -1,0 +1,70 @@
+//! A supervisor that starts again with the facts of its journal.
+
+use super::*;
+
+fn again(machine: &Machine, seconds: i64) -> (Machine, Vec<Effect>) {
+    let mut facts = Facts::accepted(
+        machine.facts.assignment.clone(),
+        machine.facts.one_time_hash.clone(),
+        machine.facts.accepted.clone(),
+    );
+    machine.facts.to_records().iter().for_each(|record| facts.apply(record));
+    assert_eq!(facts, machine.facts, "replay gives the same facts");
+    let mut machine = Machine::new(facts);
+    let one_time_hash = "fresh".to_owned();
+    let effects = take(&mut machine, seconds, Event::Restarted { one_time_hash });
+    (machine, effects)
+}
+
+#[test]
+fn without_a_pod_a_fresh_token_is_made_and_the_pod_created() {
+    let mut machine = Machine::new(facts());
+    take(&mut machine, 0, Event::Accepted);
+    let (mut machine, effects) = again(&machine, 5);
+    assert_eq!(effects[1..3], [Effect::RegisterGrant, Effect::CreatePod]);
+    assert_eq!(machine.facts.one_time_hash, "fresh");
+    // The pod was there after all, with the token of the process before.
+    let adopted = Event::PodCreated { uid: uid(), one_time_hash: "token-hash".into() };
+    let effects = take(&mut machine, 6, adopted);
+    assert!(effects.contains(&Effect::RegisterGrant));
+    assert_eq!(machine.facts.one_time_hash, "token-hash");
+}
+
+#[test]
+fn a_running_step_keeps_its_deadline_and_gets_no_second_pod() {
+    let (_, effects) = again(&running(), 40);
+    assert!(effects.contains(&Effect::ArmTimer { timer: Timer::Deadline, at: at(62).boot }));
+    assert!(effects.contains(&Effect::ObservePod) && !effects.contains(&Effect::CreatePod));
+}
+
+#[test]
+fn a_deadline_that_passed_meanwhile_is_the_reason_whatever_the_container_says() {
+    let (mut machine, _) = again(&running(), 100);
+    take(&mut machine, 100, ended(exited(1, "Error")));
+    assert_eq!(outcome(&machine).0, Reason::TimedOut);
+}
+
+#[test]
+fn a_result_on_record_is_concluded() {
+    let mut machine = running();
+    take(&mut machine, 9, result(completed()));
+    let (mut machine, effects) = again(&machine, 100);
+    assert!(effects.iter().any(|e| matches!(e, Effect::WatchCgroup { .. })));
+    let effects = take(&mut machine, 101, observed(running_pod()));
+    let id = Some("c0ffee".to_owned());
+    let watch = Effect::WatchCgroup { uid: uid(), container_id: id, missing_is_empty: false };
+    assert!(effects.contains(&watch), "looked for again once the container is known");
+    take(&mut machine, 101, Event::CgroupEmpty);
+    assert_eq!(outcome(&machine).0, Reason::Completed);
+}
+
+#[test]
+fn an_unacknowledged_outcome_is_reported_again_and_never_changed() {
+    let mut machine = running();
+    take(&mut machine, 9, ended(exited(9, "Error")));
+    let before = machine.facts.outcome.clone();
+    let (machine, effects) = again(&machine, 100);
+    assert_eq!(machine.facts.outcome, before);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Report { sequence: 3, .. })));
+    assert_eq!(machine.unacked().len(), 1);
+}
