@@ -34,7 +34,8 @@ const BASE_CONFIG: &[&str] = &[
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.attributesFile=/dev/null",
-    "core.alternateRefsCommand=",
+    // Names no branch of the mirror to whoever pushes. An empty command would be run, and fail loudly.
+    "core.alternateRefsCommand=true",
     "protocol.allow=never",
     "protocol.http.allow=always",
     "protocol.https.allow=always",

@@ -80,8 +80,9 @@ pub struct GitLimits {
 
 impl Default for GitLimits {
     fn default() -> Self {
-        // Far above any change that a person would review, far below what fills a node's disk.
-        Self::with_push(256 * 1024 * 1024, 100_000, 10_000)
+        // Far above any change that a person would review, and about where forges begin to warn (GitHub at a
+        // file of 50 MiB); far below what fills a node's disk.
+        Self::with_push(64 * 1024 * 1024, 100_000, 10_000)
     }
 }
 
