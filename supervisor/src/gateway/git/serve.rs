@@ -34,6 +34,8 @@ use super::{
 const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(30);
 /// The list of refs: as large as the mirror's own limit.
 const ADVERTISEMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// What a push sends beside its pack: a command for each ref, of which one may pass.
+const COMMAND_BYTES_MAX: u64 = 1024 * 1024;
 /// Largest fetch request that is not compressed.
 const FETCH_REQUEST_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Pieces of an answer.
@@ -117,7 +119,10 @@ impl GitService {
                     let group = self.inner.git.start(&run, protocol.as_deref())?;
                     let body_bytes_max = match service {
                         Service::UploadPack => FETCH_REQUEST_BYTES_MAX,
-                        Service::ReceivePack => self.inner.limits.push_bytes_max,
+                        // git has the same limit for the pack, and words for it.
+                        Service::ReceivePack => {
+                            self.inner.limits.push_bytes_max + COMMAND_BYTES_MAX
+                        }
                     };
                     Exchange::answer(group, request, service, body_bytes_max, slot.ended(), permit)
                 }
@@ -224,6 +229,8 @@ struct Exchange {
     stdout: ChildStdout,
     pump: BoxFuture<'static, ()>,
     pumping: bool,
+    /// Whether git has said everything.
+    said: bool,
     deadline: std::pin::Pin<Box<Sleep>>,
     ended: CancellationToken,
     group: ProcessGroup,
@@ -249,6 +256,7 @@ impl Exchange {
             stdout,
             pump: pump(request, stdin, body_bytes_max).boxed(),
             pumping: true,
+            said: false,
             deadline: Box::pin(tokio::time::sleep(EXCHANGE_TIMEOUT)),
             ended,
             group,
@@ -261,10 +269,13 @@ impl Exchange {
         Ok(git_response(service, "result", Body::from_stream(pieces)))
     }
 
-    /// The next piece of git's answer; none when git is done.
+    /// The next piece of git's answer; none when git is done and the request is read.
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         let mut piece = BytesMut::with_capacity(READ_BYTES);
         loop {
+            if self.said && !self.pumping {
+                return Ok(None);
+            }
             tokio::select! {
                 () = self.ended.cancelled() => {
                     return Err(io::Error::other("the attempt is over"));
@@ -273,12 +284,12 @@ impl Exchange {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "the exchange took too long"));
                 }
                 () = &mut self.pump, if self.pumping => self.pumping = false,
-                read = self.stdout.read_buf(&mut piece) => {
+                read = self.stdout.read_buf(&mut piece), if !self.said => {
                     if read? > 0 {
                         return Ok(Some(piece.freeze()));
                     }
                     self.group.child.wait().await?;
-                    return Ok(None);
+                    self.said = true;
                 }
             }
         }
@@ -286,7 +297,8 @@ impl Exchange {
 }
 
 /// Writes the request's body to git. A body that breaks off or is too long ends git's input, and git
-/// then reports an incomplete request.
+/// then reports an incomplete request. The rest of a body that git will not have is read all the same: a
+/// client whose upload is cut off takes that for a fault of the network, and never hears git's reason.
 async fn pump(request: Request<Body>, mut stdin: ChildStdin, body_bytes_max: u64) {
     let encoding = request.headers().get(header::CONTENT_ENCODING).cloned();
     let body = request.into_body();
@@ -301,11 +313,13 @@ async fn pump(request: Request<Body>, mut stdin: ChildStdin, body_bytes_max: u64
     }
     let mut pieces = body.into_data_stream();
     let mut left = body_bytes_max;
+    let mut input = Some(stdin);
     while let Some(Ok(piece)) = pieces.next().await {
-        let Some(rest) = left.checked_sub(piece.len() as u64) else { return };
-        left = rest;
-        if stdin.write_all(&piece).await.is_err() {
-            return;
+        let Some(stdin) = &mut input else { continue };
+        let rest = left.checked_sub(piece.len() as u64);
+        left = rest.unwrap_or_default();
+        if rest.is_none() || stdin.write_all(&piece).await.is_err() {
+            input = None;
         }
     }
 }

@@ -50,11 +50,16 @@ async fn a_push_over_the_limits_is_refused() {
         .unwrap_err();
     assert!(matches!(refused, GitError::CheckSize { unit: "objects", .. }), "{refused}");
 
-    let mut noise = vec![0; 256 * 1024];
+    // More than git sends in one piece, and more than the sockets between hold.
+    let mut noise = vec![0; 16 * 1024 * 1024];
     getrandom::fill(&mut noise).unwrap();
     std::fs::write(sandbox.tree.join("binary"), noise).unwrap();
     sandbox.commit("large", UID);
-    assert!(!sandbox.push("ai/x").await.status.success());
+    let pushed = sandbox.push("ai/x").await;
+    let said = String::from_utf8_lossy(&pushed.stderr);
+    assert!(!pushed.status.success());
+    assert!(said.contains("pack exceeds maximum allowed size"), "{said}");
+    assert!(!said.contains("RPC failed"), "a refusal is no fault of the network: {said}");
 }
 
 #[tokio::test]
