@@ -79,8 +79,7 @@ install_into_context() {
   mkdir -p "$AO_STATE" "$AO_LOGS"
   ensure_tools kubectl "${CLIENT_TOOLS[@]}"
   [[ -n $registry ]] || die "no registry to push our images to" "set AO_IMAGE_REGISTRY to one that your nodes can pull from"
-  (umask 077 && kubectl --context "$context" config view --raw --minify --flatten >"$kubeconfig") 2>/dev/null ||
-    die "your kubeconfig has no context $context" "kubectl config get-contexts lists them"
+  context_config "$context" "$kubeconfig"
   kubectl --kubeconfig "$kubeconfig" get --raw /readyz >/dev/null || die "the cluster of $context does not answer" "kubectl --context $context get nodes"
   local options=(--profile "$profile" --push "${registry#http://}" --out "$(images_file)")
   [[ $registry != http://* ]] || options+=(--insecure)
@@ -89,6 +88,15 @@ install_into_context() {
   # A cluster of one's own has the real forge and the real model: no upstream map, no scripted model.
   chart_install_existing "$kubeconfig"
   printf '%s' "$kubeconfig" | write_file "$AO_STATE/kubeconfig-in-use"
+}
+
+# context_config CONTEXT FILE: what leads to that cluster, alone. The kubeconfig in use may be FILE itself, as after
+# `eval "$(deploy/local/env)"`, so it is read before it is written.
+context_config() {
+  local config
+  config=$(kubectl --context "$1" config view --raw --minify --flatten 2>/dev/null) ||
+    die "your kubeconfig has no context $1" "kubectl config get-contexts lists them"
+  (umask 077 && write_file "$2" <<<"$config")
 }
 
 chart_install_existing() {
@@ -107,7 +115,7 @@ chart_install_existing() {
 # uninstall_from_context CONTEXT: the release goes; the CRDs and with them the tasks stay, as helm does it.
 uninstall_from_context() {
   local kubeconfig=$AO_STATE/context.yaml
-  (umask 077 && kubectl --context "$1" config view --raw --minify --flatten >"$kubeconfig")
+  context_config "$1" "$kubeconfig"
   helm --kubeconfig "$kubeconfig" uninstall "$RELEASE" --namespace "$RELEASE_NAMESPACE"
   kubectl --kubeconfig "$kubeconfig" -n "$TASK_NAMESPACE" delete --ignore-not-found \
     secret/agent-secrets serviceaccount/viewer rolebinding/viewer
