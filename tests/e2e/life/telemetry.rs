@@ -165,12 +165,15 @@ async fn counted(before: &Scrape, usage: &UsageStatus) {
     .await;
 }
 
-/// The lines of the task. Each process has some, and each of these names the trace; those of a run name its step.
+/// The lines of the task. Each names the trace, and those of a run name its step. Both processes on the node have some;
+/// the controller, whose acts are events, writes none for a task that goes well.
 async fn logged(task: &str, trace: &str) -> Vec<Value> {
     let mut of_task = Vec::new();
-    for (component, container) in
-        [("controller", "controller"), ("supervisor", "supervisor"), ("supervisor", "gateway")]
-    {
+    for (component, container, speaks) in [
+        ("controller", "controller", false),
+        ("supervisor", "supervisor", true),
+        ("supervisor", "gateway", true),
+    ] {
         let selector = format!("app.kubernetes.io/component={component}");
         let logs = ["-n", SYSTEM, "logs", "-l", &selector, "-c", container, "--tail=-1"];
         let text = must("kubectl", &logs).await;
@@ -190,7 +193,7 @@ async fn logged(task: &str, trace: &str) -> Vec<Value> {
                 of_task.push(line);
             }
         }
-        assert!(of_run > 0, "{container} says nothing of the runs of {task}:\n{text}");
+        assert!(of_run > 0 || !speaks, "{container} says nothing of the runs of {task}:\n{text}");
     }
     of_task
 }
