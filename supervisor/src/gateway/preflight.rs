@@ -11,12 +11,16 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use agent_operator::domain::{
-    Attempt, Credential, PreflightKey, PreflightOrder, PreflightReport, RunKey, RunUid,
-    preflight::{Finding, Problem},
-    secret::purpose,
+use agent_operator::{
+    domain::{
+        Attempt, Credential, PreflightKey, PreflightOrder, PreflightReport, RunKey, RunUid,
+        preflight::{Finding, Problem},
+        secret::purpose,
+    },
+    telemetry::logs,
 };
 use tokio::sync::{Notify, Semaphore};
+use tracing::Instrument as _;
 
 use super::{
     core::Shared,
@@ -112,7 +116,8 @@ pub(super) fn start(gateway: &Shared, order: PreflightOrder, credentials: Vec<Cr
         Begin::New => {}
     }
     let shared = Shared::clone(gateway);
-    gateway.tasks.spawn(async move {
+    let context = logs::task(&order.namespace, &order.task.name, &order.task.uid);
+    let work = async move {
         let check = async {
             // Never closed, so a failure cannot happen; without a turn the check only runs sooner.
             let _turn = shared.preflights.turns.acquire().await;
@@ -122,11 +127,12 @@ pub(super) fn start(gateway: &Shared, order: PreflightOrder, credentials: Vec<Cr
             () = shared.shutdown.cancelled() => {}
             Checked { findings, notes } = check => {
                 let problems: Vec<_> = findings.iter().map(|found| found.problem.as_str()).collect();
-                tracing::info!(task = order.task.name, ?problems, "preflight");
+                tracing::info!(?problems, "preflight");
                 shared.preflights.end(PreflightReport { key: order.key.clone(), findings, notes });
             }
         }
-    });
+    };
+    gateway.tasks.spawn(work.instrument(context));
 }
 
 async fn check(gateway: &Shared, order: &PreflightOrder, credentials: &[Credential]) -> Checked {
