@@ -141,8 +141,8 @@ impl Election {
         let (terms, terms_seen) = watch::channel(None);
         let (leader, leader_seen) = watch::channel(None);
         let api = Api::namespaced(client, &config.namespace);
-        let election = Self { api, config, floor, terms, leader };
-        (election, Leadership::beside(terms_seen, leader_seen))
+        let leadership = Leadership::beside(terms_seen, leader_seen).at(config.address.clone());
+        (Self { api, config, floor, terms, leader }, leadership)
     }
 
     /// Gains, renews and loses terms until `shutdown`; then lets go of the Lease.

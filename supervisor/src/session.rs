@@ -199,8 +199,10 @@ fn client(channel: Channel) -> SupervisorServiceClient<Channel> {
 
 /// A session that the controller has accepted.
 struct Opened {
-    /// Of the controller, for the upload.
+    /// What was dialled.
     address: String,
+    /// Where the replica that has this session is reached; behind the dialled address may be others.
+    replica: Option<String>,
     epoch: Epoch,
     pace: Duration,
     wire: mpsc::Sender<v1::SupervisorMessage>,
@@ -215,7 +217,7 @@ impl Session {
             Some(opened) => opened,
             None => self.open(address).await?,
         };
-        let Opened { address, epoch, pace, wire, mut inbound } = opened;
+        let Opened { address, replica, epoch, pace, wire, mut inbound } = opened;
         tracing::info!(address, %epoch, "session with the controller");
         let (outgoing, reports) = mpsc::channel(OUTGOING_MAX);
         self.input(Input::SessionUp { epoch, outgoing }).await?;
@@ -224,7 +226,7 @@ impl Session {
         tokio::select! {
             end = self.read(&mut inbound, &wire, &permitted) => end.map(|never| match never {}),
             end = self.write(reports, &wire, pace) => end.map(|never| match never {}),
-            never = self.upload(&address) => match never {},
+            never = self.upload(replica.as_ref(), &address) => match never {},
             better = self.seek(&permitted) => Ok(better),
         }
     }
@@ -253,7 +255,8 @@ impl Session {
             .and_then(|pace| Duration::try_from(pace).ok())
             .filter(|pace| !pace.is_zero())
             .unwrap_or(HEARTBEAT_INTERVAL);
-        Ok(Opened { address: address.to_owned(), epoch, pace, wire, inbound })
+        let replica = Some(accepted.address).filter(|address| !address.is_empty());
+        Ok(Opened { address: address.to_owned(), replica, epoch, pace, wire, inbound })
     }
 
     async fn snapshot(&self) -> Result<Snapshot, SessionError> {
@@ -344,12 +347,17 @@ impl Session {
         }
     }
 
-    /// Streams out, dialling again whenever their connection fails.
-    async fn upload(&self, address: &str) -> std::convert::Infallible {
+    /// Streams out to the replica that has the session, dialling again whenever their connection fails.
+    /// Where that replica cannot be reached by its own address, the one that was dialled may lead to it:
+    /// no other replica takes them.
+    async fn upload(&self, replica: Option<&String>, dialled: &str) -> std::convert::Infallible {
         let mut pauses = backoff();
+        let mut addresses = replica.map(String::as_str).into_iter().chain([dialled]).cycle();
         loop {
+            let address = addresses.next().unwrap_or(dialled);
             if let Err(error) = self.upload_once(address).await {
-                tracing::warn!(error = %error_chain(&error), "the stream upload ended; trying again");
+                let error = error_chain(&error);
+                tracing::warn!(address, error, "the stream upload ended; trying again");
             }
             tokio::time::sleep(pauses.next().unwrap_or(BACKOFF_MAX)).await;
         }

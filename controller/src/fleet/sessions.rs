@@ -162,6 +162,11 @@ impl Sessions {
             .collect()
     }
 
+    /// Whether the node has a session.
+    pub fn has(&self, node: &NodeName) -> bool {
+        self.lock().sessions.contains_key(node)
+    }
+
     /// How many sessions are open.
     pub fn count(&self) -> usize {
         self.lock().sessions.len()

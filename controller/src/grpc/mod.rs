@@ -141,6 +141,8 @@ fn supervisors(
             stop: stop.clone(),
         },
         streams: stream::Context {
+            leadership: edge.leadership.clone(),
+            sessions: edge.sessions.clone(),
             store: edge.store.clone(),
             catalog: edge.catalog.clone(),
             metrics: edge.metrics.clone(),

@@ -122,6 +122,7 @@ async fn run(
     let accepted = v1::Accepted {
         epoch: term.epoch.0,
         heartbeat_interval: Some(convert::wire_duration(limits::HEARTBEAT_INTERVAL)),
+        address: context.leadership.address().unwrap_or_default().to_owned(),
     };
     if answers.send(Ok(wire::down(Down::Accepted(accepted)))).await.is_err() {
         return End::Gone;

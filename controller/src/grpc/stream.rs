@@ -19,6 +19,8 @@ use super::status::{from_convert, from_store};
 use crate::{
     catalog::Catalog,
     clock,
+    fleet::sessions::Sessions,
+    lease::Leadership,
     metrics::Metrics,
     streams::{Position, StoreError, StreamKey, StreamStore},
 };
@@ -34,6 +36,10 @@ const LOOK_PERIOD: Duration = Duration::from_millis(200);
 /// What the uploads of a node need of the process.
 #[derive(Clone)]
 pub(super) struct Context {
+    /// Whether this replica is the one that followers read from.
+    pub(super) leadership: Leadership,
+    /// Nodes that stay with this replica although its term ran out.
+    pub(super) sessions: Sessions,
     pub(super) store: Arc<StreamStore>,
     pub(super) catalog: Catalog,
     pub(super) metrics: Metrics,
@@ -86,6 +92,10 @@ struct Upload {
 
 impl Upload {
     async fn run(&mut self, mut inbound: Streaming<v1::Chunk>, acks: &Acks) -> Result<(), Status> {
+        if !self.is_leaders() {
+            return Err(not_leading());
+        }
+        let leadership = self.context.leadership.clone();
         let stopping = self.context.stop.clone();
         let mut changes = self.context.catalog.changes();
         let demand = self.context.store.demand().clone();
@@ -96,6 +106,8 @@ impl Upload {
         loop {
             tokio::select! {
                 () = stopping.cancelled() => return Err(Status::unavailable("shutting down")),
+                // Followers read from the leader alone: what came here would be missing there.
+                _ = leadership.superseded() => return Err(not_leading()),
                 room = acks.reserve(), if !self.unsent.is_empty() => {
                     let Ok(room) = room else { return Ok(()) };
                     let next = self.unsent.keys().next().cloned();
@@ -120,6 +132,13 @@ impl Upload {
                 }
             }
         }
+    }
+
+    /// Whether followers read what is stored here. A node whose session outlasted our term has nobody
+    /// else to send to: the API server may be away.
+    fn is_leaders(&self) -> bool {
+        self.context.leadership.term(clock::instant()).is_some()
+            || self.context.sessions.has(&self.node)
     }
 
     /// Sends what is still to be acknowledged after the node has closed its side.
@@ -231,6 +250,10 @@ impl Upload {
         let ack = ack(&key, run, position);
         self.unsent.insert(key, v1::Ack { again, ..ack });
     }
+}
+
+fn not_leading() -> Status {
+    Status::unavailable("this replica does not lead")
 }
 
 fn ack(key: &StreamKey, run: &RunRef, position: Position) -> v1::Ack {

@@ -26,6 +26,7 @@ pub struct Term {
 pub struct Leadership {
     terms: watch::Receiver<Option<Term>>,
     leader: watch::Receiver<Option<Leader>>,
+    address: Option<Arc<str>>,
 }
 
 /// Another replica that holds the Lease, as it was last read.
@@ -46,7 +47,19 @@ impl Leadership {
         terms: watch::Receiver<Option<Term>>,
         leader: watch::Receiver<Option<Leader>>,
     ) -> Self {
-        Self { terms, leader }
+        Self { terms, leader, address: None }
+    }
+
+    /// The same for a process that nodes reach at `address` (`host:port`), whoever else stands behind
+    /// the Service.
+    #[must_use]
+    pub fn at(self, address: Option<String>) -> Self {
+        Self { address: address.map(Arc::from), ..self }
+    }
+
+    /// Where nodes reach this very process; none where it was not told.
+    pub fn address(&self) -> Option<&str> {
+        self.address.as_deref()
     }
 
     /// The present term, if it holds at `now`.

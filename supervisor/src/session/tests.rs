@@ -57,10 +57,15 @@ impl Peer {
     }
 
     async fn accept(&mut self, epoch: u64) -> v1::Hello {
+        self.accept_at(epoch, String::new()).await
+    }
+
+    /// The same for a replica that says where it is.
+    async fn accept_at(&mut self, epoch: u64, address: String) -> v1::Hello {
         let supervisor_message::Message::Hello(hello) = self.hear().await else {
             panic!("a session opens with Hello")
         };
-        let accepted = v1::Accepted { epoch, heartbeat_interval: None };
+        let accepted = v1::Accepted { epoch, heartbeat_interval: None, address };
         self.say(controller_message::Message::Accepted(accepted)).await;
         hello
     }
@@ -496,4 +501,32 @@ async fn streams_are_uploaded_live_and_to_their_end() {
         }
     }
     assert_eq!(received, b"one\ntwo\n");
+}
+
+#[tokio::test]
+async fn streams_go_to_the_replica_that_has_the_session_and_not_to_whatever_the_service_leads_to() {
+    let mut rig = rig().await;
+    let (replica, _sessions, mut chunks) = serve().await;
+    let attempt = rig.streams.attempt(&assignment().run, assignment().attempt).unwrap();
+    attempt.log.append(b"one\n").unwrap();
+    let Some(Input::Snapshot(answer)) = rig.inputs.recv().await else { panic!("snapshot") };
+    answer.send(snapshot()).unwrap();
+    rig.peer().await.accept_at(3, replica).await;
+    tokio::time::timeout(LIMIT, chunks.recv()).await.expect("in time").expect("a chunk");
+    assert!(rig.chunks.is_empty(), "nothing went to the address that was dialled");
+}
+
+#[tokio::test]
+async fn streams_go_by_the_dialled_address_where_the_replicas_own_cannot_be_reached() {
+    let mut rig = rig().await;
+    // Bound and never listened to: connections are refused, and nobody else gets the port.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let replica = nobody.local_addr().unwrap().to_string();
+    let attempt = rig.streams.attempt(&assignment().run, assignment().attempt).unwrap();
+    attempt.log.append(b"one\n").unwrap();
+    let Some(Input::Snapshot(answer)) = rig.inputs.recv().await else { panic!("snapshot") };
+    answer.send(snapshot()).unwrap();
+    rig.peer().await.accept_at(3, replica).await;
+    tokio::time::timeout(LIMIT, rig.chunks.recv()).await.expect("in time").expect("a chunk");
 }

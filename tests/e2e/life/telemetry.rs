@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use agent_operator::{crd::shared::UsageStatus, domain::TaskUid, telemetry::ids};
 use agent_operator_doubles::collector::{Collected, Collector};
+use kube::{ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -31,7 +32,7 @@ async fn observed(values: String) {
     let chart = release::chart();
     release::install(&chart.to_string_lossy(), SYSTEM, &values, &["--set", &endpoint]).await;
     let cluster = Cluster::connect().await;
-    let before = scrape().await;
+    let before = scrape(&cluster).await;
 
     let name = unique("observed");
     let created = cluster
@@ -41,7 +42,7 @@ async fn observed(values: String) {
     let done = cluster.complete(NAMESPACE, &name).await;
 
     traced(&collector, &uid).await;
-    counted(&before, &done.status.and_then(|status| status.usage).expect("usage")).await;
+    counted(&cluster, &before, &done.status.and_then(|status| status.usage).expect("usage")).await;
     let lines = logged(&name, &ids::trace_of(&uid).to_string()).await;
     audited(&lines);
 }
@@ -109,17 +110,18 @@ impl Scrape {
     }
 }
 
-/// What the pods of the release say at their ports; the API server passes the request on.
-async fn scrape() -> Scrape {
+/// What the pods of the release say at their ports; the API server passes the request on. One that is on its way out, as
+/// after a rollout, is asked no more: it may be gone before it is reached.
+async fn scrape(cluster: &Cluster) -> Scrape {
     let ports: [(&str, &[u16]); 2] = [("controller", &[8080]), ("supervisor", &[8081, 8082])];
     let mut sums = BTreeMap::new();
     for (component, ports) in ports {
         let selector = format!("app.kubernetes.io/component={component}");
-        let get = ["-n", SYSTEM, "get", "pods", "-l", &selector, "-o", "name"];
-        let names = must("kubectl", &get).await;
-        assert!(!names.trim().is_empty(), "no {component}");
-        for pod in names.lines() {
-            let pod = pod.trim_start_matches("pod/");
+        let pods = cluster.pods(SYSTEM).list(&ListParams::default().labels(&selector)).await;
+        let mut pods = pods.expect("list of pods").items;
+        pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
+        assert!(!pods.is_empty(), "no {component}");
+        for pod in pods.iter().map(ResourceExt::name_any) {
             for port in ports {
                 let path = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:{port}/proxy/metrics");
                 add(&mut sums, &must("kubectl", &["get", "--raw", &path]).await);
@@ -140,7 +142,7 @@ fn add(sums: &mut BTreeMap<String, f64>, page: &str) {
 }
 
 /// One task more, four steps more, and its tokens by controller and gateways alike. Nothing else runs meanwhile.
-async fn counted(before: &Scrape, usage: &UsageStatus) {
+async fn counted(cluster: &Cluster, before: &Scrape, usage: &UsageStatus) {
     let tokens = usage.input_tokens.to_string().parse::<f64>().expect("a number");
     let wanted = [
         ("agent_operator_steps_total", vec!["reason=\"Completed\""], 4.0),
@@ -153,7 +155,7 @@ async fn counted(before: &Scrape, usage: &UsageStatus) {
         ("agent_operator_gateway_tokens_total", vec!["kind=\"input\""], tokens),
     ];
     eventually("the task is counted", LIMIT, || async {
-        let after = scrape().await;
+        let after = scrape(cluster).await;
         for (name, labels, more) in &wanted {
             let rise = after.sum(name, labels) - before.sum(name, labels);
             if (rise - more).abs() > 0.5 {

@@ -1,11 +1,13 @@
 use agent_operator::{domain::stream::Channel, proto::v1};
 use tonic::Code;
-use v1::chunk::Payload;
+use v1::{chunk::Payload, supervisor_message::Message as Up};
 
-use super::support::{Port, Upload, soon};
+use super::support::{Port, Upload, hello, soon};
 use crate::{
     catalog::RunView,
     clock,
+    fleet::NodeEvent,
+    lease::Leader,
     streams::{Limits, Piece, StreamKey},
 };
 
@@ -125,4 +127,32 @@ async fn an_old_stream_is_not_asked_for_again_when_the_store_is_crowded() {
         upload.send(open).await;
         assert_eq!(upload.acked(0).await.complete, complete, "{phase}");
     }
+}
+
+#[tokio::test]
+async fn a_replica_that_does_not_lead_takes_no_uploads_because_nobody_follows_them_there() {
+    let port = port().await;
+    let mut before = port.uploads("node:n1").await.unwrap();
+    before.send(chunk(0, Payload::Open(v1::StreamOpen {}))).await;
+    before.acked(0).await;
+    // Its term ran out, but nobody else is known to lead: what is open stays open.
+    port.terms.send_replace(None);
+    before.send(data(0, "hello ")).await;
+    before.acked(6).await;
+    let mut late = port.uploads("node:n1").await.unwrap();
+    assert_eq!(late.refusal().await, Code::Unavailable);
+    port.leader.send_replace(Some(Leader { address: None }));
+    assert_eq!(before.refusal().await, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_node_whose_session_outlasts_the_term_may_open_its_uploads_again() {
+    let mut port = port().await;
+    let mut talk = port.session("node:n1").await.unwrap();
+    talk.say(Up::Hello(hello("n1"))).await;
+    assert!(matches!(port.event().await, NodeEvent::Connected { .. }));
+    port.terms.send_replace(None);
+    let mut uploads = port.uploads("node:n1").await.unwrap();
+    uploads.send(chunk(0, Payload::Open(v1::StreamOpen {}))).await;
+    uploads.acked(0).await;
 }
