@@ -511,7 +511,8 @@ async fn streams_go_to_the_replica_that_has_the_session_and_not_to_whatever_the_
     attempt.log.append(b"one\n").unwrap();
     let Some(Input::Snapshot(answer)) = rig.inputs.recv().await else { panic!("snapshot") };
     answer.send(snapshot()).unwrap();
-    rig.peer().await.accept_at(3, replica).await;
+    let mut peer = rig.peer().await;
+    peer.accept_at(3, replica).await;
     tokio::time::timeout(LIMIT, chunks.recv()).await.expect("in time").expect("a chunk");
     assert!(rig.chunks.is_empty(), "nothing went to the address that was dialled");
 }
@@ -527,6 +528,7 @@ async fn streams_go_by_the_dialled_address_where_the_replicas_own_cannot_be_reac
     attempt.log.append(b"one\n").unwrap();
     let Some(Input::Snapshot(answer)) = rig.inputs.recv().await else { panic!("snapshot") };
     answer.send(snapshot()).unwrap();
-    rig.peer().await.accept_at(3, replica).await;
+    let mut peer = rig.peer().await;
+    peer.accept_at(3, replica).await;
     tokio::time::timeout(LIMIT, rig.chunks.recv()).await.expect("in time").expect("a chunk");
 }

@@ -148,7 +148,7 @@ async fn a_replica_that_does_not_lead_takes_no_uploads_because_nobody_follows_th
 #[tokio::test]
 async fn a_node_whose_session_outlasts_the_term_may_open_its_uploads_again() {
     let mut port = port().await;
-    let mut talk = port.session("node:n1").await.unwrap();
+    let talk = port.session("node:n1").await.unwrap();
     talk.say(Up::Hello(hello("n1"))).await;
     assert!(matches!(port.event().await, NodeEvent::Connected { .. }));
     port.terms.send_replace(None);
