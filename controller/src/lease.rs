@@ -120,6 +120,16 @@ impl Seen {
         }
     }
 
+    /// Whether the holder was a process before this one in the same pod: the name of a pod is given
+    /// once and its container runs once at a time, so that process is no more and nothing need be
+    /// waited for. Both have to agree: outside a cluster processes may share the default name.
+    fn is_of_a_predecessor(&self, config: &ElectionConfig) -> bool {
+        let pod = |identity: &str| identity.rsplit_once('_').map(|(pod, _)| pod.to_owned());
+        let same_pod = self.holder.as_deref().and_then(pod) == pod(&config.identity);
+        let same_address = self.address.is_some() && self.address == config.address;
+        self.holder.is_some() && same_pod && same_address
+    }
+
     /// When the Lease may be taken, if nothing changes.
     fn free_at(&self) -> Instant {
         if self.holder.is_some() { self.at + self.duration } else { self.at }
@@ -196,7 +206,8 @@ impl Election {
         };
         // A write of ours whose answer was lost holds the Lease for us; taking it raises the epoch.
         let ours = present.holder.as_ref() == Some(&self.config.identity);
-        let free = ours || clock::instant() >= present.free_at();
+        let left = present.is_of_a_predecessor(&self.config);
+        let free = ours || left || clock::instant() >= present.free_at();
         *seen = Some(present.clone());
         // Whoever takes it next starts above this, also if the Lease itself is gone by then.
         self.floor.raise(Epoch(u64::try_from(present.transitions).unwrap_or(0)));
@@ -401,3 +412,6 @@ fn is_conflict(error: &kube::Error) -> bool {
 fn has_code(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
+
+#[cfg(test)]
+mod tests;
