@@ -268,9 +268,30 @@ fn server<S: rcgen::SigningKey>(
     Ok((certificate.pem(), key.serialize_pem()))
 }
 
-/// Hands out the present certificate to each handshake.
+/// Hands out the present certificate to each handshake. Connections that are open keep the one that
+/// they began with, also beyond its end: it was good when the peer was identified.
 #[derive(Debug)]
-struct Current(RwLock<Arc<CertifiedKey>>);
+pub(crate) struct Current(RwLock<Arc<CertifiedKey>>);
+
+impl Current {
+    pub(crate) fn new(key: CertifiedKey) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(Arc::new(key))))
+    }
+
+    /// From here on handshakes get this one.
+    pub(crate) fn replace(&self, key: CertifiedKey) {
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(key);
+    }
+
+    /// The rustls configuration of a gRPC listener that follows [`Self::replace`].
+    pub(crate) fn server_config(self: &Arc<Self>) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Arc::new(config)
+    }
+}
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
@@ -295,7 +316,7 @@ impl Tls {
         let config_maps = Api::namespaced(client, &settings.namespace);
         let material = load(&secrets, &settings).await?;
         publish(&config_maps, &settings, &material.ca_cert).await?;
-        let current = Arc::new(Current(RwLock::new(Arc::new(usable(&settings, &material)?))));
+        let current = Current::new(usable(&settings, &material)?);
         let ca = watch::Sender::new(material.ca_cert.clone());
         Ok(Self { settings, secrets, config_maps, current, material, ca })
     }
@@ -307,11 +328,7 @@ impl Tls {
 
     /// The rustls configuration of the gRPC listener; follows renewals.
     pub fn server_config(&self) -> Arc<ServerConfig> {
-        let mut config = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&self.current) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Arc::new(config)
+        self.current.server_config()
     }
 
     /// Renews in time and follows another replica's renewal, until `shutdown`.
@@ -333,8 +350,7 @@ impl Tls {
             return Ok(());
         }
         publish(&self.config_maps, &self.settings, &material.ca_cert).await?;
-        let key = Arc::new(usable(&self.settings, &material)?);
-        *self.current.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = key;
+        self.current.replace(usable(&self.settings, &material)?);
         self.ca.send_replace(material.ca_cert.clone());
         self.material = material;
         tracing::info!("serving a renewed certificate");

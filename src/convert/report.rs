@@ -69,6 +69,8 @@ impl From<&Report> for v1::RunReport {
             epoch: report.epoch.0,
             sequence: report.sequence,
             state: Some(state),
+            // Known to whoever sends it.
+            sent_at: None,
         }
     }
 }

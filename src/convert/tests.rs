@@ -198,6 +198,22 @@ fn reports_of_a_start_and_of_an_unknown_state_round_trip() {
 }
 
 #[test]
+fn times_of_a_report_are_moved_into_the_receivers_clock() {
+    let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).unwrap();
+    let finished = |started: i64, completed: i64| {
+        let (started_at, completed_at) = (Some(at(started)), at(completed));
+        let outcome = Outcome { started_at, completed_at, ..outcome(Reason::Completed) };
+        report(RunState::Finished(Box::new(outcome)))
+    };
+    // The node is ten minutes behind, or ahead; or only as far as a message travels.
+    assert_eq!(finished(10, 60).moved(at(61), at(661)), finished(610, 660));
+    assert_eq!(finished(610, 660).moved(at(661), at(61)), finished(10, 60));
+    assert_eq!(finished(10, 60).moved(at(61), at(63)), finished(10, 60));
+    let unknown = || report(RunState::Unknown { message: String::new() });
+    assert_eq!(unknown().moved(at(0), at(600)), unknown());
+}
+
+#[test]
 fn what_a_report_lacks_is_named_by_its_path() {
     type Spoil = fn(&mut v1::Outcome);
     let cases: [(&str, Spoil); 5] = [

@@ -1,6 +1,6 @@
 //! What a supervisor tells the controller about a run, and how the run ended.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -24,6 +24,32 @@ pub struct Report {
     pub sequence: u64,
     /// What is known.
     pub state: RunState,
+}
+
+/// Two clocks that differ by no more are one: so much is the way of a message, and keeping time.
+const SAME_CLOCK: SignedDuration = SignedDuration::from_secs(2);
+
+impl Report {
+    /// The report with its times moved from the wall clock of its sender, which showed `sent_at` when
+    /// it was sent, into that of the receiver, which shows `now`. Decisions compare these times with
+    /// the receiver's own, and the clocks of nodes differ.
+    #[must_use]
+    pub fn moved(mut self, sent_at: Timestamp, now: Timestamp) -> Self {
+        let ahead = now.duration_since(sent_at);
+        if ahead.abs() > SAME_CLOCK {
+            let moved = |at: Timestamp| at.saturating_add(ahead).unwrap_or(at);
+            match &mut self.state {
+                RunState::Running(started) => started.started_at = moved(started.started_at),
+                RunState::Finished(outcome) => {
+                    outcome.started_at = outcome.started_at.map(moved);
+                    outcome.completed_at = moved(outcome.completed_at);
+                }
+                RunState::Waiting(_) | RunState::Unknown { .. } | RunState::ExitMismatch { .. } => {
+                }
+            }
+        }
+        self
+    }
 }
 
 /// Where a run stands on its node.
@@ -59,7 +85,7 @@ pub struct Started {
     pub pod_name: String,
     /// Uid of the pod.
     pub pod_uid: PodUid,
-    /// Wall-clock time of the node, for display only.
+    /// By the wall clock of whoever has the report, see [`Report::moved`].
     pub started_at: Timestamp,
     /// Isolation reached.
     pub sandbox: SandboxStatus,

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::domain::{RunKey, ids::PodUid};
+use agent_operator::{
+    crd::{AgentRun, AgentRunSpec, CodingTaskStatus},
+    domain::{GoDuration, ids::PodUid},
+};
+use agent_operator_doubles::history::{Fact, Retries};
 use agent_operator_supervisor::pod::{cgroup::Containers, client::run_key};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
@@ -16,8 +20,8 @@ use tokio::sync::watch;
 
 use super::{
     api::{Key, kinds::kind, store::Deletion},
-    clock,
-    history::What,
+    clock::{self, Whose},
+    director::place_of,
     sandbox,
     world::{NAMESPACE, Outage, World},
 };
@@ -138,7 +142,7 @@ impl Node {
                 let code = *code;
                 drop(pods);
                 if !over {
-                    self.set(&place, &ended(pod, code), true);
+                    self.set(&place, &self.ended(pod, code), true);
                 } else if deleting {
                     self.finish(&place, &uid);
                 }
@@ -169,32 +173,53 @@ impl Node {
             pods.insert(uid.clone(), Life::Running(stop));
         }
         let typed: Pod = serde_json::from_value(pod.clone()).unwrap();
-        let run = run_key(&typed).unwrap();
-        self.world.note(What::PodStarted {
-            task: label(&pod, "agents.wearn.dev/task"),
-            step: label(&pod, "agents.wearn.dev/step"),
-            run: attempt(&run),
-            pod: uid.clone(),
-            node: self.name.clone(),
-        });
+        let run = run_key(&typed).unwrap().uid.to_string();
+        let (of_run, of_pod) = (run.clone(), uid.clone());
+        self.world.tell(Fact::Started { run: of_run, pod: of_pod, node: self.name.clone() });
         let number =
             uid.rsplit('-').next().and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap();
         let ip = format!("10.244.{}.{}", number / 200 % 250, number % 200 + 2);
-        self.set(&key(&pod), &started(&ip, &uid), true);
+        self.set(&key(&pod), &self.started(&ip, &uid), true);
         let mut power = self.power.subscribe();
         let code = tokio::select! {
             code = sandbox::run(&self.world, &self.name, &pod, &ip, stopped) => Some(code),
             _ = power.wait_for(|on| !on) => None,
         };
-        self.world.note(What::PodEnded { pod: uid.clone(), run: attempt(&run), code });
+        self.world.tell(Fact::Ended { run, pod: uid.clone(), exit_code: code });
         if code.is_some() {
             self.pods.lock().unwrap().insert(uid.clone(), Life::Ended(code));
             // What the kubelet writes comes later than the runtime's own signs.
             self.world.pause(300, 2000).await;
             if self.reaches_api() {
-                self.set(&key(&pod), &ended(&pod, code), true);
+                self.set(&key(&pod), &self.ended(&pod, code), true);
             }
         }
+    }
+
+    /// The node's clock, as the kubelet writes it.
+    fn now(&self) -> String {
+        clock::wall(Whose::Node(place_of(&self.name))).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    }
+
+    /// What the kubelet writes of a pod that runs.
+    fn started(&self, ip: &str, uid: &str) -> Value {
+        let statuses = container(uid, &json!({"running": {"startedAt": self.now()}}));
+        json!({"status": {"phase": "Running", "podIP": ip, "containerStatuses": statuses}})
+    }
+
+    /// What the kubelet writes of a pod's end.
+    fn ended(&self, pod: &Value, code: Option<i32>) -> Value {
+        let uid = pod["metadata"]["uid"].as_str().unwrap();
+        let exit = code.unwrap_or(255);
+        let reason = match code {
+            Some(0) => "Completed",
+            Some(_) => "Error",
+            None => "Unknown",
+        };
+        let state = json!({"running": null, "terminated": {"exitCode": exit, "reason": reason,
+            "finishedAt": self.now()}});
+        let phase = if exit == 0 { "Succeeded" } else { "Failed" };
+        json!({"status": {"phase": phase, "containerStatuses": container(uid, &state)}})
     }
 }
 
@@ -216,10 +241,6 @@ impl Containers for Node {
     }
 }
 
-pub fn attempt(run: &RunKey) -> (String, u32) {
-    (run.uid.to_string(), run.attempt.0)
-}
-
 pub fn key(object: &Value) -> Key {
     let meta = &object["metadata"];
     let text = |field: &str| meta[field].as_str().unwrap_or_default().to_owned();
@@ -231,31 +252,9 @@ pub fn key(object: &Value) -> Key {
     (plural, text("namespace"), text("name"))
 }
 
-fn label(object: &Value, name: &str) -> String {
-    object["metadata"]["labels"][name].as_str().unwrap_or_default().to_owned()
-}
-
 fn container(uid: &str, state: &Value) -> Value {
     json!([{"name": "agent", "image": "", "imageID": "", "ready": false, "restartCount": 0,
         "containerID": format!("containerd://c-{uid}"), "state": state}])
-}
-
-fn started(ip: &str, uid: &str) -> Value {
-    json!({"status": {"phase": "Running", "podIP": ip, "containerStatuses": container(uid, &json!({"running": {}}))}})
-}
-
-fn ended(pod: &Value, code: Option<i32>) -> Value {
-    let uid = pod["metadata"]["uid"].as_str().unwrap();
-    let exit = code.unwrap_or(255);
-    let reason = match code {
-        Some(0) => "Completed",
-        Some(_) => "Error",
-        None => "Unknown",
-    };
-    let state = json!({"running": null, "terminated": {"exitCode": exit, "reason": reason,
-        "finishedAt": clock::wall().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()}});
-    let phase = if exit == 0 { "Succeeded" } else { "Failed" };
-    json!({"status": {"phase": phase, "containerStatuses": container(uid, &state)}})
 }
 
 /// Deletes what has lost its owner.
@@ -300,43 +299,60 @@ pub async fn scribe(world: Arc<World>) {
         });
         for change in news {
             let (plural, _, name) = change.key;
-            let Some(after) = change.after else {
-                if plural == "codingtasks" {
-                    world.note(What::TaskGone { task: name });
+            match (plural, change.after) {
+                ("codingtasks", None) => world.tell(Fact::TaskGone { task: name }),
+                ("codingtasks", Some(after)) => {
+                    tell_task(&world, name, change.before.as_ref(), &after);
                 }
-                continue;
-            };
-            let status = &after["status"];
-            let text = |field: &str| status[field].as_str().unwrap_or_default().to_owned();
-            let was = change.before.map_or(Value::Null, |before| before["status"].clone());
-            match plural {
-                "agentruns" if status["phase"].is_string() && was != *status => {
-                    world.note(What::RunRecorded {
-                        run: after["metadata"]["uid"].as_str().unwrap().to_owned(),
-                        phase: text("phase"),
-                        reason: text("reason"),
-                        code: status["exitCode"].as_i64().and_then(|code| i32::try_from(code).ok()),
-                    });
-                }
-                "codingtasks" => {
-                    if was["phase"] != status["phase"] {
-                        world.note(What::TaskRecorded { task: name.clone(), phase: text("phase") });
-                    }
-                    let retries = &status["retries"];
-                    if was["retries"] != *retries {
-                        world.note(What::Retries {
-                            task: name,
-                            application: retries["application"].as_i64().unwrap_or(0),
-                            infrastructure: retries["infrastructure"].as_i64().unwrap_or(0),
-                        });
-                    }
-                }
+                ("agentruns", Some(after)) => tell_run(&world, change.before.as_ref(), &after),
                 _ => {}
             }
         }
         if changed.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Whether the status differs from an earlier one.
+fn is_news(before: Option<&Value>, after: &Value) -> bool {
+    let was = before.map_or(&Value::Null, |before| &before["status"]);
+    after["status"]["phase"].is_string() && *was != after["status"]
+}
+
+fn tell_task(world: &World, task: String, before: Option<&Value>, after: &Value) {
+    if !is_news(before, after) {
+        return;
+    }
+    let status: CodingTaskStatus = serde_json::from_value(after["status"].clone()).unwrap();
+    let counts = status.retries.unwrap_or_default();
+    let [application, infrastructure, provider] =
+        [counts.application, counts.infrastructure, counts.provider]
+            .map(|count| u32::try_from(count).unwrap());
+    let retries = Retries { application, infrastructure, provider };
+    world.tell(Fact::TaskRecorded { task, phase: status.phase.unwrap_or_default(), retries });
+}
+
+/// Runs go by their uid: it is what their sandboxes know.
+fn tell_run(world: &World, before: Option<&Value>, after: &Value) {
+    let run: AgentRun = serde_json::from_value(after.clone()).unwrap();
+    let uid = run.metadata.uid.unwrap();
+    if before.is_none() {
+        let AgentRunSpec { task_ref, node_name, timeout, epoch, .. } = run.spec;
+        let timeout = timeout.parse::<GoDuration>().unwrap().get();
+        let (run, task, node) = (uid.clone(), task_ref.name, node_name);
+        world.tell(Fact::Assigned { run, task, node, timeout, epoch });
+    }
+    if is_news(before, after) {
+        let status = run.status.unwrap();
+        world.tell(Fact::Recorded {
+            run: uid,
+            phase: status.phase.unwrap_or_default(),
+            reason: status.reason,
+            exit_code: status.exit_code,
+            // By the clock of a node, which may be wrong; the sandbox says when it was.
+            opened: None,
+        });
     }
 }
 

@@ -15,7 +15,7 @@ const NAMESPACE: &str = "conformance";
 /// A server that has compacted its log before the test begins.
 fn server() -> ApiServer {
     clock::begin();
-    let server = ApiServer::new(Calm, clock::wall);
+    let server = ApiServer::new(Calm, clock::of_api_server);
     server.with(|store| {
         store.rule(Box::new(rule));
         for name in [NAMESPACE, "default"] {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use agent_operator_doubles::history::Fact;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 
@@ -17,15 +18,17 @@ use super::{
         kinds::kind,
         store::{Admission, Deletion},
     },
+    clock,
     cluster::{self, Node, all, key},
     controller::Controller,
-    history::What,
     supervisor::{Place, Supervisor},
     world::{NAMESPACE, Outage, World, process},
 };
 
 /// The nodes.
 pub const NODES: [&str; 2] = ["node-a", "node-b"];
+/// Retries that a task may have.
+const RETRIES_MAX: u32 = 3;
 /// Name of the Lease of controllers that stand for one election.
 const LEASE: &str = "controller";
 /// The annotation that ends a task.
@@ -83,8 +86,9 @@ pub fn rule(admission: Admission<'_>) -> Result<(), Refusal> {
 impl Director {
     /// Puts up cluster and processes.
     pub fn start(seed: u64, dir: &Path, controllers: usize, apart: bool) -> Self {
-        super::clock::begin();
+        clock::begin();
         let (world, killed) = World::new(seed, &NODES);
+        clock::set_all(&world);
         world.api().with(|store| {
             store.rule(Box::new(rule));
             let mut make = |plural: &str, namespace: Option<&str>, object: Value| {
@@ -141,10 +145,13 @@ impl Director {
                 "anthropicApiKeyRef": {"name": "agent-secrets", "key": "anthropic-api-key"},
                 "gitCredentialsRef": {"name": "agent-secrets", "key": "github-token"},
                 "stepTimeout": "40s",
+                "maxRetries": RETRIES_MAX,
                 "taskTimeout": "2h",
             },
         });
         let tasks = kind("codingtasks");
+        let made = Fact::TaskMade { task: name.to_owned(), retries_max: RETRIES_MAX };
+        self.world.tell(made);
         self.world.api().with(|store| store.create(tasks, Some(NAMESPACE), task)).unwrap();
     }
 
@@ -191,7 +198,7 @@ impl Director {
                 }
             }
         }
-        self.world.note(What::Calm);
+        self.world.note("from here on there are no faults");
     }
 
     fn later(&mut self, from: u64, to: u64, mend: Mend) {
@@ -280,7 +287,7 @@ impl Director {
             }
             if damage < 5 {
                 let how = if damage == 0 { "lost" } else { "torn" };
-                self.world.note(What::Fault(format!("the ledger of {node} is {how}")));
+                self.world.note(format!("the ledger of {node} is {how}"));
             }
             self.later(100, 30_000, Mend::Supervisor(node.to_owned()));
         }
@@ -320,7 +327,7 @@ impl Director {
         let node = NODES[world.rng().usize(0..NODES.len())].to_owned();
         let slot = world.rng().usize(0..self.controllers.len());
         let pick = world.rng().u32(0..100);
-        let note = |what: String| world.note(What::Fault(what));
+        let note = |what: String| world.note(what);
         match pick {
             0..=14 => {
                 note(format!("controller {slot} is killed"));
@@ -365,8 +372,7 @@ impl Director {
             }
             80..=82 => {
                 let seconds = [3600, -3600, 90, -90][world.rng().usize(0..4)];
-                note(format!("wall clocks step by {seconds} s"));
-                super::clock::step(seconds);
+                clock::step(&world, seconds);
             }
             83..=92 => {
                 let chaos = world.rng().u32(0..150);
@@ -380,7 +386,7 @@ impl Director {
     fn partition(&mut self, node: &str) {
         let ways = self.world.rng().usize(0..3);
         let way = ["from", "to", "from and to"][ways];
-        self.world.note(What::Fault(format!("no session traffic {way} {node}")));
+        self.world.note(format!("no session traffic {way} {node}"));
         if ways != 1 {
             self.world.faults().cut_up.insert(node.to_owned());
             self.later(500, 40_000, Mend::Up(node.to_owned()));
@@ -404,16 +410,16 @@ impl Director {
         let name = place.2.clone();
         match pick {
             93 => {
-                world.note(What::Fault(format!("task {name} is cancelled")));
+                world.note(format!("task {name} is cancelled"));
                 self.patch_task(&name, &json!({"metadata": {"annotations": {CANCEL: "true"}}}));
             }
             94..=95 => {
-                world.note(What::Fault(format!("task {name} is suspended")));
+                world.note(format!("task {name} is suspended"));
                 self.patch_task(&name, &json!({"spec": {"suspend": true}}));
                 self.later(500, 30_000, Mend::Resume(name));
             }
             96 | 97.. => {
-                world.note(What::Fault(format!("{} {name} is deleted by hand", place.0)));
+                world.note(format!("{} {name} is deleted by hand", place.0));
                 let deletion = Deletion::default();
                 let _ = world.api().with(|store| store.delete(kind(place.0), &place, &deletion));
             }
@@ -460,4 +466,9 @@ fn tear_ledger(dir: &Path) {
     if let Ok(mut file) = std::fs::OpenOptions::new().append(true).open(ledger) {
         let _ = file.write_all(b"{\"a torn");
     }
+}
+
+/// The place of a node among the nodes.
+pub fn place_of(node: &str) -> usize {
+    NODES.iter().position(|name| *name == node).unwrap()
 }

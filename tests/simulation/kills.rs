@@ -2,12 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use agent_operator_doubles::history::Fact;
 use serde_json::{Value, json};
 
-use super::{
-    Verdict, cluster::all, conclude, director::Director, history::What, on_paused_time,
-    world::KillAt,
-};
+use super::{Verdict, cluster::all, conclude, director::Director, on_paused_time, world::KillAt};
 
 /// Writes that a kill may cost beyond those of a run without one.
 const EXTRA_MAX: usize = 3;
@@ -38,10 +36,8 @@ fn run(kill: Option<KillAt>) -> Run {
             director.pass(Duration::from_secs(1)).await;
         }
         let state = state(&world);
-        let verdict = conclude(director, &[TASK.to_owned()]).await;
-        let events = &verdict.history.0;
-        let pods =
-            events.iter().filter(|event| matches!(event.what, What::PodStarted { .. })).count();
+        let verdict = conclude(director).await;
+        let pods = verdict.history.count(|fact| matches!(fact, Fact::Started { .. }));
         let killed = world.faults().kill_at.is_none();
         Run { writes: world.faults().writes, pods, state, killed, verdict }
     });

@@ -12,14 +12,12 @@
 //! (`tests/seeded`), so a seed replays exactly.
 
 mod api;
-mod checker;
 mod clock;
 mod cluster;
 mod conformance;
 mod controller;
 mod director;
 mod gateway;
-mod history;
 mod kills;
 mod sandbox;
 mod seeds;
@@ -28,14 +26,20 @@ mod world;
 
 use std::{path::Path, time::Duration};
 
-use self::{
-    checker::{Limits, Violation, check},
-    director::{Director, NODES},
-    history::{History, What},
-};
+use agent_operator::domain::limits::{GRACE, INFRASTRUCTURE_RETRIES};
+use agent_operator_doubles::history::{Fact, History, Rules, Violation, Witnesses, check};
 
-/// Retries that the settings allow.
-const LIMITS: Limits = Limits { application: 3, infrastructure: 3 };
+use self::director::{Director, NODES};
+
+/// What a history is held to. The kubelet's double looks once a second.
+const RULES: Rules = Rules {
+    grace: GRACE,
+    slack: Duration::from_secs(1),
+    skew: Duration::ZERO,
+    infrastructure_retries: INFRASTRUCTURE_RETRIES,
+    // Requests take effect when their senders are long gone.
+    witnesses: Witnesses { reports: true, prompt_writes: false },
+};
 /// Longest time that tasks may need once everything is mended: the provider's budget and the task's
 /// own, with room.
 const LONGEST: Duration = Duration::from_hours(6);
@@ -50,6 +54,8 @@ const QUIET: Duration = Duration::from_mins(1);
 pub struct Verdict {
     pub violations: Vec<Violation>,
     pub history: History,
+    /// How much time passed in it.
+    pub simulated: Duration,
 }
 
 /// Runs `play` on this thread under paused time.
@@ -63,7 +69,7 @@ fn on_paused_time<T>(play: impl Future<Output = T>) -> T {
 }
 
 /// Waits until all tasks have ended and all is tidied up, and judges.
-async fn conclude(mut director: Director, tasks: &[String]) -> Verdict {
+async fn conclude(mut director: Director) -> Verdict {
     let began = tokio::time::Instant::now();
     while !director.open_tasks().is_empty() && began.elapsed() < LONGEST {
         director.pass(Duration::from_secs(2)).await;
@@ -75,25 +81,31 @@ async fn conclude(mut director: Director, tasks: &[String]) -> Verdict {
         director.pass(Duration::from_secs(2)).await;
     }
     director.pass(SETTLE).await;
-    director.world.note(What::Converged);
+    let until = clock::truth() + QUIET;
+    director.world.tell(Fact::Quiet { until });
     director.pass(QUIET).await;
+    tell_leftovers(&director);
     let history = director.world.history();
-    let mut violations = check(&history, tasks, LIMITS);
-    for pod in cluster::all(&director.world, "pods") {
+    let violations = check(&history, &RULES);
+    Verdict { violations, history, simulated: clock::elapsed() }
+}
+
+/// What is still there (I9), and who is not (I11).
+fn tell_leftovers(director: &Director) {
+    let world = &director.world;
+    for pod in cluster::all(world, "pods") {
         let (meta, status) = (&pod["metadata"], &pod["status"]["phase"]);
         let (name, held) = (&meta["name"], &meta["finalizers"]);
-        violations.push(("I9", format!("pod {name} is left, {status}, held by {held}")));
+        world.tell(Fact::Left { what: format!("pod {name}, {status}, held by {held},") });
     }
     for node in NODES {
-        let live = director.world.gateways[node].live();
-        if !live.is_empty() {
-            violations.push(("I9", format!("the gateway of {node} still knows {live:?}")));
+        for run in world.gateways[node].live() {
+            world.tell(Fact::Left { what: format!("what the gateway of {node} grants {run:?}") });
         }
     }
     for process in director.over() {
-        violations.push(("I11", format!("{process} ended by itself")));
+        world.tell(Fact::Died { process });
     }
-    Verdict { violations, history }
 }
 
 /// Whether nothing of any attempt is left on nodes and in gateways (I9).
@@ -108,12 +120,11 @@ async fn play(seed: u64, dir: &Path) -> Verdict {
     let controllers = if seed % 4 < 2 { 1 } else { 2 };
     let mut director = Director::start(seed, dir, controllers, seed % 4 == 3);
     let count = director.world.rng().usize(1..=3);
-    let tasks: Vec<_> = (0..count).map(|number| format!("task-{number}")).collect();
     director.world.faults().chaos = if seed.is_multiple_of(3) { 0 } else { 40 };
-    for task in &tasks {
+    for number in 0..count {
         let wait = director.world.between(0, 4000);
         director.pass(wait).await;
-        director.task(task);
+        director.task(&format!("task-{number}"));
     }
     let faults = director.world.rng().u32(2..14);
     for _ in 0..faults {
@@ -123,5 +134,5 @@ async fn play(seed: u64, dir: &Path) -> Verdict {
     }
     director.pass(Duration::from_secs(5)).await;
     director.calm();
-    conclude(director, &tasks).await
+    conclude(director).await
 }

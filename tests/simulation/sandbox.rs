@@ -4,16 +4,15 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use agent_operator::{
     attempt::{ENV_TOKEN, StepResult, StopOrder},
-    domain::{Reason, RunKey, StepName, Usage, report::StepFacts},
+    domain::{Reason, RunKey, StepName, Usage, limits::GRACE, report::StepFacts},
 };
+use agent_operator_doubles::history::Fact;
 use agent_operator_supervisor::link::contract::{DurableEvent, Grant};
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    cluster::attempt,
     gateway::{Denied, Gateway},
-    history::What,
     world::World,
 };
 
@@ -23,6 +22,8 @@ const ASKING: Duration = Duration::from_mins(1);
 const PACE: Duration = Duration::from_millis(250);
 /// Exit code of a runner that was told to stop.
 const STOPPED: i32 = 143;
+/// Exit code of one that dies by itself.
+const DIED: i32 = 1;
 /// Exit code of a killed one.
 const KILLED: i32 = 137;
 
@@ -60,6 +61,8 @@ enum Early {
     Refused,
     /// The step's time is over.
     Late,
+    /// It ends by itself, without a word.
+    Died,
 }
 
 struct Runner<'a> {
@@ -68,6 +71,8 @@ struct Runner<'a> {
     run: RunKey,
     ip: IpAddr,
     asked: watch::Receiver<bool>,
+    /// When the step's time is over; none before the gate is open.
+    deadline: Option<Instant>,
 }
 
 /// Runs to the end; the exit code of PID 1.
@@ -88,7 +93,8 @@ pub async fn run(
     let work = async {
         let redeemed = ask(|| gateway.redeem(token, nonce, ip)).await;
         let Ok(run) = redeemed else { return 1 };
-        let mut runner = Runner { world, gateway: Arc::clone(&gateway), run, ip, asked };
+        let gateway = Arc::clone(&gateway);
+        let mut runner = Runner { world, gateway, run, ip, asked, deadline: None };
         runner.step().await
     };
     let grace_over = async {
@@ -124,6 +130,7 @@ impl Runner<'_> {
             }
             Err(Early::Late) => self.end(plain(Reason::TimedOut, "out of time", STOPPED)).await,
             Err(Early::Refused) => STOPPED,
+            Err(Early::Died) => DIED,
         }
     }
 
@@ -146,7 +153,7 @@ impl Runner<'_> {
         self.look(deadline)
     }
 
-    async fn work(&self) -> Result<StepResult, Early> {
+    async fn work(&mut self) -> Result<StepResult, Early> {
         let deadline = loop {
             match ask(|| self.gateway.gate(&self.run, self.ip)).await {
                 Ok(Some(deadline)) => break deadline,
@@ -154,6 +161,8 @@ impl Runner<'_> {
                 Err(_) => return Err(Early::Refused),
             }
         };
+        self.deadline = Some(deadline);
+        self.world.tell(Fact::Opened { run: self.run.uid.to_string() });
         let grant = loop {
             match self.gateway.writer(&self.run) {
                 Ok(grant) => break grant,
@@ -170,7 +179,7 @@ impl Runner<'_> {
             self.sleep(Some(deadline)).await?;
         }
         match script {
-            Script::Hang | Script::Die => Err(Early::Refused),
+            Script::Hang | Script::Die => Err(Early::Died),
             Script::Report(Reason::Completed) => self.complete(&grant, seen, deadline).await,
             Script::Report(reason) => {
                 let mut result = plain(reason, "so the script says", 1);
@@ -206,11 +215,11 @@ impl Runner<'_> {
                 if !self.world.forge.publish(task, seen.as_ref(), &commit) {
                     return Ok(plain(Reason::PushRefused, "the branch has moved", 1));
                 }
-                self.world.note(What::Published { task: task.to_owned(), run: attempt(&self.run) });
+                self.world.tell(Fact::Published { run: self.run.uid.to_string() });
                 let work_branch = assignment.repository.work_branch.clone();
                 facts.work_branch = Some(work_branch.clone());
                 facts.head_commit = Some(commit.clone());
-                self.kept(|| {
+                self.kept(deadline, || {
                     let (work_branch, head_commit) = (work_branch.clone(), commit.clone());
                     self.gateway
                         .tell(&self.run, DurableEvent::Published { work_branch, head_commit })
@@ -221,10 +230,10 @@ impl Runner<'_> {
                 let (request, fresh) = self.world.forge.pull_request(task);
                 if fresh {
                     let number = request.number;
-                    self.world.note(What::PullRequest { task: task.to_owned(), number });
+                    self.world.tell(Fact::PullRequest { task: task.to_owned(), number });
                 }
                 facts.pull_request = Some(request.clone());
-                self.kept(|| {
+                self.kept(deadline, || {
                     self.gateway.tell(&self.run, DurableEvent::PullRequestOpened(request.clone()))
                 })
                 .await;
@@ -236,23 +245,23 @@ impl Runner<'_> {
 
     /// Reports, and ends with the same code.
     async fn end(&self, result: StepResult) -> i32 {
-        let code = result.exit_code;
+        let exit_code = result.exit_code;
         let say = || {
             let told = self.gateway.result(&self.run, result.clone());
             if told.is_ok() {
-                self.world.note(What::Reported { run: attempt(&self.run), code });
+                self.world.tell(Fact::Reported { run: self.run.uid.to_string(), exit_code });
             }
             told
         };
-        self.kept(say).await;
-        code
+        let until = self.deadline.map_or_else(|| Instant::now() + ASKING, |end| end + GRACE);
+        self.kept(until, say).await;
+        exit_code
     }
 
     /// Says something until it is on the supervisor's disk, or nobody wants to hear it.
-    async fn kept(&self, say: impl Fn() -> Result<u64, Denied>) {
-        let end = Instant::now() + ASKING;
+    async fn kept(&self, until: Instant, say: impl Fn() -> Result<u64, Denied>) {
         let mut id = None;
-        while Instant::now() < end {
+        while Instant::now() < until {
             match id {
                 Some(id) if self.gateway.is_kept(id) => return,
                 Some(id) if self.gateway.is_present(id) => {}

@@ -2,7 +2,12 @@
 //! the counters of libraries.
 
 use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     process::{Child, Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,6 +19,10 @@ const SEEDS: u64 = 12;
 const LIMIT: Duration = Duration::from_mins(5);
 /// Lines of a failing seed's history that are shown.
 const LINES: usize = 120;
+/// A long run says how far it is after so many seeds.
+const STRIDE: u64 = 1000;
+/// What a seed's process says before the seconds that it simulated.
+const SIMULATED: &str = "simulated seconds: ";
 /// The test that plays one.
 const ONE: &str = "simulation::seeds::replay_a_seed";
 
@@ -40,7 +49,7 @@ fn run(seed: u64) -> Verdict {
 #[ignore = "plays the one seed of AO_SIM_SEED; tests/run sim plays many"]
 fn replay_a_seed() {
     let seed = number("AO_SIM_SEED").expect("AO_SIM_SEED is a number");
-    let Verdict { violations, history } = run(seed);
+    let Verdict { violations, history, simulated } = run(seed);
     let text = history.text();
     let whole = std::env::var_os("AO_SIM_HISTORY").is_some();
     let lines: Vec<_> = text.lines().collect();
@@ -48,8 +57,16 @@ fn replay_a_seed() {
     if whole || !violations.is_empty() {
         eprintln!("{}", lines[from..].join("\n"));
     }
-    eprintln!("digest {:016x}", history.digest());
+    eprintln!("digest {:016x}", digest(&text));
+    eprintln!("{SIMULATED}{}", simulated.as_secs());
     assert!(violations.is_empty(), "seed {seed}: {violations:#?}");
+}
+
+/// A number that differs where histories do.
+fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn start(seed: u64) -> Child {
@@ -93,31 +110,68 @@ fn finish(mut child: Child) -> Result<String, String> {
     }
 }
 
-#[test]
-fn every_seed_keeps_the_invariants() {
-    let (first, count) =
-        (number("AO_SIM_FIRST").unwrap_or(0), number("AO_SIM_SEEDS").unwrap_or(SEEDS));
-    let next = std::sync::atomic::AtomicU64::new(first);
-    let failed = std::sync::Mutex::new(Vec::new());
+/// What became of many seeds.
+#[derive(Default)]
+struct Sum {
+    failed: Mutex<Vec<u64>>,
+    simulated_seconds: AtomicU64,
+}
+
+impl Sum {
+    fn add(&self, seed: u64, outcome: Result<String, String>) {
+        let seconds =
+            |text: &str| text.lines().find_map(|line| line.strip_prefix(SIMULATED)?.parse().ok());
+        match outcome {
+            Ok(text) => {
+                let seconds: u64 = seconds(&text).unwrap_or_else(|| panic!("no time in:\n{text}"));
+                self.simulated_seconds.fetch_add(seconds, Ordering::SeqCst);
+            }
+            Err(text) => {
+                eprintln!("seed {seed} failed:\n{text}");
+                self.failed.lock().unwrap().push(seed);
+            }
+        }
+    }
+}
+
+/// Plays `count` seeds from `first` on, one process a core at a time.
+fn play_all(first: u64, count: u64) -> Sum {
+    let (next, sum) = (AtomicU64::new(first), Sum::default());
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
                     if seed >= first + count {
                         return;
                     }
-                    if let Err(text) = finish(start(seed)) {
-                        eprintln!("seed {seed} failed:\n{text}");
-                        failed.lock().unwrap().push(seed);
+                    sum.add(seed, finish(start(seed)));
+                    if (seed + 1 - first).is_multiple_of(STRIDE) {
+                        eprintln!("{} of {count} seeds", seed + 1 - first);
                     }
                 }
             });
         }
     });
-    let failed = failed.into_inner().unwrap();
-    eprintln!("{count} seeds from {first} on, {} failed", failed.len());
+    sum
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "how fast it is is told in real time")]
+fn every_seed_keeps_the_invariants() {
+    let (first, count) =
+        (number("AO_SIM_FIRST").unwrap_or(0), number("AO_SIM_SEEDS").unwrap_or(SEEDS));
+    let began = Instant::now();
+    let sum = play_all(first, count);
+    let failed = sum.failed.into_inner().unwrap();
+    let simulated = Duration::from_secs(sum.simulated_seconds.into_inner());
+    eprintln!(
+        "figure: {count} seeds from {first} on, {} failed: {:.0} hours of a cluster, each {:.0} times as fast as it would be",
+        failed.len(),
+        simulated.as_secs_f64() / 3600.0,
+        simulated.as_secs_f64() / began.elapsed().as_secs_f64()
+    );
     assert!(
         failed.is_empty(),
         "seeds {failed:?} failed; one again, with its whole history: AO_SIM_HISTORY=1 AO_SIM_SEED={} cargo test --test simulation -- --exact {ONE} --ignored --nocapture",

@@ -38,7 +38,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    clock::{OnNode, on_node, set_boot},
     cluster::Node,
+    director::place_of,
     gateway::Gateway,
     world::{NAMESPACE, World},
 };
@@ -68,9 +70,10 @@ impl Supervisor {
     /// Starts the `life`-th process on a node.
     pub fn start(place: &Place, life: u32) -> Self {
         let client = format!("{}#{life}", place.node);
-        super::clock::set_boot(place.boot);
+        let number = place_of(&place.node);
+        set_boot(place.boot);
         let (inputs, queue) = mpsc::channel(INPUTS_MAX);
-        let runner = runner(place, &client, inputs.clone());
+        let runner = on_node(number, || runner(place, &client, inputs.clone()));
         let world = Arc::clone(&place.world);
         let kube = world.api().client(&client);
         let settings = session::Settings {
@@ -89,7 +92,7 @@ impl Supervisor {
             inputs: inputs.clone(),
         };
         let node = NodeName::from(place.node.as_str());
-        let task = tokio::spawn(async move {
+        let task = tokio::spawn(OnNode::new(number, async move {
             let shutdown = CancellationToken::new();
             let watch = watch::run(kube, NAMESPACE.to_owned(), node, inputs.clone());
             tokio::select! {
@@ -98,7 +101,7 @@ impl Supervisor {
                 () = line.run() => {}
                 () = link(&gateway, &inputs) => {}
             }
-        });
+        }));
         Self { client, task, world }
     }
 

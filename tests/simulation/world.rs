@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use agent_operator_doubles::history::{Fact, History};
 use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -15,7 +16,6 @@ use super::{
     clock,
     controller::Handle,
     gateway::{Forge, Gateway},
-    history::{Event, History, What},
 };
 
 /// Namespace of the tasks.
@@ -93,7 +93,7 @@ impl World {
             forge: Forge::default(),
             kills,
         });
-        let server = ApiServer::new(Way(Arc::clone(&world)), clock::wall);
+        let server = ApiServer::new(Way(Arc::clone(&world)), clock::of_api_server);
         assert!(world.api.set(server).is_ok());
         (world, killed)
     }
@@ -126,8 +126,14 @@ impl World {
         tokio::time::sleep(time).await;
     }
 
-    pub fn note(&self, what: What) {
-        self.history.lock().unwrap().0.push(Event { at: clock::millis(), what });
+    /// Writes down a fact of this moment.
+    pub fn tell(&self, fact: Fact) {
+        self.history.lock().unwrap().push(clock::truth(), fact);
+    }
+
+    /// Writes down what was done, for people who read.
+    pub fn note(&self, what: impl Into<String>) {
+        self.tell(Fact::Note { what: what.into() });
     }
 
     pub fn history(&self) -> History {
@@ -207,10 +213,7 @@ impl Way {
     }
 
     fn kill(&self, call: &Call) {
-        self.0.note(What::Fault(format!(
-            "{} dies of {:?} {}",
-            call.client, call.verb, call.kind.plural
-        )));
+        self.0.note(format!("{} dies of {:?} {}", call.client, call.verb, call.kind.plural));
         let _ = self.0.kills.send(call.client.clone());
     }
 }
@@ -254,11 +257,8 @@ impl Network for Way {
             (call.is_write() && is_tested(&call.client) && !is_noise(call), result)
         {
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
-            self.0.note(What::Written {
-                by: call.client.clone(),
-                verb: format!("{:?}", call.verb),
-                object: format!("{}/{name}", call.kind.plural),
-            });
+            let what = format!("{:?} {}/{name}", call.verb, call.kind.plural);
+            self.0.tell(Fact::Wrote { by: call.client.clone(), what });
         }
     }
 

@@ -8,6 +8,7 @@ use agent_operator::{
 use v1::controller_message::Message as Down;
 
 use crate::{
+    clock,
     fleet::{Command, KnownAttempt, NodeEvent, NodeView},
     lease::Term,
 };
@@ -156,7 +157,11 @@ pub(super) fn assignment_ack(
 
 /// A report, as an event.
 pub(super) fn report(node: &NodeName, wire: v1::RunReport) -> Result<NodeEvent, ConvertError> {
-    let report = Report::try_from(wire)?;
+    let sent_at = wire.sent_at.map(|at| convert::timestamp("sent_at", Some(at))).transpose()?;
+    let mut report = Report::try_from(wire)?;
+    if let Some(sent_at) = sent_at {
+        report = report.moved(sent_at, clock::timestamp());
+    }
     Ok(NodeEvent::Report { node: node.clone(), report: Box::new(report) })
 }
 

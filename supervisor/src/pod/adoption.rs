@@ -8,7 +8,7 @@ use agent_operator::{
     crd::AgentRun,
     domain::{Assignment, Attempt, Epoch, GoDuration, NodeName, RunPhase, RunUid, Secret},
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::{
@@ -32,7 +32,7 @@ pub struct RunOnServer {
     pub timeout: Option<Duration>,
     /// Its phase; `Pending` before the first status.
     pub phase: RunPhase,
-    /// When its start gate opened, by the wall clock of the node that it ran on.
+    /// When its start gate opened, by the controller's wall clock.
     pub started_at: Option<Timestamp>,
 }
 
@@ -97,6 +97,20 @@ pub fn container_started_at(pod: &Pod) -> Option<Timestamp> {
     running.or(ended).map(|time| time.0)
 }
 
+/// Within this time of its container's start a gate opens, once an image is there.
+const GATE_WAIT: SignedDuration = SignedDuration::from_secs(15);
+
+/// When a gate opened that only the API server remembers. What the run's status says is by the
+/// controller's clock, the start of the container by this node's. Where the two agree, the first is
+/// exact. Where they do not, the second counts: a step may then end early by what it waited at its
+/// gate, but never late.
+pub fn opened_at(recorded: Option<Timestamp>, container: Option<Timestamp>) -> Option<Timestamp> {
+    let Some(container) = container else { return recorded };
+    let agrees =
+        |at: &Timestamp| (SignedDuration::ZERO..=GATE_WAIT).contains(&at.duration_since(container));
+    recorded.filter(agrees).or(Some(container))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +123,20 @@ mod tests {
         let mut pod = build::pod(&assignment(), &settings, &Secret::new("token"));
         pod.metadata.uid = Some("pod-uid".into());
         pod
+    }
+
+    #[test]
+    fn the_controllers_clock_is_believed_only_where_it_agrees_with_the_nodes() {
+        let at = |second: i64| Timestamp::from_second(1000 + second).ok();
+        assert_eq!(opened_at(at(3), at(0)), at(3));
+        assert_eq!(opened_at(at(0), at(0)), at(0));
+        // Another clock, ahead or behind, moves no deadline.
+        for other in [-600, -1, 16, 600] {
+            assert_eq!(opened_at(at(other), at(0)), at(0), "{other}");
+        }
+        assert_eq!(opened_at(None, at(0)), at(0));
+        assert_eq!(opened_at(at(5), None), at(5));
+        assert_eq!(opened_at(None, None), None);
     }
 
     #[test]

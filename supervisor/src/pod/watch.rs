@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use agent_operator::domain::{NodeName, RunKey, names};
+use agent_operator::domain::{NodeName, RunKey, names, text::error_chain};
 use backon::ExponentialBuilder;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -53,7 +53,8 @@ pub async fn run(client: Client, namespace: String, node: NodeName, inputs: mpsc
             }
             Err(error) => {
                 if failures.is_multiple_of(REPORT_EVERY) {
-                    tracing::warn!(namespace, %error, "the watch on pods failed; trying again");
+                    let error = error_chain(&error);
+                    tracing::warn!(namespace, error, "the watch on pods failed; trying again");
                 }
                 failures += 1;
                 None

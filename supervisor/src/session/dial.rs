@@ -1,11 +1,14 @@
 //! Connections to the controller: TLS always, keepalive also while idle, the CA bundle from the
-//! release's `ConfigMap` and read anew after a failure (the controller rotates it).
+//! release's `ConfigMap` and read anew after a failure (the controller rotates it). While it cannot be
+//! read, the bundle from before goes on to be trusted: a controller that starts anew during an outage of
+//! the API server is found again.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use agent_operator::domain::text::error_chain;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
@@ -55,7 +58,15 @@ pub struct TlsDial {
     name: String,
     /// Name that the controller's certificate must carry, whatever address is dialled.
     server_name: String,
-    bundle: Mutex<Option<String>>,
+    bundle: Mutex<Option<Bundle>>,
+}
+
+/// The CA bundle, as it was last read.
+#[derive(Clone)]
+struct Bundle {
+    pem: String,
+    /// A connection has failed since; it may be an old one.
+    doubted: bool,
 }
 
 impl TlsDial {
@@ -72,19 +83,39 @@ impl TlsDial {
         Ok(Self { maps, name, server_name, bundle: Mutex::new(None) })
     }
 
+    fn known(&self) -> MutexGuard<'_, Option<Bundle>> {
+        self.bundle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn bundle(&self) -> Result<String, DialError> {
-        let known = self.bundle.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(known) = known {
-            return Ok(known);
+        let known = self.known().clone();
+        match known {
+            Some(Bundle { pem, doubted: false }) => Ok(pem),
+            Some(Bundle { pem, doubted: true }) => Ok(self.read().await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the known CA bundle is tried once more");
+                pem
+            })),
+            None => self.read().await,
         }
+    }
+
+    /// Reads the bundle from its `ConfigMap`.
+    async fn read(&self) -> Result<String, DialError> {
         let read = tokio::time::timeout(CA_TIMEOUT, self.maps.get(&self.name)).await;
         let map = read
             .map_err(|_| DialError::ReadCa("no answer from the API server".to_owned()))?
-            .map_err(|error| DialError::ReadCa(error.to_string()))?;
-        let bundle = map.data.and_then(|mut data| data.remove(CA_KEY));
-        let bundle = bundle.ok_or_else(|| DialError::ReadCa(format!("no key {CA_KEY}")))?;
-        *self.bundle.lock().unwrap_or_else(PoisonError::into_inner) = Some(bundle.clone());
-        Ok(bundle)
+            .map_err(|error| DialError::ReadCa(error_chain(&error)))?;
+        let pem = map.data.and_then(|mut data| data.remove(CA_KEY));
+        let pem = pem.ok_or_else(|| DialError::ReadCa(format!("no key {CA_KEY}")))?;
+        *self.known() = Some(Bundle { pem: pem.clone(), doubted: false });
+        Ok(pem)
+    }
+
+    /// The CA may have been rotated: the next attempt reads it again.
+    fn doubt(&self) {
+        if let Some(bundle) = self.known().as_mut() {
+            bundle.doubted = true;
+        }
     }
 }
 
@@ -122,9 +153,11 @@ impl Dial for TlsDial {
             Err(error) => Err(error),
         };
         connected.map_err(|error| {
-            // The CA may have been rotated: the next attempt reads it again.
-            *self.bundle.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.doubt();
             DialError::Connect(error)
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use agent_operator::{
 
 use super::Settings;
 use crate::{
+    clock,
     ledger::Delivery,
     steps::runner::{Input, Outgoing, Snapshot},
 };
@@ -70,7 +71,10 @@ pub fn outgoing(outgoing: &Outgoing) -> Said {
             let run = Some(run.into());
             Said::AssignmentAck(v1::AssignmentAck { run, epoch: epoch.0, refused, message })
         }
-        Outgoing::Report(report) => Said::Report(report.as_ref().into()),
+        Outgoing::Report(report) => Said::Report(v1::RunReport {
+            sent_at: Some(convert::wire_timestamp(clock::now().wall)),
+            ..report.as_ref().into()
+        }),
         Outgoing::NeedCredentials(runs) => {
             let runs = runs.iter().map(Into::into).collect();
             Said::NeedCredentials(v1::NeedCredentials { runs })

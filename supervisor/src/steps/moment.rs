@@ -44,7 +44,7 @@ pub struct Moment {
     pub wall: Timestamp,
     /// Boot-time clock.
     pub boot: BootTime,
-    /// The boot that the reading belongs to.
+    /// The boot in which it was.
     pub boot_id: BootId,
 }
 
@@ -69,7 +69,8 @@ impl Moment {
     }
 
     /// Makes a moment of an earlier boot comparable with `now`, by the wall clock. A moment that
-    /// would lie in the future (the wall clock was set back) counts as now.
+    /// would lie in the future (the wall clock was set back) counts as now. It stays known as one of
+    /// that boot.
     pub fn rebase(&mut self, now: Now, boot_id: &BootId) {
         if self.boot_id == *boot_id {
             return;
@@ -77,7 +78,11 @@ impl Moment {
         let ago = now.wall.duration_since(self.wall).as_nanos().max(0);
         let ago = i64::try_from(ago).unwrap_or(i64::MAX);
         self.boot = BootTime(now.boot.0.saturating_sub(ago));
-        self.boot_id = boot_id.clone();
+    }
+
+    /// Whether it was in this boot: what ran in another one runs no more.
+    pub fn is_of(&self, boot_id: &BootId) -> bool {
+        self.boot_id == *boot_id
     }
 }
 
@@ -105,6 +110,7 @@ mod tests {
         moment.rebase(now, &BootId::from("after"));
         assert_eq!(moment.boot, BootTime(-9_000_000_000));
         assert_eq!(now.boot.since(moment.boot), Duration::from_secs(10));
+        assert!(!moment.is_of(&BootId::from("after")));
     }
 
     #[test]

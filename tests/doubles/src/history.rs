@@ -3,15 +3,24 @@
 //! A [`History`] is one log of facts from witnesses that are not the system itself: the container
 //! runtime (starts and ends of agent containers), the API server's audit log (assignments, status
 //! writes), the forge (pull requests), and a reader of the followed logs. [`check`] reads it as a whole
-//! and names every break of I1 to I8. It knows nothing of the code that it judges: names of reasons and
+//! and names every break of I1 to I12. It knows nothing of the code that it judges: names of reasons and
 //! their budgets are written down here a second time, on purpose.
+//!
+//! The same judge sits over real nodes (`tests/e2e/faults`) and over the simulation
+//! (`tests/simulation`), whose witnesses see other things: an invariant is held against whatever facts
+//! there are.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
 mod attempts;
 mod effects;
+mod ends;
 mod outcomes;
 
 #[cfg(test)]
@@ -58,6 +67,18 @@ pub enum Fact {
         /// Where.
         node: String,
     },
+    /// The gate of a run opened, as its sandbox saw it.
+    Opened {
+        /// Whose.
+        run: String,
+    },
+    /// The runner has told its gateway how the step ended.
+    Reported {
+        /// Whose.
+        run: String,
+        /// The exit code that it told.
+        exit_code: i32,
+    },
     /// The runtime saw the end of an agent container.
     Ended {
         /// Whose.
@@ -77,7 +98,7 @@ pub enum Fact {
         reason: Option<String>,
         /// The exit code on record.
         exit_code: Option<i32>,
-        /// When its gate opened.
+        /// When its gate opened, where no sandbox tells it.
         opened: Option<Timestamp>,
     },
     /// The status of a task was written.
@@ -89,10 +110,20 @@ pub enum Fact {
         /// Retries on record.
         retries: Retries,
     },
+    /// A task was deleted, and its runs with it.
+    TaskGone {
+        /// The task.
+        task: String,
+    },
     /// A person declared that nothing of this node has an effect any more.
     Fenced {
         /// The node.
         node: String,
+    },
+    /// A commit of a run moved the work branch upstream.
+    Published {
+        /// The run.
+        run: String,
     },
     /// A pull request of a task was found at the forge.
     PullRequest {
@@ -132,6 +163,26 @@ pub enum Fact {
         /// Verb and object.
         what: String,
     },
+    /// Something of an attempt is still there although all has ended and had its time to be tidied up.
+    Left {
+        /// What: a pod, a grant.
+        what: String,
+    },
+    /// A secret stands where none may stand.
+    Leaked {
+        /// Where.
+        place: String,
+    },
+    /// A process of the system ended by itself.
+    Died {
+        /// Which.
+        process: String,
+    },
+    /// What was done to the system, for people who read. It accuses nobody.
+    Note {
+        /// In words.
+        what: String,
+    },
 }
 
 /// Retries on record.
@@ -154,7 +205,7 @@ pub enum Invariant {
     I2,
     /// The exit code is the runtime's; no success by default.
     I3,
-    /// Dead by deadline, grace and slack.
+    /// Dead by deadline, grace and slack, and not for its deadline before it.
     I4,
     /// Every row once and in order, or a gap in its place.
     I5,
@@ -164,6 +215,14 @@ pub enum Invariant {
     I7,
     /// Retries within their budgets, counted apart.
     I8,
+    /// Nothing without a live owner is left.
+    I9,
+    /// No secret where none may be.
+    I10,
+    /// No process ends by itself.
+    I11,
+    /// Every task ends.
+    I12,
 }
 
 impl fmt::Display for Invariant {
@@ -198,6 +257,20 @@ pub struct Rules {
     pub skew: Duration,
     /// Retries after lost nodes and the like.
     pub infrastructure_retries: u32,
+    /// Which of its witnesses tell everything.
+    pub witnesses: Witnesses,
+}
+
+/// What a history can be trusted to tell whole. Where it cannot, some breaks look like none.
+#[derive(Clone, Copy, Debug)]
+pub struct Witnesses {
+    /// Every report of a runner is a fact. If not, the runner's word is believed wherever the runtime
+    /// has lost an exit code.
+    pub reports: bool,
+    /// Facts come in the order of their causes: no write is held up on its way beyond the term of the
+    /// controller that sent it. Where writes are held up on purpose, an assignment of an older term may
+    /// come late; it is the node that must not obey it.
+    pub prompt_writes: bool,
 }
 
 /// The log of one stretch of time.
@@ -229,6 +302,22 @@ impl History {
             counts.iter().map(|(word, count)| format!("{count} {word}")).collect();
         words.join(", ")
     }
+
+    /// One line for each fact, with the seconds since the first.
+    pub fn text(&self) -> String {
+        let events = self.sorted();
+        let Some(first) = events.first().map(|event| event.at) else { return String::new() };
+        events.iter().fold(String::new(), |mut text, event| {
+            let since = event.at.duration_since(first).as_secs_f64();
+            let _ = writeln!(text, "{since:>9.3} {:?}", event.fact);
+            text
+        })
+    }
+
+    /// How many facts are `such`.
+    pub fn count(&self, such: impl Fn(&Fact) -> bool) -> usize {
+        self.events.iter().filter(|event| such(&event.fact)).count()
+    }
 }
 
 impl Fact {
@@ -237,16 +326,24 @@ impl Fact {
             Self::TaskMade { .. } => "tasks",
             Self::Assigned { .. } => "assignments",
             Self::Started { .. } => "container starts",
+            Self::Opened { .. } => "open gates",
+            Self::Reported { .. } => "reports",
             Self::Ended { .. } => "container ends",
             Self::Recorded { .. } => "run status writes",
             Self::TaskRecorded { .. } => "task status writes",
+            Self::TaskGone { .. } => "deleted tasks",
             Self::Fenced { .. } => "fences",
+            Self::Published { .. } => "published commits",
             Self::PullRequest { .. } => "pull requests",
             Self::Row { .. } => "log rows",
             Self::Gap { .. } => "gaps",
             Self::Read { .. } => "logs read",
             Self::Quiet { .. } => "quiet times",
             Self::Wrote { .. } => "writes",
+            Self::Left { .. } => "leftovers",
+            Self::Leaked { .. } => "leaks",
+            Self::Died { .. } => "dead processes",
+            Self::Note { .. } => "notes",
         }
     }
 }
@@ -258,6 +355,7 @@ pub fn check(history: &History, rules: &Rules) -> Vec<Violation> {
     let mut found = attempts::check(&events, &runs, rules);
     found.extend(outcomes::check(&events, &runs, rules));
     found.extend(effects::check(&events, &runs, rules));
+    found.extend(ends::check(&events));
     found.sort_by_key(|violation| violation.invariant);
     found
 }

@@ -2,6 +2,8 @@
 //!
 //! [`half_open`]: a connection that dies without a word.
 //!
+//! [`process`]: a process of ours that is left without file descriptors or memory.
+//!
 //! [`fuzz`]: damaged input for parsers, for a bounded time.
 //!
 //! The scripted model speaks Anthropic's Messages API and answers by script instead of by model,
@@ -25,6 +27,7 @@ pub mod half_open;
 pub mod history;
 #[cfg(feature = "network")]
 pub mod network;
+pub mod process;
 pub mod script;
 pub mod server;
 pub mod wire;

@@ -1,7 +1,7 @@
 //! Faults on real nodes (`tests/run faults`): processes killed and frozen, links cut and slowed, disks
 //! filled, a node lost and found. Each test runs tasks meanwhile, has witnesses write down what the
 //! container runtime, the API server, the forge and a reader of the logs saw, and hands that history to
-//! the checker of I1 to I8. What a test breaks is mended when it ends, however it ends. The modules without a
+//! the checker of I1 to I12. What a test breaks is mended when it ends, however it ends. The modules without a
 //! history (`api_outage` to `nodes`) each hold one promise of the node to one task.
 
 mod api_outage;

@@ -30,6 +30,7 @@ fn report(sequence: u64) -> v1::RunReport {
         epoch: 7,
         sequence,
         state: Some(v1::run_report::State::Unknown(v1::UnknownState { message: "?".into() })),
+        sent_at: None,
     }
 }
 

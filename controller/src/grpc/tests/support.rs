@@ -68,12 +68,19 @@ pub(super) fn term(epoch: u64) -> Term {
     Term { epoch: Epoch(epoch), valid_until: clock::instant() + Duration::from_mins(10) }
 }
 
-fn identity() -> (String, rustls::ServerConfig) {
+/// A certificate (PEM) that vouches for itself, and the configuration of a listener that shows it.
+type Identity = (String, Arc<rustls::ServerConfig>);
+
+pub(super) fn install_provider() {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         // Another test module may have been first with the same provider.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     });
+}
+
+fn identity() -> Identity {
+    install_provider();
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let mut config = rustls::ServerConfig::builder()
@@ -81,7 +88,7 @@ fn identity() -> (String, rustls::ServerConfig) {
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    (made.cert.pem(), config)
+    (made.cert.pem(), Arc::new(config))
 }
 
 impl Port {
@@ -92,18 +99,19 @@ impl Port {
 
     /// The same with a store of another size.
     pub(super) async fn with(limits: Limits) -> Self {
-        Self::build(limits, None, tempfile::tempdir().unwrap()).await
+        Self::build(identity(), limits, None, tempfile::tempdir().unwrap()).await
     }
 
     /// The same with the store that an earlier one left.
     pub(super) async fn on(folder: tempfile::TempDir) -> Self {
-        Self::build(Limits::default(), None, folder).await
+        Self::build(identity(), Limits::default(), None, folder).await
     }
 
     /// A replica that knows nothing by itself and that `leader` leads.
     pub(super) async fn standby_of(leader: &Port) -> Self {
         let trusted = Some(leader.certificate.clone());
-        let port = Self::build(Limits::default(), trusted, tempfile::tempdir().unwrap()).await;
+        let folder = tempfile::tempdir().unwrap();
+        let port = Self::build(identity(), Limits::default(), trusted, folder).await;
         port.terms.send_replace(None);
         port.leader.send_replace(Some(leader.as_leader()));
         port
@@ -114,8 +122,18 @@ impl Port {
         Leader { address: Some(self.address.to_string()) }
     }
 
-    async fn build(limits: Limits, trusted: Option<String>, folder: tempfile::TempDir) -> Self {
-        let (certificate, config) = identity();
+    /// A port that shows certificates of a test's own; `authority` (PEM) vouches for them.
+    pub(super) async fn showing(authority: String, config: Arc<rustls::ServerConfig>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::build((authority, config), Limits::default(), None, folder).await
+    }
+
+    async fn build(
+        (certificate, config): Identity,
+        limits: Limits,
+        trusted: Option<String>,
+        folder: tempfile::TempDir,
+    ) -> Self {
         let store = Arc::new(StreamStore::open(folder.path(), limits).unwrap());
         let (sender, events) = mpsc::channel(64);
         let (terms, terms_seen) = watch::channel(Some(term(7)));
@@ -140,7 +158,7 @@ impl Port {
         let stop = CancellationToken::new();
         let ca = watch::channel(trusted.unwrap_or_else(|| certificate.clone())).1;
         let peers = Peers::new("localhost".to_owned(), ca);
-        let served = tokio::spawn(serve(listener, Arc::new(config), peers, edge, stop.clone()));
+        let served = tokio::spawn(serve(listener, config, peers, edge, stop.clone()));
         Self {
             address,
             certificate,
@@ -164,11 +182,23 @@ impl Port {
 
     /// A connection through a relay.
     pub(super) async fn connect_by(&self, address: SocketAddr) -> Channel {
+        self.try_connect_by(address).await.unwrap()
+    }
+
+    /// A connection of its own, or why there is none.
+    pub(super) async fn try_connect(&self) -> Result<Channel, tonic::transport::Error> {
+        self.try_connect_by(self.address).await
+    }
+
+    async fn try_connect_by(
+        &self,
+        address: SocketAddr,
+    ) -> Result<Channel, tonic::transport::Error> {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.certificate))
             .domain_name("localhost");
         let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
-        soon(endpoint.tls_config(tls).unwrap().connect()).await.unwrap()
+        soon(endpoint.tls_config(tls).unwrap().connect()).await
     }
 
     pub(super) async fn steps(&self) -> StepServiceClient<Channel> {

@@ -21,6 +21,9 @@ use crate::steps::{
     verdict,
 };
 
+/// Why a step ended that ran when its node restarted.
+const NODE_RESTARTED: &str = "its node restarted while it ran";
+
 impl Step<'_> {
     pub(super) fn result(&mut self, result: Box<StepResult>, usage: Usage, refusals: Vec<Refusal>) {
         if self.machine.finished() || self.facts().result.is_some() {
@@ -77,9 +80,17 @@ impl Step<'_> {
         }
     }
 
-    /// A result that came before the deadline decides; the grace then sees to the container.
+    /// A result that came before the deadline decides; the grace then sees to the container. What ran
+    /// before the node restarted did not use up its time: the node's restart ended it.
     pub(super) fn time_out(&mut self) {
-        if self.facts().result.is_none() {
+        let facts = self.facts();
+        if facts.result.is_some() {
+            return;
+        }
+        let opened = facts.opened.as_ref();
+        if opened.is_some_and(|opened| !opened.is_of(self.context.boot_id)) {
+            self.stop(Reason::Disrupted, NODE_RESTARTED.to_owned(), Duration::ZERO);
+        } else {
             let message = timeout_message(self.facts().assignment.timeout_seconds);
             self.stop(Reason::TimedOut, message, self.facts().assignment.grace());
         }

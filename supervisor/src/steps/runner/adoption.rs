@@ -27,7 +27,7 @@ use crate::{
     ledger::Entry,
     link::contract::{Survivor, ToGateway},
     pod::{
-        adoption::{RunOnServer, container_started_at, judge_for},
+        adoption::{RunOnServer, container_started_at, judge_for, opened_at},
         client::Adoption,
         digest::digest,
     },
@@ -240,7 +240,7 @@ impl Runner {
         }
         let wall = match server.phase {
             RunPhase::Running | RunPhase::Unknown => {
-                server.started_at.or_else(|| container_started_at(pod))?
+                opened_at(server.started_at, container_started_at(pod))?
             }
             // Its gate may have opened unseen; the gateway would know, and had it not, the runner
             // cannot go on.

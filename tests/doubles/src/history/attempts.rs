@@ -15,6 +15,10 @@ pub(super) struct Run {
     pub(super) task: String,
     pub(super) assigned: Option<Assigned>,
     pub(super) containers: Vec<Container>,
+    /// When its sandbox saw the gate open.
+    seen_open: Option<Timestamp>,
+    /// Exit codes that its runner reported.
+    pub(super) reported: Vec<i32>,
     /// Status writes in order.
     pub(super) records: Vec<Record>,
 }
@@ -65,9 +69,9 @@ impl Run {
         self.records.iter().find(|record| record.is_terminal())
     }
 
-    /// When the gate opened, by the first record that says so.
+    /// When the gate opened: by its sandbox, else by the first record that says so.
     pub(super) fn opened(&self) -> Option<Timestamp> {
-        self.records.iter().find_map(|record| record.opened)
+        self.seen_open.or_else(|| self.records.iter().find_map(|record| record.opened))
     }
 }
 
@@ -93,6 +97,12 @@ pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
                 if let Some(container) = of_pod {
                     container.ended = Some((event.at, *exit_code));
                 }
+            }
+            Fact::Opened { run } => {
+                runs.entry(run.clone()).or_default().seen_open.get_or_insert(event.at);
+            }
+            Fact::Reported { run, exit_code } => {
+                runs.entry(run.clone()).or_default().reported.push(*exit_code);
             }
             Fact::Recorded { run, phase, reason, exit_code, opened } => {
                 runs.entry(run.clone()).or_default().records.push(Record {
@@ -131,7 +141,9 @@ pub(super) fn check(
         found.extend(as_assigned(name, run));
     }
     found.extend(one_live(runs, &fences(events), rules.skew));
-    found.extend(rising_epochs(events));
+    if rules.witnesses.prompt_writes {
+        found.extend(rising_epochs(events));
+    }
     found
 }
 

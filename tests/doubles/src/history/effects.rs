@@ -22,6 +22,7 @@ pub(super) fn check(
     let mut found = logs(events);
     found.extend(rest(events));
     found.extend(pull_requests(events));
+    found.extend(late_commits(events));
     found.extend(budgets(events, runs, rules));
     found
 }
@@ -93,7 +94,7 @@ fn pull_requests(events: &[Event]) -> Vec<Violation> {
             found.push(violation(Invariant::I7, what));
         }
     }
-    for (task, (phase, _)) in ends(events) {
+    for (task, (phase, _)) in last_records(events) {
         if phase == "Complete" && !pulls.contains_key(task) {
             found.push(violation(Invariant::I7, format!("{task} is complete and has none")));
         }
@@ -101,17 +102,35 @@ fn pull_requests(events: &[Event]) -> Vec<Violation> {
     found
 }
 
-/// The last status of each finished task.
-fn ends(events: &[Event]) -> BTreeMap<&str, (&str, Retries)> {
-    let mut ends = BTreeMap::new();
+/// What was given up must not move the work branch afterwards: what a pull request shows is the work
+/// of the attempts that count.
+fn late_commits(events: &[Event]) -> Vec<Violation> {
+    let mut given_up = BTreeSet::new();
+    let mut found = Vec::new();
     for event in events {
-        if let Fact::TaskRecorded { task, phase, retries } = &event.fact
-            && is_end(phase)
-        {
-            ends.insert(task.as_str(), (phase.as_str(), *retries));
+        match &event.fact {
+            Fact::Recorded { run, phase, .. } if phase == "Failed" => {
+                given_up.insert(run);
+            }
+            Fact::Published { run } if given_up.contains(run) => {
+                let what = format!("{run} moved the work branch after it was given up");
+                found.push(violation(Invariant::I7, what));
+            }
+            _ => {}
         }
     }
-    ends
+    found
+}
+
+/// The last status of each task.
+fn last_records(events: &[Event]) -> BTreeMap<&str, (&str, Retries)> {
+    let mut last = BTreeMap::new();
+    for event in events {
+        if let Fact::TaskRecorded { task, phase, retries } = &event.fact {
+            last.insert(task.as_str(), (phase.as_str(), *retries));
+        }
+    }
+    last
 }
 
 /// Failures of a task by budget, as its runs tell them.
@@ -135,7 +154,7 @@ fn budgets(events: &[Event], runs: &BTreeMap<String, Run>, rules: &Rules) -> Vec
         _ => None,
     });
     let limits: BTreeMap<&str, u32> = limits.collect();
-    for (task, (phase, retries)) in ends(events) {
+    for (task, (phase, retries)) in last_records(events) {
         let failed = failures(task, runs);
         // The failure that ends a task is not retried.
         let last = u32::from(phase == "Failed");
@@ -144,7 +163,7 @@ fn budgets(events: &[Event], runs: &BTreeMap<String, Run>, rules: &Rules) -> Vec
                 let what = format!("{task}: {counted} retries of the {budget}, limit {limit:?}");
                 found.push(violation(Invariant::I8, what));
             }
-            if counted > failed || failed > counted + last {
+            if is_end(phase) && (counted > failed || failed > counted + last) {
                 let what = format!("{task}: {counted} {budget} retries for {failed} failures");
                 found.push(violation(Invariant::I8, what));
             }

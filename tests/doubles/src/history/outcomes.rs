@@ -10,6 +10,9 @@ use super::{
     violation,
 };
 
+/// Exit codes above it stand for a signal.
+const SIGNALLED: i32 = 128;
+
 pub(super) fn check(
     events: &[Event],
     runs: &BTreeMap<String, Run>,
@@ -20,7 +23,7 @@ pub(super) fn check(
     for (name, run) in runs {
         found.extend(changed(name, run));
         found.extend(before_its_end(name, run, &fences, rules.skew));
-        found.extend(exit_code(name, run));
+        found.extend(exit_code(name, run, rules.witnesses.reports));
     }
     found.extend(missing(events, runs));
     for (name, late) in lateness(runs, rules) {
@@ -30,7 +33,23 @@ pub(super) fn check(
         }
     }
     found.extend(never_ended(events, runs, rules));
+    found.extend(runs.iter().filter_map(|(name, run)| early(name, run, rules)));
     found
+}
+
+/// A step that its deadline ended got the time that it was promised. Clocks may differ by a hundredth.
+fn early(name: &str, run: &Run, rules: &Rules) -> Option<Violation> {
+    let outcome = run.outcome().filter(|outcome| outcome.reason.as_deref() == Some("TimedOut"))?;
+    let timeout = run.assigned.as_ref()?.timeout;
+    let ends = run.containers.iter().filter_map(|container| container.ended);
+    // What ended by itself while its supervisor was away is found after its deadline.
+    let stopped = |code: Option<i32>| code.is_none_or(|code| code > SIGNALLED);
+    let end = ends.max_by_key(|(at, _)| *at).filter(|(_, code)| stopped(*code))?.0;
+    let ran = Duration::try_from(end.duration_since(run.opened()?)).unwrap_or_default();
+    let promised = timeout.saturating_sub(timeout / 100 + rules.slack);
+    (ran < promised).then(|| {
+        violation(Invariant::I4, format!("{name} was ended after {ran:.1?} of its {timeout:?}"))
+    })
 }
 
 fn changed(name: &str, run: &Run) -> Vec<Violation> {
@@ -65,15 +84,16 @@ fn before_its_end(
     })
 }
 
-/// Runs of finished tasks without an outcome.
+/// Runs of finished tasks without an outcome; those of a deleted task went with it.
 fn missing(events: &[Event], runs: &BTreeMap<String, Run>) -> Vec<Violation> {
-    let finished: Vec<&str> = events
+    let mut finished: Vec<&str> = events
         .iter()
         .filter_map(|event| match &event.fact {
             Fact::TaskRecorded { task, phase, .. } if is_end(phase) => Some(task.as_str()),
             _ => None,
         })
         .collect();
+    finished.retain(|task| !super::ends::is_gone(events, task));
     runs.iter()
         .filter(|(_, run)| finished.contains(&run.task.as_str()) && run.outcome().is_none())
         .map(|(name, _)| violation(Invariant::I2, format!("{name} has no outcome")))
@@ -85,15 +105,20 @@ pub(super) fn is_end(phase: &str) -> bool {
     matches!(phase, "Complete" | "Failed")
 }
 
-fn exit_code(name: &str, run: &Run) -> Option<Violation> {
+/// The code on record is one that runtime or runner told. A runner that has reported may be killed
+/// before it exits: its report stands, and the other code is shown as a contradiction.
+fn exit_code(name: &str, run: &Run, all_reports: bool) -> Option<Violation> {
     let outcome = run.outcome()?;
     let ends = run.containers.iter().filter_map(|container| container.ended);
     let seen: Vec<Option<i32>> = ends.map(|(_, code)| code).collect();
-    // Where the runtime has lost the code, the runner's word stands.
-    let lost = seen.contains(&None);
+    let reported = &run.reported;
+    // Where the runtime has lost the code, the runner's word stands, whether or not we heard it.
+    let unheard = seen.contains(&None) && !all_reports;
     let wrong = match outcome.exit_code {
-        Some(code) if !seen.contains(&Some(code)) && !lost => {
-            format!("{name} has exit code {code} on record, the runtime saw {seen:?}")
+        Some(code) if !seen.contains(&Some(code)) && !reported.contains(&code) && !unheard => {
+            format!(
+                "{name} has exit code {code} on record, the runtime saw {seen:?}, the runner said {reported:?}"
+            )
         }
         None if outcome.phase == "Succeeded" => format!("{name} succeeded without an exit code"),
         Some(code) if outcome.phase == "Succeeded" && code != 0 => {

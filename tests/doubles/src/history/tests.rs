@@ -1,16 +1,19 @@
 //! A clean history breaks nothing, and each planted fault breaks exactly its own promise.
 
+mod effects;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Fact, History, Invariant, Retries, Rules, check, latest_end};
+use super::{Fact, History, Invariant, Retries, Rules, Witnesses, check, latest_end};
 
 const RULES: Rules = Rules {
     grace: Duration::from_secs(10),
     slack: Duration::from_secs(1),
     skew: Duration::ZERO,
     infrastructure_retries: 3,
+    witnesses: Witnesses { reports: false, prompt_writes: true },
 };
 const TASK: &str = "task";
 
@@ -264,6 +267,66 @@ fn i3_where_the_runtime_has_lost_the_code_the_runners_word_stands() {
 }
 
 #[test]
+fn i3_where_all_reports_are_heard_a_lost_code_is_not_made_up() {
+    let rules = Rules { witnesses: Witnesses { reports: true, ..RULES.witnesses }, ..RULES };
+    let judged = |reported: Option<i32>, seen: Option<i32>| {
+        let mut history = History::default();
+        for (second, fact) in clean() {
+            let fact = match fact {
+                Fact::Ended { run, pod, .. } if run == "plan-2" => {
+                    Fact::Ended { run, pod, exit_code: seen }
+                }
+                other => other,
+            };
+            history.push(at(second), fact);
+        }
+        for exit_code in reported {
+            history.push(at(19), Fact::Reported { run: "plan-2".into(), exit_code });
+        }
+        check(&history, &rules).iter().map(|violation| violation.invariant).collect::<Vec<_>>()
+    };
+    assert_eq!(judged(None, None), [Invariant::I3]);
+    assert_eq!(judged(Some(0), None), []);
+    // Killed after its report: the report decides. Any other code on record is a guess.
+    assert_eq!(judged(Some(0), Some(137)), []);
+    assert_eq!(judged(Some(1), Some(137)), [Invariant::I3]);
+}
+
+#[test]
+fn i4_a_gate_that_the_sandbox_saw_open_counts_before_the_record() {
+    // A minute, ten seconds of grace, one of slack: 75 for a gate at 4.
+    let late = |opened: i64| {
+        move |f: &mut Vec<(i64, Fact)>| {
+            f.push((opened, Fact::Opened { run: "implement-1".into() }));
+            let end = index(f, is_end_of("implement-1"));
+            f[end].0 = 90;
+            let record = index(f, is_record_of("implement-1"));
+            f[record].0 = 90;
+        }
+    };
+    assert_eq!(broken(late(24)), []);
+    assert_eq!(broken(late(4)), [Invariant::I4]);
+}
+
+#[test]
+fn i4_a_step_that_its_deadline_ends_before_it_is_due() {
+    // Gate at 24, a minute; a hundredth of it and a second may be missing.
+    let ended_for_its_deadline = |second: i64| {
+        move |f: &mut Vec<(i64, Fact)>| {
+            let end = index(f, is_end_of("implement-1"));
+            f[end] = (second, ended("implement-1", "p3", 143));
+            let record = index(f, is_record_of("implement-1"));
+            f[record] = (second, recorded("implement-1", "TimedOut", Some(143), 24));
+            f.retain(|(_, fact)| !matches!(fact, Fact::TaskRecorded { .. }));
+            f.push((second, task_recorded("Complete", 1, 1)));
+        }
+    };
+    assert_eq!(broken(ended_for_its_deadline(84)), []);
+    assert_eq!(broken(ended_for_its_deadline(83)), []);
+    assert_eq!(broken(ended_for_its_deadline(82)), [Invariant::I4]);
+}
+
+#[test]
 fn i4_a_container_that_ends_too_late_or_never() {
     // Gate at 24, a minute, ten seconds of grace, one of slack: 95.
     let late = |second: i64| {
@@ -299,102 +362,4 @@ fn the_latest_end_is_measured_from_deadline_and_grace() {
         late.push(at(moved), fact);
     }
     assert_eq!(latest_end(&late, &rules), Some(Duration::from_secs(1)));
-}
-
-#[test]
-fn i5_rows_that_are_missing_doubled_or_out_of_order() {
-    let plant = |rows: &'static [u64]| {
-        move |f: &mut Vec<(i64, Fact)>| {
-            f.retain(|(_, fact)| !matches!(fact, Fact::Row { .. } | Fact::Read { .. }));
-            f.extend(rows.iter().map(|number| (51, row("plan-2", *number))));
-            f.push((51, Fact::Read { run: "plan-2".into(), rows: 3 }));
-        }
-    };
-    assert_eq!(broken(plant(&[0, 1, 2])), []);
-    for rows in [&[0, 2][..], &[0, 1, 1, 2], &[0, 2, 1], &[0, 1], &[1, 2], &[]] {
-        assert_eq!(broken(plant(rows)), [Invariant::I5], "{rows:?}");
-    }
-}
-
-#[test]
-fn i5_a_gap_stands_for_the_rows_in_its_place_only() {
-    let plant = |gap_after: usize| {
-        move |f: &mut Vec<(i64, Fact)>| {
-            f.retain(|(_, fact)| !matches!(fact, Fact::Row { .. } | Fact::Read { .. }));
-            let mut told = vec![row("plan-2", 0), row("plan-2", 2), row("plan-2", 3)];
-            told.insert(gap_after, Fact::Gap { run: "plan-2".into() });
-            f.extend(told.into_iter().map(|fact| (51, fact)));
-        }
-    };
-    assert_eq!(broken(plant(1)), []);
-    assert_eq!(broken(plant(0)), [Invariant::I5]);
-    assert_eq!(broken(plant(2)), [Invariant::I5]);
-}
-
-#[test]
-fn i6_a_write_while_there_is_nothing_to_do() {
-    let wrote = |second| {
-        move |f: &mut Vec<(i64, Fact)>| {
-            let (by, what) = ("controller".to_owned(), "patch agentruns/status".to_owned());
-            f.push((second, Fact::Wrote { by, what }));
-        }
-    };
-    assert_eq!(broken(wrote(45)), [Invariant::I6]);
-    assert_eq!(broken(wrote(39)), []);
-    assert_eq!(broken(wrote(50)), []);
-}
-
-#[test]
-fn i7_a_second_pull_request_or_none_for_a_complete_task() {
-    let pull = |number| Fact::PullRequest { task: TASK.into(), number };
-    assert_eq!(broken(|f| f.push((52, pull(5)))), [Invariant::I7]);
-    assert_eq!(broken(|f| f.push((52, pull(4)))), []);
-    let none = |f: &mut Vec<(i64, Fact)>| {
-        f.retain(|(_, fact)| !matches!(fact, Fact::PullRequest { .. }));
-    };
-    assert_eq!(broken(none), [Invariant::I7]);
-}
-
-#[test]
-fn i8_failures_that_are_charged_to_the_other_budget_or_not_at_all() {
-    let counts = |application, infrastructure| {
-        move |f: &mut Vec<(i64, Fact)>| {
-            let end = index(f, |fact| matches!(fact, Fact::TaskRecorded { .. }));
-            f[end].1 = task_recorded("Complete", application, infrastructure);
-        }
-    };
-    assert_eq!(broken(counts(0, 1)), []);
-    assert_eq!(broken(counts(1, 0)), [Invariant::I8]);
-    assert_eq!(broken(counts(0, 0)), [Invariant::I8]);
-    assert_eq!(broken(counts(0, 2)), [Invariant::I8]);
-}
-
-#[test]
-fn i8_more_retries_than_the_budget_has() {
-    let failing = |failures: u32| {
-        move |f: &mut Vec<(i64, Fact)>| {
-            f.truncate(1);
-            for attempt in 1..=failures {
-                let (run, pod) = (format!("plan-{attempt}"), format!("p{attempt}"));
-                let second = i64::from(attempt) * 10;
-                f.push((second, assigned(&run, "a")));
-                f.push((second + 1, started(&run, &pod, "a")));
-                f.push((second + 3, ended(&run, &pod, 1)));
-                f.push((second + 4, recorded(&run, "AgentFailed", Some(1), second + 2)));
-            }
-            f.push((99, task_recorded("Failed", failures - 1, 0)));
-        }
-    };
-    // One retry is allowed: two attempts.
-    assert_eq!(broken(failing(2)), []);
-    assert_eq!(broken(failing(3)), [Invariant::I8]);
-}
-
-#[test]
-fn the_summary_counts_what_is_there() {
-    let mut history = History::default();
-    history.push(at(1), row("r", 0));
-    history.push(at(1), row("r", 1));
-    history.push(at(2), Fact::Gap { run: "r".into() });
-    assert_eq!(history.summary(), "1 gaps, 2 log rows");
 }

@@ -45,6 +45,19 @@ fn a_deadline_that_passed_meanwhile_is_the_reason_whatever_the_container_says() 
 }
 
 #[test]
+fn a_step_that_ran_when_its_node_restarted_is_not_charged_to_its_agent() {
+    let mut before = running();
+    let facts = &mut before.facts;
+    facts.opened = facts.opened.take().map(|at| Moment { boot_id: "another".into(), ..at });
+    let (mut machine, effects) = again(&before, 100);
+    let orders =
+        |e: &Effect| matches!(e, Effect::StopRunner(order) if order.reason == Reason::Disrupted);
+    assert!(effects.iter().any(orders), "{effects:?}");
+    take(&mut machine, 100, ended(exited(255, "Unknown")));
+    assert_eq!(outcome(&machine).0, Reason::Disrupted);
+}
+
+#[test]
 fn a_result_on_record_is_concluded() {
     let mut machine = running();
     take(&mut machine, 9, result(completed()));
