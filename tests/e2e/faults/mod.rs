@@ -10,6 +10,7 @@ mod deck;
 mod fence;
 mod follow_resumes;
 mod full_disk;
+mod gateway_frozen;
 mod gateway_restart;
 mod harm;
 mod leadership;
