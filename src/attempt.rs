@@ -58,6 +58,10 @@ pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub struct RedeemRequest {
     /// At least 128 random bits of the runner's own, in hex.
     pub nonce: String,
+    /// How often the runner has asked before. One that it has given up waiting for may still be
+    /// answered, and must not replace the tokens of a later one.
+    #[serde(default)]
+    pub call: u32,
 }
 
 /// The attempt's two tokens.

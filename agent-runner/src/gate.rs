@@ -1,6 +1,16 @@
 //! From the one-time token to the open start gate.
 
-use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use agent_operator::{
     attempt::{GateAnswer, GateRequest, POLL_SECONDS_MAX, RedeemRequest, Redeemed, StepSpec},
@@ -26,7 +36,8 @@ const STEP_LIMIT: Duration = Duration::from_mins(1);
 /// Random bytes of the nonce: 128 bits cannot be guessed.
 const NONCE_BYTES: usize = 16;
 
-/// Trades the one-time token for the attempt's two.
+/// Trades the one-time token for the attempt's two. A gateway that does not know the token yet, or does not answer, is
+/// waited for.
 pub(crate) fn redeem(client: &Client, stop: &Arc<Stop>) -> Result<Redeemed, Failure> {
     let mut bytes = [0; NONCE_BYTES];
     getrandom::fill(&mut bytes)
@@ -35,9 +46,10 @@ pub(crate) fn redeem(client: &Client, stop: &Arc<Stop>) -> Result<Redeemed, Fail
         let _ = write!(text, "{byte:02x}");
         text
     });
-    let request = RedeemRequest { nonce };
-    let client = client.clone();
+    let (client, calls) = (client.clone(), AtomicU32::new(0));
     until_stopped(stop, clock::boot_now() + GATEWAY_RETRY, move || {
+        let call = calls.fetch_add(1, Ordering::Relaxed);
+        let request = RedeemRequest { nonce: nonce.clone(), call };
         client.post("/v1/redeem", &request, ANSWER_LIMIT)
     })
     .map_err(|error| error.into_failure(Reason::Unstarted))

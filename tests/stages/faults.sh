@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # Faults on real nodes. Sourced by tests/run.
 
-# The others (power cut, cut links of the controller, slow link, full disk) have not yet been seen to pass on a busy
-# machine; AO_FAULTS_FILTER=faults:: runs all.
+# What has been seen to pass. The others (slow link, full disk, volume, wall clock) are run by their names, or all by
+# AO_FAULTS_FILTER=faults::.
 FAULT_TESTS=(
-  faults::api_outage faults::deadlines faults::fence faults::follow_resumes faults::gateway_restart faults::leadership
-  faults::nodes faults::deck faults::lost_node::f12 faults::partitions::f15
+  faults::api_outage faults::deadlines faults::fence faults::follow_resumes faults::gateway_frozen faults::gateway_restart
+  faults::leadership faults::nodes faults::deck faults::lost_node faults::partitions
 )
 
 stage_faults() {
@@ -13,7 +13,7 @@ stage_faults() {
   (
     eval "$(deploy/local/env)"
     export AO_REQUIRE_CLUSTER=1
-    [[ -z ${AO_FAULTS_FILTER:-} ]] || FAULT_TESTS=("$AO_FAULTS_FILTER")
+    [[ -z ${AO_FAULTS_FILTER:-} ]] || read -ra FAULT_TESTS <<<"$AO_FAULTS_FILTER"
     # What was broken and what the witnesses counted is worth a line also when all went well.
     cargo_tests faults --test e2e -- --include-ignored --test-threads=1 --nocapture "${FAULT_TESTS[@]}"
   )

@@ -76,12 +76,17 @@ pub(super) async fn redeem(gateway: &Shared, caller: &Caller, request: Request<B
     };
     let attempt = &caller.attempt;
     let nonce = TokenHash::of(&request.nonce);
-    let redemption = match gateway.grants.redeem(attempt, &nonce, caller.address, &minted) {
+    let call = (&nonce, request.call);
+    let redemption = match gateway.grants.redeem(attempt, call, caller.address, &minted) {
         Ok(redemption) => redemption,
         Err(error) => {
             let target = match error {
                 RedeemError::Taken => "second redemption",
                 RedeemError::Started => "redemption after the start",
+                // Nobody waits for this answer any more, and nobody has done anything wrong.
+                RedeemError::Late => {
+                    return respond::refused(StatusCode::CONFLICT, error.to_string());
+                }
             };
             tracing::warn!(address = %caller.address, "{target} refused");
             attempt.refuse(RefusalKind::Auth, target);

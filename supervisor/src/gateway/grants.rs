@@ -34,6 +34,9 @@ pub enum RedeemError {
     /// The gate is open: whoever needed tokens has them.
     #[error("the step has started; its token can no longer be redeemed")]
     Started,
+    /// Its caller has asked again since, and got tokens.
+    #[error("a later call has redeemed the token")]
+    Late,
 }
 
 /// Why the gate stays closed.
@@ -189,11 +192,12 @@ impl Grants {
     }
 
     /// Trades the one-time token: the same nonce from the same address may repeat it until the gate
-    /// opens, and gets fresh tokens each time (the earlier ones are dead then).
+    /// opens, and gets fresh tokens each time (the earlier ones are dead then). Calls are numbered by
+    /// their caller: one that arrives behind a later one changes nothing.
     pub fn redeem(
         &self,
         attempt: &Attempt,
-        nonce: &TokenHash,
+        (nonce, call): (&TokenHash, u32),
         address: IpAddr,
         minted: &Minted,
     ) -> Result<Redemption, RedeemError> {
@@ -206,6 +210,9 @@ impl Grants {
             let same_nonce = TokenHash::from_hex(&earlier.nonce_hash).matches(nonce);
             if !same_nonce || earlier.pod_ip != address {
                 return Err(RedeemError::Taken);
+            }
+            if call < state.redeemed_by_call {
+                return Err(RedeemError::Late);
             }
         }
         if attempt.signal().borrow().open_until.is_some() {
@@ -222,6 +229,7 @@ impl Grants {
         };
         table.add_tokens(attempt.key(), &redemption, true);
         state.redemption = Some(redemption.clone());
+        state.redeemed_by_call = call;
         Ok(redemption)
     }
 

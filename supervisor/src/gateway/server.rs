@@ -392,7 +392,10 @@ fn has_body(headers: &HeaderMap) -> bool {
 }
 
 fn unidentified(route: Route, error: IdentityError) -> Answer {
-    let retryable = error == IdentityError::NotSynced;
+    // A pod may be faster than the registration of its attempt, which comes by another socket: by far,
+    // if this process stood still meanwhile. What has tokens of its own was registered long before.
+    let may_become_known = route == Route::Redeem && error == IdentityError::Invalid;
+    let retryable = error == IdentityError::NotSynced || may_become_known;
     let status = match (error, route) {
         (IdentityError::NotSynced, _) => StatusCode::SERVICE_UNAVAILABLE,
         (IdentityError::WrongKind, _) => StatusCode::FORBIDDEN,

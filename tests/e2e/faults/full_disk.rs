@@ -7,7 +7,7 @@ use super::{
         disk::SmallDisk,
         victim::{Node, Victim},
     },
-    trial::{SOON, Trial},
+    trial::{SOON, Trial, on},
 };
 use crate::support::{
     cluster::{NAMESPACE, phase},
@@ -18,7 +18,7 @@ const NODE: Node = Node::B;
 /// Room for the ledger's reserve, a mirror and the streams of some steps.
 const MEBIBYTES: u32 = 48;
 
-/// Rows of the step that runs when the disk becomes full.
+/// Rows of the step that runs when the disk becomes full, and wants to push before it is emptied.
 const ROWS: u64 = 40;
 
 fn processes() -> [Option<i32>; 2] {
@@ -39,19 +39,25 @@ async fn f22_a_full_disk_refuses_new_steps_and_keeps_deadlines_and_outcomes_of_l
     disk.fill();
 
     assert_eq!(phase(&trial.end_of(&sleeping).await), "Failed", "its deadline holds");
-    let other = trial.ticking(4, &json!({})).await;
+    let other = trial.ticking(1, &json!({})).await;
     assert_eq!(phase(&trial.end_of(&other).await), "Complete", "another node takes its steps");
+    let tied = trial.ticking(1, &on(NODE)).await;
     eventually("the node refuses steps and says why", SOON, || async {
-        let told = trial.cluster.describe(NAMESPACE, &ticking).await;
+        let told = trial.cluster.describe(NAMESPACE, &tied).await;
         if told.contains("DiskFull") { Ok(()) } else { Err(told) }
     })
     .await;
     assert_eq!(before, processes(), "a full disk ends no process");
     disk.empty();
     trial.end_of(&ticking).await;
+    trial.end_of(&tied).await;
     drop(disk);
 
     let ended = trial.judge(false).await;
-    let status = ended[&ticking].status.clone().expect("a status");
-    assert_eq!(status.phase.as_deref(), Some("Complete"), "{status:#?}");
+    for task in [&ticking, &tied] {
+        let status = ended[task].status.clone().expect("a status");
+        assert_eq!(status.phase.as_deref(), Some("Complete"), "{status:#?}");
+        let retries = status.retries.unwrap_or_default();
+        assert_eq!(retries.application, 0, "nobody's agent is charged for the disk: {status:#?}");
+    }
 }

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use super::{
     harm::{
         cut::{Cut, Direction, Link, Place},
-        victim::{Node, Victim, pods_of},
+        victim::{Node, Victim, pods_of, shims_of},
     },
     trial::{SOON, Trial, assert_untouched, on},
 };
@@ -80,8 +80,9 @@ async fn f7_a_power_cut_costs_one_attempt_of_the_infrastructures_budget() {
     let cut = Cut::new(Place::node(LOST), Link::Everything, Direction::Both);
     let kubelet = Victim::Kubelet(LOST).kill();
     let containerd = Victim::Containerd(LOST).kill();
+    // Shims first: a power cut leaves nobody who could tell how a container ended.
     eventually("everything on the node is dead", SOON, || async {
-        let left = pods_of(LOST);
+        let left = [shims_of(LOST), pods_of(LOST)].concat();
         for pid in &left {
             processes::signal(*pid, Signal::SIGKILL);
         }

@@ -2,7 +2,7 @@
 //! filled, a node lost and found. Each test runs tasks meanwhile, has witnesses write down what the
 //! container runtime, the API server, the forge and a reader of the logs saw, and hands that history to
 //! the checker of I1 to I12. What a test breaks is mended when it ends, however it ends. The modules without a
-//! history (`api_outage` to `nodes`) each hold one promise of the node to one task.
+//! history (`api_outage` to `nodes`, `volume`, `wall_clock`) each hold one promise of the node to one task.
 
 mod api_outage;
 mod deadlines;
@@ -10,6 +10,7 @@ mod deck;
 mod fence;
 mod follow_resumes;
 mod full_disk;
+mod gateway_frozen;
 mod gateway_restart;
 mod harm;
 mod leadership;
@@ -18,6 +19,8 @@ mod nodes;
 mod partitions;
 mod slow_link;
 mod trial;
+mod volume;
+mod wall_clock;
 mod witness;
 
 /// One line for whoever watches the run; a figure or the seed is worth it also when all goes well.

@@ -1,6 +1,7 @@
 //! Links that are cut: between a supervisor and its controller, in one direction and in both (class 14),
 //! and between a supervisor and the API server alone (class 15).
 
+use kube::ResourceExt as _;
 use serde_json::json;
 
 use super::{
@@ -16,15 +17,20 @@ use crate::support::cluster::{NAMESPACE, phase};
 const NODE: Node = Node::B;
 /// Rows of a step that goes on for some ten seconds behind the cut.
 const ROWS: u64 = 40;
+/// Rows of a step that ends after the permission to write has lapsed. A node that is not heard is still told that it may
+/// write until the controller has noticed: the node lease of 15 s, and 5 s for the permission itself.
+const ROWS_ONE_WAY: u64 = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the local cluster: tests/run faults"]
 async fn f14_steps_go_on_and_time_out_without_a_controller_and_are_told_once_it_is_back() {
     let trial = Trial::begin("cut-both").await;
     let (ticking, sleeping) = trial.two_on(NODE, ROWS).await;
+    let run = trial.running(&ticking, "implement").await.name_any();
     let cut = Cut::new(Place::supervisor(NODE), CONTROLLER, Direction::Both);
     trial.agent_is_gone(&sleeping).await;
     trial.held_up_by(&ticking, "Scheduled", "NodeUnknown").await;
+    trial.commit_waits(NODE, &run).await;
     assert_eq!(trial.published(&ticking).await, None, "a node that is cut off publishes nothing");
     // Work for any node goes to one that answers.
     let other = trial.ticking(1, &json!({})).await;
@@ -33,7 +39,7 @@ async fn f14_steps_go_on_and_time_out_without_a_controller_and_are_told_once_it_
         assert_ne!(run.spec.node_name, NODE.name(), "a silent node gets no work");
     }
     drop(cut);
-    let ended = trial.judge(true).await;
+    let ended = trial.judge(false).await;
     assert_untouched(&done);
     assert_untouched(&ended[&ticking]);
     assert_timed_out(&ended[&sleeping]);
@@ -48,11 +54,11 @@ fn assert_timed_out(task: &agent_operator::crd::CodingTask) {
 /// Packets vanish in one direction only: what the other end still hears must not keep it waiting.
 async fn one_way(name: &str, direction: Direction) {
     let trial = Trial::begin(name).await;
-    let ticking = trial.ticking(ROWS, &on(NODE)).await;
-    trial.running(&ticking, "implement").await;
+    let ticking = trial.ticking(ROWS_ONE_WAY, &on(NODE)).await;
+    let run = trial.running(&ticking, "implement").await.name_any();
     let cut = Cut::new(Place::supervisor(NODE), CONTROLLER, direction);
     trial.held_up_by(&ticking, "Scheduled", "NodeUnknown").await;
-    // The permission to write has lapsed by now: the commit waits in the node's quarantine.
+    trial.commit_waits(NODE, &run).await;
     assert_eq!(trial.published(&ticking).await, None, "a node that is cut off publishes nothing");
     drop(cut);
     let ended = trial.judge(false).await;

@@ -16,7 +16,10 @@ use agent_operator::{
 use agent_operator_doubles::history::{Fact, History, Rules, Witnesses, check, latest_end};
 use agent_operator_supervisor::clock;
 use jiff::Timestamp;
-use kube::api::PostParams;
+use kube::{
+    ResourceExt as _,
+    api::{ListParams, LogParams, PostParams},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -25,7 +28,7 @@ use super::{
     witness::{Witnesses, tell_task},
 };
 use crate::support::{
-    cluster::{Cluster, NAMESPACE, phase},
+    cluster::{Cluster, NAMESPACE, SYSTEM, phase},
     eventually, grpcurl, logs, processes,
     task::{command_agent, merge, task, unique},
 };
@@ -145,6 +148,25 @@ impl Trial {
             let mut left = processes::of_pod(&uid);
             left.retain(|(_, comm)| comm != "pause");
             if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until the gateway of a node holds the commit of a run back for want of a permission to write.
+    pub(super) async fn commit_waits(&self, node: Node, run: &str) {
+        let by_label = ListParams::default().labels("app.kubernetes.io/component=supervisor");
+        let pods = self.cluster.pods(SYSTEM);
+        let of_node = pods.list(&by_label).await.expect("the release's pods").items;
+        let of_node = of_node.into_iter().find(|pod| {
+            pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node.name())
+        });
+        let name = of_node.expect("each node has a supervisor").name_any();
+        let of_gateway =
+            LogParams { container: Some("gateway".to_owned()), ..LogParams::default() };
+        eventually(&format!("the commit of {run} waits"), SOON, || async {
+            let log = pods.logs(&name, &of_gateway).await.map_err(|error| error.to_string())?;
+            let told = |line: &str| line.contains(run) && line.contains("waits in quarantine");
+            if log.lines().any(told) { Ok(()) } else { Err("not yet".to_owned()) }
         })
         .await;
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use agent_operator::{attempt::Published, domain::names};
+use nix::{errno::Errno, sys::statvfs::statvfs};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -22,6 +23,9 @@ use super::{
 const STATE_FILE: &str = "agent-operator.json";
 /// The state is a handful of names and ids.
 const STATE_BYTES_MAX: usize = 64 * 1024;
+
+/// Free bytes below which a disk counts as full for a push: what an ordinary commit takes.
+const FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
 /// How deep git's own directories of objects go: `tmp_objdir-incoming-x/pack/file`.
 const DEPTH_MAX: u32 = 4;
@@ -77,14 +81,20 @@ impl Quarantine {
         tokio::fs::rename(&new, self.path.join(STATE_FILE)).await.map_err(failed)
     }
 
-    /// Whether another push fits; objects that it borrows do not count.
+    /// Whether another push fits, here and on the disk; objects that it borrows do not count. On a full
+    /// disk it has to wait: git would refuse it half-way, and the agent is not to blame.
     pub(super) async fn check_room(&self, bytes_max: u64) -> Result<(), GitError> {
         let failed = |source| GitError::UseDisk { operation: "measure a quarantine", source };
         let objects = self.path.join("objects");
-        let used = tokio::task::spawn_blocking(move || disk_usage(&objects, DEPTH_MAX))
+        let measure = move || Ok((disk_usage(&objects, DEPTH_MAX)?, disk_free(&objects)?));
+        let (used, free) = tokio::task::spawn_blocking(measure)
             .await
             .map_err(|error| failed(io::Error::other(error)))?
             .map_err(failed)?;
+        if free < FREE_BYTES_MIN {
+            let source = io::ErrorKind::StorageFull.into();
+            return Err(GitError::UseDisk { operation: "keep a push: the disk is full", source });
+        }
         if used > bytes_max {
             return Err(GitError::FillQuarantine { limit: bytes_max });
         }
@@ -171,6 +181,15 @@ fn disk_usage(directory: &Path, depth_max: u32) -> io::Result<u64> {
         });
     }
     Ok(bytes)
+}
+
+/// Free bytes of the disk that `directory` is on; as good as all where there is none yet.
+fn disk_free(directory: &Path) -> io::Result<u64> {
+    match statvfs(directory) {
+        Ok(disk) => Ok(disk.blocks_available().saturating_mul(disk.fragment_size())),
+        Err(Errno::ENOENT) => Ok(u64::MAX),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes a directory with all that is in it; one that is absent is fine.

@@ -78,6 +78,8 @@ enum Reported {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) redemption: Option<Redemption>,
+    /// The runner's number of the call that redeemed.
+    pub(super) redeemed_by_call: u32,
     /// Somebody else than the pod redeemed: nobody may any more.
     pub(super) spoiled: bool,
     credentials: Option<Vec<Credential>>,
@@ -123,6 +125,7 @@ impl Attempt {
             key: grant.assignment.key(),
             state: Mutex::new(State {
                 redemption: grant.redemption,
+                redeemed_by_call: 0,
                 spoiled: false,
                 credentials: None,
                 secrets: Arc::default(),

@@ -39,6 +39,42 @@ async fn another_nonce_or_address_is_refused_and_counted() {
     supervisor.refusal("auth", "second redemption").await;
 }
 
+/// A gateway that stood still finds two calls of one runner: the one that it gave up, and the next.
+#[tokio::test]
+async fn a_call_that_was_given_up_does_not_replace_the_tokens_of_the_next_one() {
+    let rig = Rig::start().await;
+    let supervisor = rig.with_attempt(grant("a", StepName::Plan, None)).await;
+    let second = rig.redeem_by_call("a", 1).await;
+    assert_eq!(second.status, 200);
+    let late = rig.redeem_by_call("a", 0).await;
+    assert_eq!(late.status, 409, "the earlier call arrives behind it");
+    let tokens: agent_operator::attempt::Redeemed = second.json();
+    supervisor.open_gate("a", POD).await;
+    let runner = bearer(&tokens.runner_token);
+    let gate = rig.call(POD, "POST", "/v1/gate", &runner, "{\"sandbox\":{}}").await;
+    assert!(gate.text().contains("\"open\""), "{gate:?}");
+}
+
+/// Registrations and sandboxes come by different sockets: a pod may be the faster one.
+#[tokio::test]
+async fn a_token_that_is_not_registered_yet_may_be_redeemed_later_and_nothing_else_may() {
+    let rig = Rig::start().await;
+    let supervisor = rig.with_attempt(grant("a", StepName::Plan, None)).await;
+    let early = rig.try_redeem(POD, "b", NONCE).await;
+    let said: agent_operator::attempt::ApiError = early.json();
+    assert_eq!((early.status, said.retryable), (401, true));
+    for path in ["/v1/gate", "/v1/result"] {
+        let answer = rig.call(POD, "POST", path, &bearer("nobody"), "{}").await;
+        let said: agent_operator::attempt::ApiError = answer.json();
+        assert_eq!((answer.status, said.retryable), (401, false), "{path}");
+    }
+    supervisor.say(ToGateway::Register(Box::new(grant("b", StepName::Plan, None)))).await;
+    super::rig::eventually(async || {
+        (rig.try_redeem(POD, "b", NONCE).await.status == 200).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_race_for_the_redemption_has_one_winner() {
     let rig = Rig::start().await;

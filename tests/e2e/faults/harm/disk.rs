@@ -28,10 +28,16 @@ impl SmallDisk {
         let hidden = state.join(node.name()).join("host").join(&FOLDER[1..]);
         let disk = Self { node, hidden };
         let frozen = disk.freeze();
-        // The node's own folder is read from outside: within the node the small disk covers it too.
+        // The node's own folder is read from outside: within the node the small disk covers it too. But
+        // the enforcer's socket is no matter of the disk, and it listens in the node's own folder: that
+        // is held open and shown in its place.
         let script = format!(
             "set -e
-             nsenter {mounts} mount -t tmpfs -o size={mebibytes}m,mode=755 ao-fault {FOLDER}
+             nsenter {mounts} sh -ec '
+               exec 9<{FOLDER}/enforcer
+               mount -t tmpfs -o size={mebibytes}m,mode=755 ao-fault {FOLDER}
+               mkdir {FOLDER}/enforcer
+               mount --no-canonicalize --bind /proc/self/fd/9 {FOLDER}/enforcer'
              cd {hidden}
              tar --no-recursion -cf - supervisor git supervisor/ledger* |
                nsenter {mounts} tar -C {FOLDER} -xpf -",

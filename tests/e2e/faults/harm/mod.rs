@@ -5,6 +5,7 @@ pub(crate) mod cut;
 pub(crate) mod disk;
 pub(crate) mod slow;
 pub(crate) mod victim;
+pub(crate) mod wall_clock;
 
 use std::process::{Command, Stdio};
 

@@ -117,6 +117,22 @@ pub(crate) fn pods_of(node: Node) -> Vec<i32> {
     pids_in_pods(Some(node))
 }
 
+/// The shims of a node's runtime. They belong to no pod, and remember the ends of its containers.
+pub(crate) fn shims_of(node: Node) -> Vec<i32> {
+    let socket = Path::new(&env("AO_STATE")).join(node.name()).join("containerd.sock");
+    let socket = socket.to_string_lossy().into_owned();
+    let entries = fs::read_dir("/proc").expect("Linux");
+    let pids =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let shim =
+            line.split('\0').next().is_some_and(|name| name.ends_with("/containerd-shim-runc-v2"));
+        shim && line.split('\0').any(|word| word == socket)
+    })
+    .collect()
+}
+
 /// Whether the command line is this program with this first argument (empty: any).
 fn runs(pid: i32, [program, first]: [&str; 2]) -> bool {
     let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
