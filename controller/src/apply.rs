@@ -259,7 +259,9 @@ impl Applier {
         let NodeCommand { node, run, attempt, order } = command;
         let key = RunKey { uid: run.uid.clone(), attempt: *attempt };
         match order {
-            Order::Assign => {
+            Order::Assign | Order::Confirm => {
+                let confirms = matches!(order, Order::Confirm);
+                let credentials = if confirms { &[] } else { credentials };
                 if let Some(run) = observed.runs.iter().find(|view| view.run == *run) {
                     self.assign(observed, run, credentials, false);
                 }

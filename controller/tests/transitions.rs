@@ -388,7 +388,8 @@ fn a_node_that_comes_back_goes_on_with_its_run() {
     model.settle();
     model.connect(index);
     let plan = model.pass();
-    assert!(matches!(plan.commands[0].order, Order::Assign), "confirmed under the present term");
+    assert!(matches!(plan.commands[0].order, Order::Confirm), "under the present term");
+    assert!(!plan.needs_credentials(), "its gateway has them, or asks");
     model.settle();
     assert_eq!(model.condition("Scheduled"), Some(("True", "Assigned")));
     model.through(OK, None);
@@ -581,7 +582,7 @@ fn a_budget_that_is_raised_in_mid_step_reaches_the_live_run_once() {
     for run in &mut model.runs {
         (run.delivery, run.told_budget) = (Delivery::Known, None);
     }
-    assert!(matches!(model.pass().commands[0].order, Order::Assign));
+    assert!(matches!(model.pass().commands[0].order, Order::Confirm));
     assert!(model.pass().commands.is_empty());
 }
 
