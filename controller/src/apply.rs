@@ -150,8 +150,8 @@ impl Applier {
             let name = create.name.clone();
             let created = self.create_run(task, create, credentials).await;
             self.world.release(&observed.task.namespace, &name);
-            let created = created?;
-            self.hand_out(observed, &created, credentials)?;
+            let (run, first) = created?;
+            self.hand_out(observed, &run, credentials, first)?;
             self.memory.preflights.done(&observed.task.uid);
         }
         for update in run_updates {
@@ -172,13 +172,14 @@ impl Applier {
         Ok(())
     }
 
-    /// Creates a run. 409 means: look. Ours is adopted, whoever made it; anything else fails closed.
+    /// Creates a run; true: it is new. 409 means: look. Ours is adopted, whoever made it; anything else
+    /// fails closed.
     async fn create_run(
         &self,
         task: &CodingTask,
         create: RunCreate,
         credentials: &[Credential],
-    ) -> Result<Arc<AgentRun>, ApplyError> {
+    ) -> Result<(Arc<AgentRun>, bool), ApplyError> {
         let epoch = self.epoch()?;
         let RunCreate { name, mut spec } = create;
         spec.epoch = i64::try_from(epoch.0).unwrap_or(i64::MAX);
@@ -191,7 +192,7 @@ impl Applier {
             Ok(created) => {
                 let note = given(&run.spec, credentials);
                 self.events.publish_run(&created, run_event("Assigned", false, note));
-                Ok(self.world.wrote_run(created))
+                Ok((self.world.wrote_run(created), true))
             }
             Err(error) if error.is_conflict() => {
                 let found = call("look at AgentRun", &name, api.get(&name)).await?;
@@ -199,7 +200,10 @@ impl Applier {
                     && found.spec.step == run.spec.step
                     && found.spec.attempt == run.spec.attempt
                     && owned_by(&found, task);
-                if ours { Ok(self.world.wrote_run(found)) } else { Err(ApplyError::Foreign(name)) }
+                if !ours {
+                    return Err(ApplyError::Foreign(name));
+                }
+                Ok((self.world.wrote_run(found), false))
             }
             Err(error) => Err(error),
         }
@@ -212,21 +216,22 @@ impl Applier {
         observed: &Observed,
         run: &AgentRun,
         credentials: &[Credential],
+        first: bool,
     ) -> Result<(), ApplyError> {
         if run.status.as_ref().is_some_and(|status| status.phase.is_some()) {
             return Ok(());
         }
         let read_back = |source| ApplyError::ReadBack { name: run.name_any(), source };
         let view = run_view(run).map_err(read_back)?;
-        self.assign(observed, &view, credentials);
+        self.assign(observed, &view, credentials, first);
         Ok(())
     }
 
-    fn assign(&self, observed: &Observed, run: &RunView, credentials: &[Credential]) {
+    fn assign(&self, observed: &Observed, run: &RunView, credentials: &[Credential], first: bool) {
         let Ok(epoch) = self.epoch() else { return };
         let assignment = Box::new(assignment(observed, run, epoch));
         let budget = assignment.budget;
-        let command = Command::Assign { assignment, credentials: credentials.to_vec() };
+        let command = Command::Assign { assignment, credentials: credentials.to_vec(), first };
         let node = run.node();
         let sent = self.nodes.send(&node, command);
         if noted(&sent) {
@@ -254,9 +259,11 @@ impl Applier {
         let NodeCommand { node, run, attempt, order } = command;
         let key = RunKey { uid: run.uid.clone(), attempt: *attempt };
         match order {
-            Order::Assign => {
+            Order::Assign | Order::Confirm => {
+                let confirms = matches!(order, Order::Confirm);
+                let credentials = if confirms { &[] } else { credentials };
                 if let Some(run) = observed.runs.iter().find(|view| view.run == *run) {
-                    self.assign(observed, run, credentials);
+                    self.assign(observed, run, credentials, false);
                 }
             }
             Order::Cancel { reason, message } => {

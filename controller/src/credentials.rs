@@ -1,18 +1,28 @@
 //! The credentials of one attempt: read from their Secrets when a step is handed out, by name, and
-//! kept in memory only as long as it takes to send them.
+//! kept in memory only as long as it takes to send them. For a step that follows another the reading
+//! begins once that one has ended, beside the write of its outcome.
 //!
 //! A Secret goes only where its owner allows it: to the chart's hosts, or to those in the Secret's
 //! own annotation. The task, which somebody else may have written, decides nothing about that.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod ahead;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use agent_operator::{
     crd::{CodingTaskSpec, conditions::accepted, shared::SecretKeyRef},
-    domain::{Credential, Secret, StepName, names::ANNOTATION_ALLOWED_HOSTS, secret::purpose},
+    domain::{
+        Credential, Secret, StepName, TaskUid, names::ANNOTATION_ALLOWED_HOSTS, secret::purpose,
+    },
 };
 use k8s_openapi::api::core::v1 as core;
 use kube::{Api, Client};
 
+use self::ahead::Ahead;
 use crate::settings::Settings;
 
 /// Longest wait for one Secret.
@@ -55,17 +65,37 @@ pub enum CredentialError {
 pub struct Credentials {
     client: Client,
     settings: Arc<Settings>,
+    ahead: Ahead,
 }
 
 impl Credentials {
     /// Reads with `client`, allows by `settings`.
     pub fn new(client: Client, settings: Arc<Settings>) -> Self {
-        Self { client, settings }
+        Self { client, settings, ahead: Ahead::default() }
     }
 
-    /// All credentials for one attempt at `step` of a task in `namespace`.
+    /// Begins to read what `step` of `task` will need in a moment.
+    pub fn read_ahead(
+        &self,
+        task: &TaskUid,
+        namespace: &str,
+        spec: &CodingTaskSpec,
+        step: StepName,
+    ) {
+        // What is wrong with the task is said by whoever reads in earnest.
+        let Ok(wanted) = wanted(spec, step, &self.settings.llm_host) else { return };
+        let names: BTreeSet<&str> = wanted.iter().map(|want| want.source.name.as_str()).collect();
+        for name in names {
+            let (client, namespace) = (self.client.clone(), namespace.to_owned());
+            let of = name.to_owned();
+            self.ahead.begin(task, name, async move { get(client, &namespace, &of).await });
+        }
+    }
+
+    /// All credentials for one attempt at `step` of `task` in `namespace`.
     pub async fn read(
         &self,
+        task: &TaskUid,
         namespace: &str,
         spec: &CodingTaskSpec,
         step: StepName,
@@ -74,32 +104,34 @@ impl Credentials {
         let mut secrets: BTreeMap<&str, core::Secret> = BTreeMap::new();
         let mut credentials = Vec::with_capacity(wanted.len());
         for want in &wanted {
-            if !secrets.contains_key(want.source.name.as_str()) {
-                let secret = self.get(namespace, &want.source.name).await?;
-                secrets.insert(&want.source.name, secret);
+            let name = want.source.name.as_str();
+            if !secrets.contains_key(name) {
+                let secret = match self.ahead.take(task, name).await {
+                    Some(secret) => secret,
+                    None => get(self.client.clone(), namespace, name).await?,
+                };
+                secrets.insert(name, secret);
             }
             let secret = &secrets[want.source.name.as_str()];
             credentials.push(grant(want, secret, &self.settings)?);
         }
         Ok(credentials)
     }
+}
 
-    async fn get(&self, namespace: &str, name: &str) -> Result<core::Secret, CredentialError> {
-        let api: Api<core::Secret> = Api::namespaced(self.client.clone(), namespace);
-        let answer = tokio::time::timeout(CALL_TIMEOUT, api.get_opt(name))
-            .await
-            .map_err(|_| CredentialError::Wait(name.to_owned()))?;
-        match answer {
-            Ok(Some(secret)) => Ok(secret),
-            Ok(None) => Err(CredentialError::Refuse {
-                reason: accepted::SECRET_MISSING,
-                message: format!(
-                    "Secret {name} does not exist in namespace {namespace}; create it"
-                ),
-            }),
-            Err(source) => {
-                Err(CredentialError::Read { name: name.to_owned(), source: Box::new(source) })
-            }
+async fn get(client: Client, namespace: &str, name: &str) -> Result<core::Secret, CredentialError> {
+    let api: Api<core::Secret> = Api::namespaced(client, namespace);
+    let answer = tokio::time::timeout(CALL_TIMEOUT, api.get_opt(name))
+        .await
+        .map_err(|_| CredentialError::Wait(name.to_owned()))?;
+    match answer {
+        Ok(Some(secret)) => Ok(secret),
+        Ok(None) => Err(CredentialError::Refuse {
+            reason: accepted::SECRET_MISSING,
+            message: format!("Secret {name} does not exist in namespace {namespace}; create it"),
+        }),
+        Err(source) => {
+            Err(CredentialError::Read { name: name.to_owned(), source: Box::new(source) })
         }
     }
 }

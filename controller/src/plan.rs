@@ -98,6 +98,9 @@ pub struct NodeCommand {
 pub enum Order {
     /// Run it; `apply` builds the whole assignment from the run, the task and its credentials.
     Assign,
+    /// The node has it already: the same order under the present term, without credentials. A gateway
+    /// that lacks them asks for them.
+    Confirm,
     /// End it.
     Cancel {
         /// Reason that it ends with.

@@ -52,6 +52,16 @@ impl StepName {
         }
     }
 
+    /// The step that follows once this one has ended well; none after the last.
+    pub fn next(self) -> Option<Self> {
+        match self {
+            Self::Plan => Some(Self::Implement),
+            Self::Implement => Some(Self::Test),
+            Self::Test => Some(Self::PullRequest),
+            Self::PullRequest => None,
+        }
+    }
+
     /// Whether the step may push commits; the others get a read-only grant.
     pub fn may_push(self) -> bool {
         matches!(self, Self::Implement)

@@ -26,6 +26,7 @@ macro_rules! for_each_case {
         $case!(a_write_meant_for_another_uid_is_refused);
         $case!(a_deletion_meant_for_another_uid_conflicts);
         $case!(a_finalizer_holds_an_object_until_it_is_taken_off);
+        $case!(one_finalizer_of_a_pod_is_taken_off_without_a_look_at_the_others);
         $case!(a_bound_pod_goes_after_its_grace_and_its_finalizers);
         $case!(an_unbound_pod_goes_at_once);
         $case!(an_applied_status_takes_back_what_it_no_longer_names);
@@ -282,6 +283,33 @@ async fn pod(c: &Client, n: &str, name: &str, node: Option<&str>, finalizers: &[
             "containers": [{"name": "agent", "image": "registry.test/agent:1"}]},
     });
     create(&core(c, n, "Pod"), &from_json(object)).await
+}
+
+pub(crate) async fn one_finalizer_of_a_pod_is_taken_off_without_a_look_at_the_others(c: &Client, n: &str) {
+    let api = core(c, n, "Pod");
+    let made = pod(c, n, "held", None, &["example.com/a", "example.com/b"]).await;
+    let without = |uid: Option<String>, name: &str| {
+        let list = "$deleteFromPrimitiveList/finalizers";
+        Patch::Strategic(json!({"metadata": {"uid": uid, list: [name]}}))
+    };
+    let params = PatchParams::default();
+    let other = Some("00000000-0000-0000-0000-00000000dead".to_owned());
+    let meant_for_another = without(other, "example.com/a");
+    assert_eq!(refused(api.patch("held", &params, &meant_for_another).await), word(422, "Invalid"));
+    let release = without(made.uid(), "example.com/a");
+    let one = api.patch("held", &params, &release).await.unwrap();
+    assert_eq!(one.finalizers(), ["example.com/b"]);
+    let again = api.patch("held", &params, &release).await.unwrap();
+    assert_eq!(again.resource_version(), one.resource_version(), "nothing was left to change");
+    api.delete("held", &DeleteParams::default()).await.unwrap();
+    assert_eq!(api.get("held").await.unwrap().finalizers(), ["example.com/b"]);
+    api.patch("held", &params, &without(made.uid(), "example.com/b")).await.unwrap();
+    assert!(api.get_opt("held").await.unwrap().is_none());
+    assert_eq!(refused(api.patch("held", &params, &release).await).0, 404);
+    // Nobody told the server how the lists of a defined resource are merged.
+    run(c, n, "defined").await;
+    let refusal = runs(c, n).patch("defined", &params, &release).await;
+    assert_eq!(refused(refusal).0, 415);
 }
 
 fn grace(seconds: u32) -> DeleteParams {

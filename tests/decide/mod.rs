@@ -224,7 +224,7 @@ impl Model {
         for command in &plan.commands {
             let run = self.run_mut(&command.run.name);
             run.delivery = match command.order {
-                Order::Assign => {
+                Order::Assign | Order::Confirm => {
                     run.told_budget = told_budget;
                     Delivery::Sent
                 }

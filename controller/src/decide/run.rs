@@ -97,7 +97,8 @@ fn assign(observed: &Observed, run: &RunView, now: Timestamp, plan: &mut Plan) {
         plan.commands.push(command(run, Order::Budget { left }));
     }
     match run.delivery {
-        Delivery::Unsent | Delivery::Known => plan.commands.push(command(run, Order::Assign)),
+        Delivery::Unsent => plan.commands.push(command(run, Order::Assign)),
+        Delivery::Known => plan.commands.push(command(run, Order::Confirm)),
         Delivery::Sent | Delivery::CancelSent | Delivery::Forgotten if now >= overdue_at => {
             plan.events.push(EventNote {
                 run: Some(run.run.clone()),

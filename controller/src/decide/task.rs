@@ -277,14 +277,12 @@ fn tend(
     wait_until_deadline(observed, now, plan);
     let handed_out = plan.commands.iter().any(|command| command.order == Order::Assign);
     if let (true, Some((reason, why))) = (handed_out, refusal(observed)) {
-        plan.commands.retain(|command| command.order != Order::Assign);
         // A run that waits for its node to learn of it is held up; one that the node knows goes on
         // with the credentials that its gateway has.
-        if run.delivery == Delivery::Unsent {
-            draft.summary(TaskPhase::of(run.step), run.step, &why);
-            draft.condition(conditions::ACCEPTED, false, reason, &why);
-            unfinished(draft, reason, &why);
-        }
+        plan.commands.retain(|command| command.order != Order::Assign);
+        draft.summary(TaskPhase::of(run.step), run.step, &why);
+        draft.condition(conditions::ACCEPTED, false, reason, &why);
+        unfinished(draft, reason, &why);
         return wait_for_refusal(observed, now, plan);
     }
     accept(draft);

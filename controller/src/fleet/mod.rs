@@ -58,8 +58,10 @@ pub enum Command {
     Assign {
         /// The order.
         assignment: Box<Assignment>,
-        /// Its credentials, in memory only.
+        /// Its credentials, in memory only; none for a node that has the attempt already.
         credentials: Vec<Credential>,
+        /// The run was created for this very order: no node was ever told of it before.
+        first: bool,
     },
     /// End an attempt.
     Cancel {

@@ -51,10 +51,13 @@ pub(super) fn write_permit(term: Term, now: tokio::time::Instant) -> Option<v1::
 /// A command as a message.
 pub(super) fn command(command: Command) -> Down {
     match command {
-        Command::Assign { assignment, credentials } => Down::Assignment(v1::AssignmentOrder {
-            assignment: Some(assignment.as_ref().into()),
-            credentials: credentials.iter().map(Into::into).collect(),
-        }),
+        Command::Assign { assignment, credentials, first } => {
+            Down::Assignment(v1::AssignmentOrder {
+                assignment: Some(assignment.as_ref().into()),
+                credentials: credentials.iter().map(Into::into).collect(),
+                first,
+            })
+        }
         Command::Cancel { run, epoch, reason, message } => Down::Cancel(v1::Cancel {
             run: Some((&run).into()),
             epoch: epoch.0,

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use agent_operator::{
     crd::{AgentRun, AgentRunSpec, AgentRunStatus, conditions},
     domain::{
-        NodeName, Reason, RunKey, RunPhase, RunRef,
+        NodeName, Reason, RunKey, RunPhase, RunRef, StepName,
         report::{Report, RunState},
     },
     telemetry::logs,
@@ -279,6 +279,7 @@ impl Worker {
             self.drop_attempt(node, &key, live);
             return Ok(());
         };
+        self.prepare_next(&run, &report.state);
         let mut tries = 0;
         loop {
             let before = run.status.clone().unwrap_or_default();
@@ -308,6 +309,22 @@ impl Worker {
         }
         self.acknowledge(node, &key, report.sequence);
         Ok(())
+    }
+
+    /// The step that follows a success needs its credentials right after this write.
+    fn prepare_next(&self, run: &AgentRun, state: &RunState) {
+        let RunState::Finished(outcome) = state else { return };
+        let step = run.spec.step.parse().ok().and_then(StepName::next);
+        let Some(next) = step.filter(|_| outcome.phase() == RunPhase::Succeeded) else { return };
+        let (namespace, of) = (run.namespace().unwrap_or_default(), &run.spec.task_ref);
+        // Told again after it was recorded: the next step is with a node already.
+        let recorded = run.status.as_ref().and_then(|status| status.phase.as_deref());
+        if matches!(recorded, Some("Succeeded" | "Failed")) {
+            return;
+        }
+        if let Some(task) = self.observer.world.task(&namespace, &of.name) {
+            self.credentials.read_ahead(&of.uid.as_str().into(), &namespace, &task.spec, next);
+        }
     }
 
     /// Writes a status; one that the API server refuses for its contents is written once more with
@@ -457,7 +474,8 @@ impl Worker {
         let namespace = run.namespace().unwrap_or_default();
         let Some(task) = world.task(&namespace, &run.spec.task_ref.name) else { return Ok(()) };
         let Ok(step) = run.spec.step.parse() else { return Ok(()) };
-        let credentials = self.credentials.read(&namespace, &task.spec, step).await?;
+        let of = task.uid().unwrap_or_default().into();
+        let credentials = self.credentials.read(&of, &namespace, &task.spec, step).await?;
         let epoch = self.applier.epoch()?;
         self.send(node, Command::Credentials { run: key.clone(), epoch, credentials });
         Ok(())

@@ -163,7 +163,7 @@ impl Context {
             return Ok((CredentialState::Unread, Vec::new()));
         };
         let task = &observed.task;
-        match self.credentials.read(&task.namespace, &task.spec, step).await {
+        match self.credentials.read(&task.uid, &task.namespace, &task.spec, step).await {
             Ok(credentials) => Ok((CredentialState::Ready, credentials)),
             Err(CredentialError::Refuse { reason, message }) => {
                 Ok((CredentialState::Refused { reason, message }, Vec::new()))

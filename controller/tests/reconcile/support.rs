@@ -485,7 +485,7 @@ impl Fleet {
     pub fn assignments(&self) -> Vec<(Assignment, Vec<Credential>)> {
         let inner = self.inner.lock().unwrap();
         let of = |(_, command): &(NodeName, Command)| match command {
-            Command::Assign { assignment, credentials } => {
+            Command::Assign { assignment, credentials, .. } => {
                 Some(((**assignment).clone(), credentials.clone()))
             }
             _ => None,

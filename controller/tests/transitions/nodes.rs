@@ -49,7 +49,8 @@ fn a_node_that_comes_back_goes_on_with_its_run() {
     model.settle();
     model.connect(index);
     let plan = model.pass();
-    assert!(matches!(plan.commands[0].order, Order::Assign), "confirmed under the present term");
+    assert!(matches!(plan.commands[0].order, Order::Confirm), "under the present term");
+    assert!(!plan.needs_credentials(), "its gateway has them, or asks");
     model.settle();
     assert_eq!(model.condition("Scheduled"), Some(("True", "Assigned")));
     model.through(OK, None);

@@ -215,6 +215,6 @@ fn a_budget_that_is_raised_in_mid_step_reaches_the_live_run_once() {
     for run in &mut model.runs {
         (run.delivery, run.told_budget) = (Delivery::Known, None);
     }
-    assert!(matches!(model.pass().commands[0].order, Order::Assign));
+    assert!(matches!(model.pass().commands[0].order, Order::Confirm));
     assert!(model.pass().commands.is_empty());
 }

@@ -225,28 +225,21 @@ impl PodApi for KubePods {
         name: &str,
         uid: &PodUid,
     ) -> Result<(), PodError> {
-        let Some(pod) = self.get(namespace, name).await? else { return Ok(()) };
-        let meta = &pod.metadata;
-        if meta.uid.as_deref() != Some(uid.as_str()) {
-            return Ok(());
-        }
-        let held = meta.finalizers.clone().unwrap_or_default();
-        let rest: Vec<_> = held.iter().filter(|name| *name != names::POD_FINALIZER).collect();
-        if rest.len() == held.len() {
-            return Ok(());
-        }
-        // A list is replaced whole by a merge patch: the version makes it fail when another writer
-        // was there meanwhile.
+        // Takes this one value out of the list, whatever else is in it, so nothing has to be read first
+        // and a second release changes nothing. The uid refuses a later pod of the same name.
         let patch = json!({"metadata": {
             "uid": uid.as_str(),
-            "resourceVersion": meta.resource_version,
-            "finalizers": rest,
+            "$deleteFromPrimitiveList/finalizers": [names::POD_FINALIZER],
         }});
         let params =
             PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match limited(self.api(namespace).patch(name, &params, &Patch::Merge(patch))).await {
+        match limited(self.api(namespace).patch(name, &params, &Patch::Strategic(patch))).await {
             Ok(_) => Ok(()),
-            Err(PodError::Refused(_)) if self.get(namespace, name).await?.is_none() => Ok(()),
+            Err(error @ (PodError::Refused(_) | PodError::Invalid(_) | PodError::Precondition)) => {
+                let found = self.get(namespace, name).await?;
+                let held = |pod: Pod| pod.metadata.uid.as_deref() == Some(uid.as_str());
+                if found.is_some_and(held) { Err(error) } else { Ok(()) }
+            }
             Err(error) => Err(error),
         }
     }

@@ -280,11 +280,12 @@ async fn orders_reach_the_runner_and_its_words_the_controller() {
     let order = v1::AssignmentOrder {
         assignment: Some((&assignment()).into()),
         credentials: vec![(&credential()).into()],
+        first: true,
     };
     peer.say(controller_message::Message::Assignment(order)).await;
     match rig.input().await {
-        Input::Assign { assignment: got, credentials } => {
-            assert_eq!((*got, credentials), (assignment(), vec![credential()]));
+        Input::Assign { assignment: got, credentials, first } => {
+            assert_eq!((*got, credentials, first), (assignment(), vec![credential()], true));
         }
         other => panic!("{other:?}"),
     }
@@ -323,7 +324,7 @@ async fn an_assignment_that_cannot_be_read_is_refused_by_name() {
     let (mut peer, _, _outgoing) = greet(&mut rig, 3).await;
     let mut wire: v1::Assignment = (&assignment()).into();
     wire.step = "dance".into();
-    let order = v1::AssignmentOrder { assignment: Some(wire), credentials: vec![] };
+    let order = v1::AssignmentOrder { assignment: Some(wire), credentials: vec![], first: true };
     peer.say(controller_message::Message::Assignment(order)).await;
     let supervisor_message::Message::AssignmentAck(ack) = peer.hear().await else { panic!("ack") };
     assert_eq!(ack.refused, "Invalid");

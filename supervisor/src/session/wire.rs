@@ -126,6 +126,7 @@ fn assignment(order: v1::AssignmentOrder) -> Result<Input, Unusable> {
         Ok(Input::Assign {
             assignment: Box::new(convert::required("assignment", order.assignment)?),
             credentials: convert::list("credentials", order.credentials)?,
+            first: order.first,
         })
     };
     read().map_err(|error| {

@@ -77,6 +77,8 @@ pub struct Sight {
     pub creating: bool,
     /// The watch showed a pod of this attempt before its creation was answered.
     pub early: Option<Box<PodDigest>>,
+    /// Our finalizer was ordered off the pod, and is until it is done: once is enough.
+    pub released: bool,
     /// The controller has the report that the step runs.
     pub running_acked: bool,
     /// The attempt is stuck and that was reported.

@@ -41,10 +41,12 @@ use crate::{
 mod adoption;
 mod effects;
 mod gateway;
+mod leaving;
 mod orders;
 
 pub use adoption::Look;
 use adoption::Stranger;
+use leaving::Leaving;
 pub(crate) use orders::{ACCEPTED, refusal};
 
 /// Longest queue of inputs; senders wait beyond it.
@@ -63,6 +65,9 @@ pub enum Input {
         assignment: Box<Assignment>,
         /// Its credentials, in passage.
         credentials: Vec<Credential>,
+        /// The run was created for this very order, so no earlier life of this supervisor can have
+        /// heard of it.
+        first: bool,
     },
     /// The controller ends an attempt.
     Cancel {
@@ -279,6 +284,8 @@ pub struct Runner {
     facts_missing: bool,
     /// Attempts without an entry in the ledger.
     strangers: BTreeMap<RunKey, Stranger>,
+    /// Pods on their way out, by our order, whose attempts have left the ledger.
+    leaving: Leaving,
     /// What the gateway had in memory when the link came up.
     gateway_knows: BTreeSet<RunKey>,
     metrics: Arc<Metrics>,
@@ -321,6 +328,7 @@ impl Runner {
             unkept: Vec::new(),
             facts_missing: settings.facts_missing,
             strangers: BTreeMap::new(),
+            leaving: Leaving::default(),
             gateway_knows: BTreeSet::new(),
             settings,
             metrics,
@@ -442,7 +450,9 @@ impl Runner {
 
     fn take(&mut self, input: Input) -> Result<(), RunnerError> {
         match input {
-            Input::Assign { assignment, credentials } => self.assign(*assignment, credentials),
+            Input::Assign { assignment, credentials, first } => {
+                self.assign(*assignment, credentials, first)
+            }
             Input::Cancel { run, epoch, reason, message, grace } => {
                 self.cancel(&run, epoch, reason, message, grace)
             }
@@ -480,6 +490,7 @@ impl Runner {
             Input::Attempt { run, event } => self.step(&run, *event),
             Input::PodSeen { run, digest } => self.pod_seen(&run, digest),
             Input::PodMissing(run) => {
+                self.leaving.gone(&run);
                 self.observe(&run);
                 Ok(())
             }

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::domain::{Assignment, RunKey, RunRef, Secret, StartFault, ids::PodUid, names};
+use agent_operator::domain::{
+    Assignment, Attempt, RunKey, RunRef, Secret, StartFault, ids::PodUid, names,
+};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -199,16 +201,17 @@ impl Workers {
         });
     }
 
-    /// Deletes the pod, then looks at it.
+    /// Deletes the pod of an attempt that is over.
+    pub fn drop_pod(&self, run: &RunKey, at: &RunRef, uid: PodUid) {
+        let (tools, at, attempt) = (Arc::clone(&self.tools), at.clone(), run.attempt);
+        self.spawn(async move { delete(&tools, &at, attempt, &uid).await });
+    }
+
+    /// Deletes the pod, then looks at it: one that no node has does not show in the watch.
     pub fn delete_pod(&self, run: RunKey, at: &RunRef, uid: PodUid) {
         let (tools, at) = (Arc::clone(&self.tools), at.clone());
         self.spawn(async move {
-            let name = names::pod_name(&at.name, &at.uid, run.attempt);
-            let mut pauses = backoff();
-            while let Err(error) = tools.pods.delete(&at.namespace, &name, &uid).await {
-                tracing::warn!(pod = name, %error, "could not delete a pod yet");
-                pause(&mut pauses).await;
-            }
+            delete(&tools, &at, run.attempt, &uid).await;
             let event = observe(&tools, &run, &at).await;
             send(&tools, run, event).await;
         });
@@ -308,6 +311,16 @@ fn attempt_streams(streams: &Streams, at: &RunRef, run: &RunKey) -> Option<Arc<A
 async fn send(tools: &Tools, run: RunKey, event: Event) {
     // A closed queue means that the process is ending.
     let _ = tools.inputs.send(Input::Attempt { run, event: Box::new(event) }).await;
+}
+
+/// Orders the pod's deletion until the API server has the order.
+async fn delete(tools: &Tools, at: &RunRef, attempt: Attempt, uid: &PodUid) {
+    let name = names::pod_name(&at.name, &at.uid, attempt);
+    let mut pauses = backoff();
+    while let Err(error) = tools.pods.delete(&at.namespace, &name, uid).await {
+        tracing::warn!(pod = name, %error, "could not delete a pod yet");
+        pause(&mut pauses).await;
+    }
 }
 
 async fn observe(tools: &Tools, run: &RunKey, at: &RunRef) -> Event {

@@ -1,4 +1,5 @@
-//! Merge patch (RFC 7396), and server-side apply where each field has one owner.
+//! Merge patch (RFC 7396), the part of the strategic one that takes values out of lists, and
+//! server-side apply where each field has one owner.
 
 use serde_json::{Map, Value};
 
@@ -18,6 +19,30 @@ pub fn merge(target: &mut Value, patch: &Value) {
             into.remove(name);
         } else {
             merge(into.entry(name).or_insert(Value::Null), value);
+        }
+    }
+}
+
+/// Directive of a strategic patch: takes these values out of the list whose name follows.
+const DELETE_FROM_LIST: &str = "$deleteFromPrimitiveList/";
+
+/// Lays `patch` over `target` as [`merge`] does, but for the values that it takes out of lists.
+pub fn strategic(target: &mut Value, patch: &Value) {
+    let Value::Object(fields) = patch else { return merge(target, patch) };
+    let into = object_of(target);
+    for (name, value) in fields {
+        if let Some(list) = name.strip_prefix(DELETE_FROM_LIST) {
+            let out = value.as_array().map(Vec::as_slice).unwrap_or_default();
+            if let Some(items) = into.get_mut(list).and_then(Value::as_array_mut) {
+                items.retain(|item| !out.contains(item));
+                if items.is_empty() {
+                    into.remove(list);
+                }
+            }
+        } else if value.is_null() {
+            into.remove(name);
+        } else {
+            strategic(into.entry(name).or_insert(Value::Null), value);
         }
     }
 }
@@ -124,6 +149,17 @@ mod tests {
         let mut target = json!({"a": {"b": 1, "c": 2}, "list": [1, 2]});
         merge(&mut target, &json!({"a": {"b": null, "d": 3}, "list": [3]}));
         assert_eq!(target, json!({"a": {"c": 2, "d": 3}, "list": [3]}));
+    }
+
+    #[test]
+    fn a_strategic_patch_takes_single_values_out_of_a_list() {
+        let mut target = json!({"metadata": {"uid": "u", "finalizers": ["a", "b"]}});
+        let without = |value| json!({"metadata": {"$deleteFromPrimitiveList/finalizers": [value]}});
+        strategic(&mut target, &without("a"));
+        strategic(&mut target, &without("c"));
+        assert_eq!(target, json!({"metadata": {"uid": "u", "finalizers": ["b"]}}));
+        strategic(&mut target, &without("b"));
+        assert_eq!(target, json!({"metadata": {"uid": "u"}}));
     }
 
     #[test]

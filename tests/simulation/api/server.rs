@@ -264,6 +264,10 @@ fn execute(
             Some("application/merge-patch+json") => {
                 store.merge(call.kind, &key, &input()?, call.is_about_status())
             }
+            // Of resources that are defined the server knows no strategy.
+            Some("application/strategic-merge-patch+json") if call.kind.group.is_empty() => {
+                store.strategic(call.kind, &key, &input()?, call.is_about_status())
+            }
             Some("application/apply-patch+yaml") => {
                 let manager = call.query.get("fieldManager").map_or("", String::as_str);
                 store.apply(call.kind, &key, &input()?, manager, call.is_about_status())

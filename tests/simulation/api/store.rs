@@ -238,6 +238,20 @@ impl Store {
         self.update(kind, key, before, after, status)
     }
 
+    /// Patches an object by the strategy of its lists.
+    pub fn strategic(
+        &mut self,
+        kind: &'static Kind,
+        key: &Key,
+        change: &Value,
+        status: bool,
+    ) -> Result<Value, Refusal> {
+        let before = self.objects.get(key).cloned().ok_or_else(|| Refusal::not_found(key))?;
+        let mut after = before.clone();
+        patch::strategic(&mut after, change);
+        self.update(kind, key, before, after, status)
+    }
+
     /// Applies fields for `manager`. Makes the object where there is none.
     pub fn apply(
         &mut self,

@@ -216,7 +216,8 @@ impl Step<'_> {
             .outcome
             .as_ref()
             .is_some_and(|outcome| outcome.reason == Reason::Unstarted);
-        if let Some(uid) = self.facts().pod_uid.clone() {
+        if let Some(uid) = self.facts().pod_uid.clone().filter(|_| !self.machine.sight.released) {
+            self.machine.sight.released = true;
             self.effects.push(Effect::RemoveFinalizer { uid: uid.clone() });
             if unstarted {
                 // It is made again and again until somebody mends what hinders it: its dead pods

@@ -11,6 +11,7 @@
 //! | pod, no such run or one with an outcome | pod deleted and released |
 //! | no pod, run had started | `ExitCodeUnknown` |
 //! | no pod, run pending | an ordinary assignment |
+//! | the run was made for this very order | the same, without a look: there is nothing to be lost |
 //!
 //! The deadline comes from the gateway's own clock where it remembers the attempt, else from the
 //! start time in the run's status, else from the start of the container.
@@ -91,9 +92,11 @@ impl Runner {
     }
 
     /// Whether an assignment has to be compared with what is there before it is carried out: its
-    /// entry may be among the lost ones.
-    pub(super) fn must_look_first(&self, run: &RunKey) -> bool {
-        self.facts_missing || self.strangers.contains_key(run)
+    /// entry may be among the lost ones. Not if its run was made for this `first` order, for then no
+    /// life of this supervisor before this one can have heard of it.
+    pub(super) fn must_look_first(&self, run: &RunKey, first: bool) -> bool {
+        let lost = self.facts_missing && !first;
+        lost || self.strangers.contains_key(run) || self.leaving.holds(run)
     }
 
     /// Keeps the controller's order until the look is done; the answer comes then.
@@ -198,7 +201,7 @@ impl Runner {
             run = at.name,
             "a pod without a live run is taken away"
         );
-        self.workers.delete_pod(run.clone(), &at, uid.clone());
+        self.workers.drop_pod(run, &at, uid.clone());
         self.workers.remove_finalizer(run, &at, uid);
     }
 

@@ -106,6 +106,10 @@ impl Runner {
             Effect::WatchCgroup { uid, container_id, missing_is_empty } => {
                 self.workers.watch_cgroup(run, uid, container_id, missing_is_empty);
             }
+            // Of an attempt that has ended nothing is to be learned any more.
+            Effect::DeletePod { uid } if machine.finished() => {
+                self.workers.drop_pod(run, &at, uid);
+            }
             Effect::DeletePod { uid } => self.workers.delete_pod(run.clone(), &at, uid),
             Effect::RemoveFinalizer { uid } => self.workers.remove_finalizer(run, &at, uid),
             Effect::Revoke => {
@@ -129,6 +133,10 @@ impl Runner {
                 self.metrics.exit_mismatches.inc();
             }
             Effect::Drop => {
+                if let Some(uid) = machine.facts.pod_uid.clone().filter(|_| machine.sight.scheduled)
+                {
+                    self.leaving.add(run.clone(), at.namespace, uid);
+                }
                 self.keep(&[Entry::Dropped { run: run.clone() }], true)?;
                 self.machines.remove(run);
                 self.tokens.remove(run);
@@ -243,6 +251,9 @@ impl Runner {
         digest: Box<PodDigest>,
     ) -> Result<(), RunnerError> {
         let Some(machine) = self.machines.get(run) else {
+            if self.leaving.explains(run, &digest.uid) {
+                return Ok(());
+            }
             // One that is on its way out was dropped in order, unless the order is lost. One that we
             // still hold was not: a life before this one ordered its deletion and died before it let
             // go, and this one's ledger, begun anew since, shows nothing of that.
@@ -254,7 +265,7 @@ impl Runner {
         if machine.finished() && machine.facts.pod_uid.is_none() {
             // A creation that was called off took effect after all.
             let at = machine.facts.assignment.run.clone();
-            self.workers.delete_pod(run.clone(), &at, digest.uid.clone());
+            self.workers.drop_pod(run, &at, digest.uid.clone());
             self.workers.remove_finalizer(run, &at, digest.uid);
             return Ok(());
         }
@@ -273,6 +284,7 @@ impl Runner {
 
     /// A list may be stale: what is missing from it is looked at live before it counts as gone.
     pub(super) fn pods_listed(&mut self, namespace: &str, seen: &BTreeSet<RunKey>) {
+        self.leaving.listed(namespace, seen);
         let missing: Vec<_> = self
             .machines
             .iter()

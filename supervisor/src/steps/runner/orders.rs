@@ -55,16 +55,18 @@ impl Runner {
         &mut self,
         assignment: Assignment,
         credentials: Vec<Credential>,
+        first: bool,
     ) -> Result<(), RunnerError> {
         let (run, epoch) = (assignment.key(), assignment.epoch);
         let budget = assignment.budget;
         let mut refused = self.judge(&assignment)?;
-        if refused.is_none() && !self.machines.contains_key(&run) && self.must_look_first(&run) {
+        let known = self.machines.contains_key(&run);
+        if refused.is_none() && !known && self.must_look_first(&run, first) {
             self.look_first(assignment, credentials);
             return Ok(());
         }
         if refused.is_none() {
-            if self.machines.contains_key(&run) {
+            if known {
                 self.step(&run, Event::EpochRaised(epoch))?;
                 self.budget(run.clone(), epoch, budget)?;
             } else {

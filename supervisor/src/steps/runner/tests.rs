@@ -48,6 +48,8 @@ struct FakePods {
     lose_answer: AtomicBool,
     /// How often a run was read.
     looks: AtomicU32,
+    /// All calls, in order.
+    calls: Mutex<Vec<&'static str>>,
     /// The run's phase; none while there is no run.
     phase: Mutex<Option<RunPhase>>,
     /// What the gateway tells in its greeting.
@@ -59,6 +61,10 @@ struct FakePods {
 }
 
 impl FakePods {
+    fn called(&self, call: &'static str) {
+        self.calls.lock().unwrap().push(call);
+    }
+
     fn only(&self) -> Option<Pod> {
         let pods = self.pods.lock().unwrap();
         assert!(pods.len() <= 1 || self.many.load(Ordering::SeqCst), "never a second pod");
@@ -77,6 +83,7 @@ impl FakePods {
 #[async_trait]
 impl PodApi for FakePods {
     async fn create(&self, pod: &Pod) -> Result<Pod, PodError> {
+        self.called("create pod");
         let mut pods = self.pods.lock().unwrap();
         let name = pod.metadata.name.clone().unwrap();
         if pods.contains_key(&name) {
@@ -94,10 +101,12 @@ impl PodApi for FakePods {
     }
 
     async fn get(&self, _: &str, name: &str) -> Result<Option<Pod>, PodError> {
+        self.called("get pod");
         Ok(self.pods.lock().unwrap().get(name).cloned())
     }
 
     async fn run(&self, _: &str, name: &str) -> Result<Option<RunOnServer>, PodError> {
+        self.called("get run");
         self.looks.fetch_add(1, Ordering::SeqCst);
         let Some(phase) = *self.phase.lock().unwrap() else { return Ok(None) };
         let started = clock::now().wall.checked_sub(Duration::from_secs(20)).unwrap();
@@ -115,6 +124,7 @@ impl PodApi for FakePods {
     }
 
     async fn delete(&self, _: &str, name: &str, uid: &PodUid) -> Result<(), PodError> {
+        self.called("delete pod");
         let mut pods = self.pods.lock().unwrap();
         if let Some(pod) = pods.get_mut(name) {
             assert_eq!(pod.metadata.uid.as_deref(), Some(uid.as_str()));
@@ -131,6 +141,7 @@ impl PodApi for FakePods {
     }
 
     async fn remove_finalizer(&self, _: &str, name: &str, _: &PodUid) -> Result<(), PodError> {
+        self.called("release pod");
         let mut pods = self.pods.lock().unwrap();
         if let Some(pod) = pods.get_mut(name) {
             pod.metadata.finalizers = None;
@@ -244,8 +255,12 @@ impl Life {
     }
 
     async fn assign(&self, assignment: Assignment) {
-        let credentials = vec![credential()];
-        self.send(Input::Assign { assignment: Box::new(assignment), credentials }).await;
+        self.order(assignment, false).await;
+    }
+
+    async fn order(&self, assignment: Assignment, first: bool) {
+        let (assignment, credentials) = (Box::new(assignment), vec![credential()]);
+        self.send(Input::Assign { assignment, credentials, first }).await;
     }
 
     async fn durable(&mut self, id: u64, event: DurableEvent) {
@@ -565,5 +580,6 @@ async fn events_and_log_reach_the_spools_and_complete() {
 
 mod epochs;
 mod lost_ledger;
+mod requests;
 mod secrets;
 mod telemetry;
