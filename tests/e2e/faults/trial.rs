@@ -13,7 +13,7 @@ use agent_operator::{
         names::default_work_branch,
     },
 };
-use agent_operator_doubles::history::{Fact, History, Rules, Witnesses, check, latest_end};
+use agent_operator_doubles::history::{self, Fact, History, Rules, check, latest_end};
 use agent_operator_supervisor::clock;
 use jiff::Timestamp;
 use kube::{
@@ -48,7 +48,7 @@ const SLACK: Duration = Duration::from_secs(5);
 /// told its controller.
 const SKEW: Duration = Duration::from_secs(1);
 /// What runners tell their gateways nobody hears here; writes are not held up on their way.
-const WITNESSES: Witnesses = Witnesses { reports: false, prompt_writes: true };
+const TOLD: history::Witnesses = history::Witnesses { reports: false, prompt_writes: true };
 /// Length of the quiet time in which nothing may be written.
 const QUIET: Duration = Duration::from_secs(10);
 /// Writes have ceased when there was none for this long.
@@ -239,7 +239,7 @@ impl Trial {
             slack: SLACK,
             skew: SKEW,
             infrastructure_retries: INFRASTRUCTURE_RETRIES,
-            witnesses: WITNESSES,
+            witnesses: TOLD,
         };
         let broken = check(&history, &rules);
         let latest = latest_end(&history, &rules).unwrap_or_default();

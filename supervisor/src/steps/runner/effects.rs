@@ -132,18 +132,23 @@ impl Runner {
                 tracing::error!(reported, ?recorded, "exit codes differ");
                 self.metrics.exit_mismatches.inc();
             }
-            Effect::Drop => {
-                if let Some(uid) = machine.facts.pod_uid.clone().filter(|_| machine.sight.scheduled)
-                {
-                    self.leaving.add(run.clone(), at.namespace, uid);
-                }
-                self.keep(&[Entry::Dropped { run: run.clone() }], true)?;
-                self.machines.remove(run);
-                self.tokens.remove(run);
-                self.timers.forget(run);
-                self.workers.forget(run);
-            }
+            Effect::Drop => self.drop_attempt(run)?,
         }
+        Ok(())
+    }
+
+    /// Lets go of an attempt that is over; its pod may take a while to go.
+    fn drop_attempt(&mut self, run: &RunKey) -> Result<(), RunnerError> {
+        let Some(machine) = self.machines.get(run) else { return Ok(()) };
+        let facts = &machine.facts;
+        if let Some(uid) = facts.pod_uid.clone().filter(|_| machine.sight.scheduled) {
+            self.leaving.add(run.clone(), facts.assignment.run.namespace.clone(), uid);
+        }
+        self.keep(&[Entry::Dropped { run: run.clone() }], true)?;
+        self.machines.remove(run);
+        self.tokens.remove(run);
+        self.timers.forget(run);
+        self.workers.forget(run);
         Ok(())
     }
 
