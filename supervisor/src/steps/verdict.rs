@@ -43,6 +43,8 @@ const REFUSALS: [&str; 8] = [
 ];
 /// What a pod's reason is when the node or the scheduler ended it, where no condition says so.
 const DISRUPTIONS: [&str; 4] = ["Preempting", "Shutdown", "NodeShutdown", "Terminated"];
+/// The kubelet's word for a pod that it has thrown out.
+const EVICTED: &str = "Evicted";
 /// Kubernetes keeps no record of who deletes an object.
 const DELETED: &str =
     "its pod was deleted from outside (the API server's audit log names the actor)";
@@ -167,11 +169,17 @@ fn stopped_from_outside(facts: &Facts, result: &StepResult, seen: Seen<'_>) -> (
     let exit = facts.exit.as_ref();
     let disruption = seen.disruption.or_else(|| exit.and_then(|exit| exit.disruption.as_deref()));
     let deleted = seen.deleted_outside || exit.is_some_and(|exit| exit.deleted_outside);
-    match disruption {
-        Some(disruption) => (Reason::Disrupted, disrupted(disruption)),
-        None if deleted => (Reason::Deleted, DELETED.to_owned()),
-        None => (Reason::Disrupted, result.message.clone()),
+    match (disruption, exit) {
+        (Some(disruption), _) => (Reason::Disrupted, disrupted(disruption)),
+        (None, Some(exit)) if exit.pod_reason == EVICTED => by_its_own_doing(exit),
+        _ if deleted => (Reason::Deleted, DELETED.to_owned()),
+        _ => (Reason::Disrupted, result.message.clone()),
     }
+}
+
+/// Evicted without a disruption: the pod broke a limit of its own (disk).
+fn by_its_own_doing(exit: &Exit) -> (Reason, String) {
+    (Reason::AgentFailed, words("evicted for its own use of resources", exit))
 }
 
 fn by_record(facts: &Facts, exit: &Exit) -> Verdict {
@@ -200,9 +208,8 @@ fn by_record(facts: &Facts, exit: &Exit) -> Verdict {
     if DISRUPTIONS.contains(&exit.pod_reason.as_str()) {
         return plain((Reason::Disrupted, words(&disrupted(&exit.pod_reason), exit)));
     }
-    if exit.pod_reason == "Evicted" {
-        // Without a disruption condition the pod broke a limit of its own (disk).
-        return plain((Reason::AgentFailed, words("evicted for its own use of resources", exit)));
+    if exit.pod_reason == EVICTED {
+        return plain(by_its_own_doing(exit));
     }
     by_code(facts, exit, started)
 }

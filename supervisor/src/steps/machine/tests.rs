@@ -153,7 +153,7 @@ fn the_verdict_table() {
     let evicted = Exit { pod_reason: "Evicted".into(), ..exited(137, "Error") };
     let deadline = Exit { pod_reason: "DeadlineExceeded".into(), ..exited(143, "Error") };
     let shutdown = Exit { pod_reason: "Terminated".into(), ..exited(143, "Error") };
-    let rows: [Row; 13] = [
+    let rows: [Row; 14] = [
         ("agreement", Some(completed()), exited(0, "Completed"), Completed, Some(0)),
         ("failure", Some(failed.clone()), exited(3, "Error"), Reason::VerifyFailed, Some(3)),
         (
@@ -177,7 +177,14 @@ fn the_verdict_table() {
         ("out of memory", None, exited(137, "OOMKilled"), OOMKilled, Some(137)),
         ("another code", None, exited(9, "Error"), AgentFailed, Some(9)),
         ("drained", None, disrupted, Disrupted, Some(143)),
-        ("broke its own disk limit", None, evicted, AgentFailed, Some(137)),
+        ("broke its own disk limit", None, evicted.clone(), AgentFailed, Some(137)),
+        (
+            "broke it, and had a second to say goodbye",
+            Some(testing::result(Disrupted, 143)),
+            evicted,
+            AgentFailed,
+            Some(137),
+        ),
         ("lost by the node", None, exited(137, "ContainerStatusUnknown"), ExitCodeUnknown, None),
     ];
     for (name, reported, exit, reason, code) in rows {
