@@ -6,7 +6,8 @@
 //! | door | module | holds off |
 //! |---|---|---|
 //! | Landlock | [`ruleset`] | writes outside the step's folders, signals to the runner, other ports for git |
-//! | seccomp | [`syscalls`] | looking into, limiting or slowing down other processes |
+//! | seccomp | [`syscalls`] | looking into, limiting or slowing down other processes; asynchronous I/O of the node |
+//! | limits | [`limits`] | a full table of open files, and cores that the node writes down |
 //!
 //! Where the kernel lacks one, the other stays; [`probe`] finds out what is reached, and the status
 //! of the run says it.
@@ -22,6 +23,7 @@ use std::{
 use clap::Args;
 use nix::sys::{prctl, signal::SigSet};
 
+mod limits;
 pub(crate) mod probe;
 mod ruleset;
 mod syscalls;
@@ -39,6 +41,9 @@ pub(crate) enum ConfineError {
     /// Landlock refused the rules.
     #[error("cannot restrict files, ports and signals: {0}")]
     Ruleset(String),
+    /// A limit could not be lowered.
+    #[error("cannot limit open files and cores: {0}")]
+    Limits(String),
     /// The filter of system calls was refused.
     #[error("cannot restrict system calls: {0}")]
     Syscalls(String),
@@ -64,6 +69,7 @@ impl Walls {
 
     /// Puts this process behind the walls, for good; returns the Landlock ABI in force, if any.
     fn raise(&self) -> Result<Option<i32>, ConfineError> {
+        limits::restrict()?;
         let landlock = ruleset::restrict(self)?;
         syscalls::restrict()?;
         Ok(landlock)

@@ -1,5 +1,5 @@
-//! A filter of system calls: what acts on other processes fails with EPERM. The runner has the same
-//! user as its children, so the kernel's own rules do not keep them apart.
+//! A filter of system calls: what acts on other processes, or takes from all of the node, fails with EPERM. The
+//! runner has the same user as its children, so the kernel's own rules do not keep them apart.
 
 use std::{collections::BTreeMap, env::consts::ARCH};
 
@@ -21,6 +21,8 @@ const NEVER: [libc::c_long; 7] = [
     libc::SYS_process_madvise,
     libc::SYS_process_mrelease,
 ];
+/// Calls that take from one number for the whole node, which no limit of a pod covers.
+const FROM_ALL: [libc::c_long; 1] = [libc::SYS_io_setup];
 /// Calls whose first argument names a process, and 0 the caller's own. A thread that names itself by
 /// number is refused too: the filter cannot tell it from a thread of the runner.
 const ONLY_ON_ITSELF: [libc::c_long; 7] = [
@@ -47,7 +49,7 @@ pub(super) fn restrict() -> Result<(), ConfineError> {
 fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     let names_another = |argument| condition(argument, SeccompCmpOp::Ne, 0);
     let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
-    for call in NEVER {
+    for call in NEVER.into_iter().chain(FROM_ALL) {
         rules.insert(call, Vec::new());
     }
     for call in ONLY_ON_ITSELF {

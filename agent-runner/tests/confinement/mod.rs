@@ -96,6 +96,24 @@ fn a_child_can_neither_signal_nor_limit_nor_slow_down_its_runner() {
     assert_eq!(written["write"], "reached", "the step's own folders stay writable");
 }
 
+/// What a shell says of its hard limits, behind `walls`.
+fn hard_limit(walls: &[&str], flag: &str) -> String {
+    let limit = format!("ulimit -H{flag}");
+    let line = [walls, &["bash", "-c", &limit]].concat();
+    let output = Command::new(line[0]).args(&line[1..]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_child_opens_so_many_files_and_leaves_no_core_of_its_memory() {
+    let (control, walls) = (["env"], [RUNNER, "exec", "--"]);
+    let number = |text: String| text.parse().unwrap_or(u64::MAX);
+    let (outside, inside) = (number(hard_limit(&control, "n")), number(hard_limit(&walls, "n")));
+    assert!(inside <= outside.min(16 * 1024), "{outside} outside, {inside} inside");
+    // In KiB, and a byte is none; where there was no limit, there is one now.
+    assert_eq!(hard_limit(&walls, "c"), "0", "{} outside", hard_limit(&control, "c"));
+}
+
 #[test]
 fn the_probe_says_what_holds() {
     let reached = reached();
