@@ -16,7 +16,7 @@ use super::{
     trial::hostile_task,
 };
 use crate::support::{
-    cluster::{Cluster, NAMESPACE},
+    cluster::{Cluster, NAMESPACE, SYSTEM},
     env,
     images::{crane, of_release},
     logs::viewer_token,
@@ -54,7 +54,7 @@ impl Places {
         assert!(pages >= 3, "controller, supervisor and gateway show metrics, not {pages}");
         vec![
             ("objects", haystacks::objects(needles).await),
-            ("logs", haystacks::logs(cluster, needles).await),
+            ("logs", all_logs(cluster, needles).await),
             ("streams", haystacks::streams(&self.token, &self.tasks, needles).await),
             ("metrics", metrics),
             ("disks", haystacks::disks(&nodes, self.since, needles).await),
@@ -62,6 +62,16 @@ impl Places {
             ("images", haystacks::images(&self.images, needles).await),
         ]
     }
+}
+
+/// Hits in the logs of the release and of all tasks.
+async fn all_logs(cluster: &Cluster, needles: &Needles) -> Vec<String> {
+    let mut hits = Vec::new();
+    for namespace in [SYSTEM, NAMESPACE] {
+        let pods = haystacks::pods(cluster, namespace).await;
+        hits.extend(haystacks::logs(namespace, &pods, needles).await);
+    }
+    hits
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{ResourceExt as _, api::ListParams};
+use kube::{ResourceExt, api::ListParams};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use regex::Regex;
 use serde_json::json;
@@ -29,14 +29,14 @@ const SEARCH_LIMIT: Duration = Duration::from_mins(3);
 const METRICS_PORTS: [u16; 3] = [8080, 8081, 8082];
 
 /// What is searched for: credentials in all forms in which they are usually written down.
-pub(super) struct Needles {
+pub(crate) struct Needles {
     pattern: Regex,
     /// The same for `grep`, which is faster with gigabytes; no file of a node.
     file: tempfile::NamedTempFile,
 }
 
 impl Needles {
-    pub(super) fn of(canaries: &[&str]) -> Self {
+    pub(crate) fn of(canaries: &[&str]) -> Self {
         let mut needles = Vec::new();
         for canary in canaries {
             needles.push((*canary).to_owned());
@@ -52,7 +52,7 @@ impl Needles {
     }
 
     /// Whether one of them is in `text`.
-    pub(super) fn are_in(&self, text: &str) -> bool {
+    pub(crate) fn are_in(&self, text: &str) -> bool {
         self.pattern.is_match(text)
     }
 
@@ -86,7 +86,7 @@ fn shifted(canary: &str, shift: usize) -> String {
 }
 
 /// Every object of the API server but Secrets.
-pub(super) async fn objects(needles: &Needles) -> Vec<String> {
+pub(crate) async fn objects(needles: &Needles) -> Vec<String> {
     let names = must("kubectl", &["api-resources", "--verbs=list", "-o", "name"]).await;
     let mut hits = Vec::new();
     for kind in names.lines().filter(|name| *name != "secrets") {
@@ -99,22 +99,20 @@ pub(super) async fn objects(needles: &Needles) -> Vec<String> {
     hits
 }
 
-async fn pods(cluster: &Cluster, namespace: &str) -> Vec<Pod> {
+/// All pods of a namespace.
+pub(crate) async fn pods(cluster: &Cluster, namespace: &str) -> Vec<Pod> {
     cluster.pods(namespace).list(&ListParams::default()).await.expect("pods").items
 }
 
-/// Logs of all containers of the release and of all tasks, those of their earlier lives too.
-pub(super) async fn logs(cluster: &Cluster, needles: &Needles) -> Vec<String> {
+/// Logs of all containers of these pods of a namespace, those of their earlier lives too.
+pub(crate) async fn logs(namespace: &str, pods: &[Pod], needles: &Needles) -> Vec<String> {
     let mut hits = Vec::new();
-    for namespace in [SYSTEM, NAMESPACE] {
-        for pod in pods(cluster, namespace).await {
-            let name = pod.name_any();
-            for previous in ["--previous=false", "--previous"] {
-                let line = ["logs", "-n", namespace, &name, "--all-containers", previous];
-                let text = run("kubectl", &line).await.unwrap_or_default();
-                if needles.are_in(&text) {
-                    hits.push(format!("the log of {namespace}/{name}"));
-                }
+    for name in pods.iter().map(ResourceExt::name_any) {
+        for previous in ["--previous=false", "--previous"] {
+            let line = ["logs", "-n", namespace, &name, "--all-containers", previous];
+            let text = run("kubectl", &line).await.unwrap_or_default();
+            if needles.are_in(&text) {
+                hits.push(format!("the log of {namespace}/{name}"));
             }
         }
     }
@@ -122,7 +120,7 @@ pub(super) async fn logs(cluster: &Cluster, needles: &Needles) -> Vec<String> {
 }
 
 /// What `Follow` tells of these tasks.
-pub(super) async fn streams(token: &str, tasks: &[String], needles: &Needles) -> Vec<String> {
+pub(crate) async fn streams(token: &str, tasks: &[String], needles: &Needles) -> Vec<String> {
     let mut hits = Vec::new();
     for task in tasks {
         let request = json!({"namespace": NAMESPACE, "task": task, "follow": true});
@@ -136,14 +134,14 @@ pub(super) async fn streams(token: &str, tasks: &[String], needles: &Needles) ->
 }
 
 /// Where the parts of the release show their metrics.
-pub(super) async fn metrics_of_release(cluster: &Cluster) -> Vec<String> {
+pub(crate) async fn metrics_of_release(cluster: &Cluster) -> Vec<String> {
     let addresses = pods(cluster, SYSTEM).await.into_iter().filter_map(|pod| pod.status?.pod_ip);
     let urls = |ip: String| METRICS_PORTS.map(|port| format!("http://{ip}:{port}/metrics"));
     addresses.flat_map(urls).collect()
 }
 
 /// Metrics pages; each that answers is searched, and how many did is told too.
-pub(super) async fn metrics(urls: Vec<String>, needles: &Needles) -> (Vec<String>, usize) {
+pub(crate) async fn metrics(urls: Vec<String>, needles: &Needles) -> (Vec<String>, usize) {
     let read = move || {
         let page = |url: &String| {
             let answer = ureq::get(url).call().ok()?.body_mut().read_to_string().ok()?;
@@ -158,14 +156,14 @@ pub(super) async fn metrics(urls: Vec<String>, needles: &Needles) -> (Vec<String
 
 /// The state folders of the nodes: what their disks would be. Each node has ledger, mirrors, logs, container
 /// runtime and volumes below it; memory volumes are other file systems and so not among them.
-pub(super) fn node_folders() -> Vec<PathBuf> {
+pub(crate) fn node_folders() -> Vec<PathBuf> {
     let state = PathBuf::from(env("AO_STATE"));
     env("AO_NODES").split(' ').map(|node| state.join(node)).collect()
 }
 
 /// Files below the folders that changed since `since`: what is older cannot hold a canary that is younger.
 /// Files come and go meanwhile.
-pub(super) async fn disks(folders: &[PathBuf], since: u64, needles: &Needles) -> Vec<String> {
+pub(crate) async fn disks(folders: &[PathBuf], since: u64, needles: &Needles) -> Vec<String> {
     let script = r#"since=$1; shift
 find "$@" -xdev -type f -newerct "@$since" -print0 2>/dev/null | xargs -0 -r grep -laFf "$NEEDLES" -- 2>/dev/null"#;
     let folders = folders.iter().map(|folder| folder.to_string_lossy().into_owned());
@@ -174,7 +172,7 @@ find "$@" -xdev -type f -newerct "@$since" -print0 2>/dev/null | xargs -0 -r gre
 }
 
 /// All objects of the bare repositories below these folders, unpacked; reachable or not.
-pub(super) async fn git_objects(folders: &[PathBuf], needles: &Needles) -> Vec<String> {
+pub(crate) async fn git_objects(folders: &[PathBuf], needles: &Needles) -> Vec<String> {
     let script = r#"find "$@" -xdev -type d -name objects -print 2>/dev/null | while read -r objects; do
   repository=${objects%/objects}
   [[ -f $repository/HEAD ]] || continue
@@ -186,7 +184,7 @@ done"#;
 }
 
 /// File systems and configurations of these images.
-pub(super) async fn images(images: &[String], needles: &Needles) -> Vec<String> {
+pub(crate) async fn images(images: &[String], needles: &Needles) -> Vec<String> {
     let script = r#"for image in "$@"; do
   { crane config "$image" --insecure; crane export "$image" - --insecure; } 2>/dev/null |
     grep -qaFf "$NEEDLES" && echo "the image $image"
@@ -195,7 +193,7 @@ done"#;
 }
 
 /// A repository that holds `text` in its objects and in no file.
-pub(super) fn plant_git_object(folder: &Path, text: &str) {
+pub(crate) fn plant_git_object(folder: &Path, text: &str) {
     let git = |arguments: &[&str], input: &str| {
         let mut command = Command::new("git");
         command.args(["-c", "safe.directory=*"]).args(arguments).stdin(Stdio::piped());

@@ -6,7 +6,7 @@
 mod attacks;
 mod canaries;
 mod control;
-mod haystacks;
+pub(crate) mod haystacks;
 mod judge;
 mod list;
 mod parameters;

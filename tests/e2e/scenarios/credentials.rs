@@ -3,12 +3,15 @@
 use agent_operator::domain::names::LABEL_TASK;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, api::ListParams, core::DynamicObject, discovery::ApiResource};
+use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
-use crate::support::{
-    cluster::{Cluster, NAMESPACE},
-    task::{command_agent, merge, task, unique},
+use crate::{
+    hostile::haystacks::{self, Needles},
+    support::{
+        cluster::{Cluster, NAMESPACE, SYSTEM},
+        task::{command_agent, merge, task, unique},
+    },
 };
 
 /// Searches everything an agent can read for the canaries, whose halves come as arguments so that
@@ -36,6 +39,7 @@ async fn a_searching_agent_finds_no_credential_and_none_is_in_any_object_or_log(
     canary_secret(&cluster, &name, &model_key).await;
     let git_token = cluster_git_token(&cluster).await;
 
+    let mut tasks = Vec::new();
     for (canary, which) in [(&model_key, "model"), (&git_token, "git")] {
         let task_name = format!("{name}-{which}");
         let (head, tail) = canary.split_at(canary.len() / 2);
@@ -51,40 +55,34 @@ async fn a_searching_agent_finds_no_credential_and_none_is_in_any_object_or_log(
         );
         cluster.create(NAMESPACE, &task(&task_name, "Search.", &spec)).await;
         cluster.complete(NAMESPACE, &task_name).await;
-        assert_no_trace(&cluster, &task_name, canary).await;
+        assert_found_nothing(&cluster, &task_name).await;
+        tasks.push(task_name);
     }
+    assert_no_trace(&cluster, &tasks, &[&model_key, &git_token]).await;
 }
 
-async fn assert_no_trace(cluster: &Cluster, task_name: &str, canary: &str) {
-    let forms = [canary.to_owned(), STANDARD.encode(canary)];
-    for kind in
-        [("", "v1", "Pod"), ("", "v1", "Event"), ("", "v1", "ConfigMap")].into_iter().chain([
-            ("agents.wearn.dev", "v1alpha1", "AgentRun"),
-            ("agents.wearn.dev", "v1alpha1", "CodingTask"),
-        ])
-    {
-        let (group, version, name) = kind;
-        let resource =
-            ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(group, version, name));
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(cluster.client.clone(), NAMESPACE, &resource);
-        let objects = api.list(&ListParams::default()).await.expect("a list").items;
-        let text = serde_json::to_string(&objects).expect("JSON");
-        for form in &forms {
-            assert!(!text.contains(form.as_str()), "a {name} holds the credential");
-        }
+/// Searches outside of the sandbox as the search for canaries of the stage hostile does, in every object and log.
+async fn assert_no_trace(cluster: &Cluster, tasks: &[String], canaries: &[&str]) {
+    let needles = Needles::of(canaries);
+    let mut hits = haystacks::objects(&needles).await;
+    let release = haystacks::pods(cluster, SYSTEM).await;
+    hits.extend(haystacks::logs(SYSTEM, &release, &needles).await);
+    for task in tasks {
+        let pods = cluster.task_pods(NAMESPACE, task).await;
+        assert!(!pods.is_empty(), "pods with label {LABEL_TASK} stay readable");
+        hits.extend(haystacks::logs(NAMESPACE, &pods, &needles).await);
     }
-    let pods = cluster.task_pods(NAMESPACE, task_name).await;
-    assert!(!pods.is_empty(), "pods with label {LABEL_TASK} stay readable");
+    assert!(hits.is_empty(), "{hits:#?}");
+}
+
+/// What the agent itself found, from its logs.
+async fn assert_found_nothing(cluster: &Cluster, task: &str) {
     let mut searched = 0;
-    for pod in pods {
-        let log = cluster.log(NAMESPACE, pod.metadata.name.as_deref().unwrap_or_default()).await;
+    for pod in cluster.task_pods(NAMESPACE, task).await {
+        let log = cluster.log(NAMESPACE, &pod.name_any()).await;
         // At the start of a line: the script itself, which the runner shows, has them elsewhere.
         let hits: Vec<&str> = log.lines().filter(|line| line.starts_with("HIT ")).collect();
         assert!(hits.is_empty(), "the agent found a credential: {hits:?}");
-        for form in &forms {
-            assert!(!log.contains(form.as_str()), "a log holds the credential");
-        }
         searched += log.lines().filter(|line| line.starts_with("search-complete")).count();
     }
     assert!(searched >= 3, "the search ran in plan, implement and pull-request, not {searched}");
