@@ -2,6 +2,10 @@
 # A hostile agent on real nodes. Sourced by tests/run.
 
 stage_hostile() {
+  # Needs no cluster, and the nodes' container runtime finds them when they are there.
+  if [[ $(id -u) -eq 0 ]] && ! (ensure_tools "${RUNTIME_TOOLS[@]}"); then
+    note hostile failed 1
+  fi
   cluster_for hostile || return 0
   (
     eval "$(deploy/local/env)"

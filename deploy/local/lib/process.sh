@@ -120,6 +120,8 @@ stray_pids() {
     case ${program%% (deleted)} in
       "$AO_CACHE"/tools/*/kubectl | "$AO_CACHE"/tools/*/containerd-shim-runc-v2 | "$AO_CACHE"/tools/*/ctr) continue ;;
       "$AO_CACHE"/tools/*/helm | "$AO_CACHE"/tools/*/grpcurl) continue ;;
+      # Pods, as what a shim has started.
+      "$AO_CACHE"/tools/*/containerd-shim-runsc-v1 | "$AO_CACHE"/tools/*/runsc) continue ;;
       "$AO_CACHE"/tools/*) ;;
       "$AO_STATE"/forge/bin/gitea | "$AO_STATE"/model/*) ;;
       *) continue ;;

@@ -14,12 +14,16 @@ PROMETHEUS_OPERATOR_VERSION=0.85.0
 COREDNS_VERSION=1.15.0
 GITEA_VERSION=1.26.4
 CARGO_DENY_VERSION=0.20.2
+# gVisor tags no version for Go: a state of its branch `go`, where generated files are checked in.
+GVISOR_VERSION=0.0.0-20260905035102-160fafc42237
 
 # In the order in which a cluster needs them. API tests need few of them, and helm.
 APISERVER_TOOLS=(kube-apiserver etcd kubectl helm)
 CLUSTER_TOOLS=(kube-apiserver etcd kubectl kube-controller-manager kube-scheduler kube-proxy kubelet
   containerd containerd-shim-runc-v2 ctr crane coredns gitea)
 CLIENT_TOOLS=(helm grpcurl)
+# A container runtime with a kernel of its own; built for the tests that ask for it.
+RUNTIME_TOOLS=(runsc containerd-shim-runsc-v1)
 
 CLUSTER_PACKAGES=(runc containernetworking-plugins iptables nftables conntrack iproute2 util-linux procps kmod
   openssl curl jq git ca-certificates gcc libc6-dev)
@@ -49,6 +53,7 @@ tool_version() {
     actionlint) echo "$ACTIONLINT_VERSION" ;;
     kube*) echo "$KUBERNETES_VERSION" ;;
     etcd) echo "$ETCD_VERSION" ;;
+    runsc | containerd-shim-runsc-v1) echo "$GVISOR_VERSION" ;;
     containerd* | ctr) echo "$CONTAINERD_VERSION" ;;
     crane) echo "$CRANE_VERSION" ;;
     helm) echo "$HELM_VERSION" ;;
@@ -64,6 +69,8 @@ tool_version() {
 tool_package() {
   case $1 in
     etcd) echo go.etcd.io/etcd/server/v3 ;;
+    runsc) echo gvisor.dev/gvisor/runsc ;;
+    containerd-shim-runsc-v1) echo gvisor.dev/gvisor/shim ;;
     containerd | containerd-shim-runc-v2 | ctr) echo "github.com/containerd/containerd/v2/cmd/$1" ;;
     crane) echo github.com/google/go-containerregistry/cmd/crane ;;
     helm) echo helm.sh/helm/v4/cmd/helm ;;
@@ -151,6 +158,26 @@ build_plain() {
   CGO_ENABLED=0 go_quiet build -trimpath -tags no_btrfs -ldflags "$(plain_ldflags "$1" "$version")" -o "$2" "$package"
 }
 
+# The shim of gVisor wants to be the last one that the kernel kills, which takes CAP_SYS_RESOURCE, and ends without.
+# Here it is killed as anybody else, so both programs are built in a copy of their module.
+build_gvisor() {
+  local source copy=$AO_CACHE/modules/gvisor-$GVISOR_VERSION manager=pkg/shim/v1/manager.go
+  if [[ ! -f $copy/go.mod ]]; then
+    source=$(go mod download -json "gvisor.dev/gvisor@v$GVISOR_VERSION" | sed -n 's/^[[:space:]]*"Dir": "\(.*\)",*$/\1/p')
+    rm -rf "$copy" "$copy".tmp.*
+    cp -r --no-preserve=mode "$source/." "$copy.tmp.$$"
+    sed -i 's/oomScoreMax = -999$/oomScoreMax = 0/' "$copy.tmp.$$/$manager"
+    if cmp -s "$source/$manager" "$copy.tmp.$$/$manager"; then
+      echo "$manager has changed: where does it set the score now?"
+      return 1
+    fi
+    mv "$copy.tmp.$$" "$copy"
+  fi
+  cd "$copy"
+  CGO_ENABLED=0 go_quiet build -mod=mod -trimpath -ldflags "-s -w -X gvisor.dev/gvisor/runsc/version.version=$GVISOR_VERSION" \
+    -o "$2" "$(tool_package "$1")"
+}
+
 plain_ldflags() {
   case $1 in
     containerd*) echo "-s -w -X github.com/containerd/containerd/v2/version.Version=v$2" ;;
@@ -185,6 +212,7 @@ build_tool() {
     kubeconform) ;;
     kube*) builder=build_kubernetes ;;
     gitea) builder=build_gitea ;;
+    *runsc*) builder=build_gvisor ;;
     cargo-*) builder=build_cargo ;;
   esac
   log "building $name $(tool_version "$name") ($2)…"

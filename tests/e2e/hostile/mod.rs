@@ -1,7 +1,7 @@
 //! A hostile agent on real nodes (`tests/run hostile`): every attack of `tests/hostile/attacks.list` is
 //! first shown to succeed in a pod without our walls, and then tried from inside the steps of a task.
 //! Beside it: canaries are searched for wherever they could have got to, and pods by the hundred try to
-//! reach out with their first instruction.
+//! reach out with their first instruction. A step of another runtime sees another kernel.
 
 mod attacks;
 mod canaries;
@@ -11,6 +11,7 @@ mod judge;
 mod list;
 mod parameters;
 mod place;
+mod runtimes;
 mod sink;
 mod starts;
 mod trial;

@@ -117,7 +117,7 @@ pub(crate) async fn goes_on(cluster: &Cluster, namespace: &str, name: &str) {
     cluster.delete(namespace, name).await;
 }
 
-pub(super) fn untyped(
+pub(crate) fn untyped(
     cluster: &Cluster,
     group: &str,
     kind: &str,
@@ -131,12 +131,12 @@ pub(super) fn untyped(
     }
 }
 
-pub(super) async fn put(api: &Api<DynamicObject>, object: Value) {
+pub(crate) async fn put(api: &Api<DynamicObject>, object: Value) {
     let object: DynamicObject = serde_json::from_value(object).expect("an object");
     api.create(&PostParams::default(), &object).await.expect("the obstacle");
 }
 
-pub(super) async fn remove(api: &Api<DynamicObject>, name: &str) {
+pub(crate) async fn remove(api: &Api<DynamicObject>, name: &str) {
     api.delete(name, &DeleteParams::default()).await.expect("the obstacle's end");
 }
 
