@@ -17,7 +17,7 @@ mod lost_node;
 mod nodes;
 mod partitions;
 mod slow_link;
-mod trial;
+pub(crate) mod trial;
 mod witness;
 
 /// One line for whoever watches the run; a figure or the seed is worth it also when all goes well.
