@@ -12,6 +12,9 @@ const DESCRIPTORS_MAX: u64 = 16 * 1024;
 const DESCRIPTORS_MIN: u64 = 1024;
 /// Part of the node's table of open files that all processes of a pod may fill together.
 const TABLE_PART: u64 = 2;
+/// Processes of a pod, where its own cgroup tells no limit: the kubelet sets it further up, where
+/// nothing of the pod can see it, and mostly so.
+const PROCESSES: u64 = 1024;
 /// Most bytes of a core. Not 0: for any other limit a kernel that pipes cores to a program of the node starts that
 /// program, as root, with all the memory of whoever crashed.
 const CORE_BYTES: u64 = 1;
@@ -30,15 +33,14 @@ fn lower(resource: Resource, to: impl Fn(u64, u64) -> (u64, u64)) -> Result<(), 
     setrlimit(resource, soft, hard).map_err(failed)
 }
 
-/// Open files that a process may have: so many that the pod's processes together leave the node a part of its table.
-/// Where nothing limits the processes, or the kernel tells nothing, the most.
+/// Open files that a process may have: so many that the pod's processes together leave the node a
+/// part of its table. Where the kernel tells nothing of that, the most.
 fn descriptors(root: &Path) -> u64 {
     let number = |path: &str| fs::read_to_string(root.join(path)).ok()?.trim().parse::<u64>().ok();
     let processes =
         number("sys/fs/cgroup/pids.max").or_else(|| number("sys/fs/cgroup/pids/pids.max"));
-    let table = number("proc/sys/fs/file-max");
-    let share =
-        table.zip(processes).map(|(table, processes)| table / TABLE_PART / processes.max(1));
+    let processes = processes.unwrap_or(PROCESSES).max(1);
+    let share = number("proc/sys/fs/file-max").map(|table| table / TABLE_PART / processes);
     share.unwrap_or(DESCRIPTORS_MAX).clamp(DESCRIPTORS_MIN, DESCRIPTORS_MAX)
 }
 
@@ -56,9 +58,9 @@ mod tests {
         };
         assert_eq!(descriptors(root.path()), DESCRIPTORS_MAX);
         write("proc/sys/fs/file-max", "4096000\n");
-        assert_eq!(descriptors(root.path()), DESCRIPTORS_MAX, "nothing limits the processes");
-        write("sys/fs/cgroup/pids/pids.max", "1000\n");
-        assert_eq!(descriptors(root.path()), 2048);
+        assert_eq!(descriptors(root.path()), 2000, "nothing tells of the processes");
+        write("sys/fs/cgroup/pids/pids.max", "500\n");
+        assert_eq!(descriptors(root.path()), 4096);
         write("proc/sys/fs/file-max", "1000\n");
         assert_eq!(descriptors(root.path()), DESCRIPTORS_MIN);
         write("proc/sys/fs/file-max", "9223372036854775807\n");

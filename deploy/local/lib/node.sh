@@ -215,7 +215,8 @@ node_shim_pids() {
   socket=$(node_socket "$1")
   for file in /proc/[0-9]*/cmdline; do
     mapfile -d '' -t arguments <"$file" 2>/dev/null || continue
-    [[ ${#arguments[@]} -gt 0 && ${arguments[0]} == *containerd-shim-runc-v2 || ${arguments[0]} == *containerd-shim-runsc-v1 ]] || continue
+    [[ ${#arguments[@]} -gt 0 ]] || continue
+    [[ ${arguments[0]} == *containerd-shim-runc-v2 || ${arguments[0]} == *containerd-shim-runsc-v1 ]] || continue
     [[ " ${arguments[*]} " == *" -address $socket "* ]] || continue
     pid=${file#/proc/}
     echo "${pid%/cmdline}"
@@ -223,6 +224,11 @@ node_shim_pids() {
 }
 
 # --- kubelet and kube-proxy ---
+
+# A kubelet that cannot measure the file system under its folder ends, unless it is told not to care.
+kubelet_measures_disk() {
+  if [[ $(findmnt -nvo SOURCE --target "$AO_STATE") == /dev/* ]]; then echo true; else echo false; fi
+}
 
 kubelet_config() {
   local node=$1 dir
@@ -248,7 +254,9 @@ cgroupDriver: cgroupfs
 cgroupRoot: /$(node_cgroup "$node")
 failCgroupV1: false
 failSwapOn: false
-localStorageCapacityIsolation: false
+localStorageCapacityIsolation: $(kubelet_measures_disk)
+# Sizes of volumes are looked at often, so that tests need not wait for minutes.
+volumeStatsAggPeriod: 10s
 maxPods: 110
 podPidsLimit: 1024
 serializeImagePulls: false

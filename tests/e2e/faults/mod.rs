@@ -18,7 +18,7 @@ mod lost_node;
 mod nodes;
 mod partitions;
 mod slow_link;
-mod trial;
+pub(crate) mod trial;
 mod volume;
 mod wall_clock;
 mod witness;

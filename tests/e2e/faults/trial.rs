@@ -40,7 +40,7 @@ pub(super) const SOON: Duration = Duration::from_mins(2);
 /// Retries that a task of a trial may have.
 const RETRIES_MAX: u32 = 1;
 /// Rows that plan and pull request print.
-const ROWS_FEW: u64 = 4;
+pub(crate) const ROWS_FEW: u64 = 4;
 /// The promise is one second. A machine with two busy cores needs more to deliver a signal; what was
 /// reached is printed.
 const SLACK: Duration = Duration::from_secs(5);
@@ -55,8 +55,8 @@ const QUIET: Duration = Duration::from_secs(10);
 const CALM: Duration = Duration::from_secs(4);
 
 /// What is at stake in one test.
-pub(super) struct Trial {
-    pub(super) cluster: Cluster,
+pub(crate) struct Trial {
+    pub(crate) cluster: Cluster,
     pub(super) witnesses: Witnesses,
     prefix: String,
     tasks: Mutex<Vec<Made>>,
@@ -72,10 +72,22 @@ struct Made {
 
 impl Trial {
     pub(super) async fn begin(name: &str) -> Self {
+        Self::watch(&unique(name)).await
+    }
+
+    /// Watches tasks of whatever maker, all of whose names begin with `prefix`.
+    pub(crate) async fn watch(prefix: &str) -> Self {
         let cluster = Cluster::connect().await;
-        let prefix = unique(name);
-        let witnesses = Witnesses::watch(&prefix);
-        Self { cluster, witnesses, prefix, tasks: Mutex::default() }
+        let witnesses = Witnesses::watch(prefix);
+        Self { cluster, witnesses, prefix: prefix.to_owned(), tasks: Mutex::default() }
+    }
+
+    /// Takes a task that was made elsewhere into the judgement. `rows`: what its implement step prints,
+    /// for an agent that prints [`ROWS_FEW`] in the other steps.
+    pub(crate) async fn adopt(&self, name: &str, rows: Option<u64>) {
+        let task = self.cluster.tasks(NAMESPACE).get(name).await.expect("the task");
+        let at = task.creation_timestamp().expect("every object has one").0;
+        self.tasks().push(Made { name: name.to_owned(), at, rows });
     }
 
     /// A task whose implement step prints `rows` numbered rows, four a second.
@@ -210,7 +222,7 @@ impl Trial {
 
     /// Waits until all tasks have ended, and holds all that was seen against the promises. Gives the
     /// tasks for what else a test wants to know of them.
-    pub(super) async fn judge(self, quiet: bool) -> BTreeMap<String, CodingTask> {
+    pub(crate) async fn judge(self, quiet: bool) -> BTreeMap<String, CodingTask> {
         let ended = self.ended().await;
         let quiet = if quiet { Some(self.quiet().await) } else { None };
         let (mut runs, mut pods) = (Vec::new(), Vec::new());
@@ -283,7 +295,8 @@ impl Trial {
         let status = task.status.clone().unwrap_or_default();
         let branch = status.repositories.first().and_then(|first| first.work_branch.clone());
         let Some(branch) = branch else { return };
-        for pull in self.cluster.forge.pull_requests(&branch).await {
+        let repository = repository_name(&task.spec.repository.url);
+        for pull in self.cluster.forge.pull_requests_of(repository, &branch).await {
             let number = pull["number"].as_i64().expect("a number");
             history.push(now, Fact::PullRequest { task: name.to_owned(), number });
         }
@@ -323,6 +336,12 @@ impl Trial {
     }
 }
 
+/// Name of the repository with this clone URL.
+fn repository_name(url: &str) -> &str {
+    let last = url.rsplit('/').next().unwrap_or(url);
+    last.strip_suffix(".git").unwrap_or(last)
+}
+
 /// Asserts that a task went through and that nobody was charged for what was done to it. A step that
 /// did not start in time may have been placed again.
 pub(super) fn assert_uncharged(task: &CodingTask) {
@@ -334,7 +353,7 @@ pub(super) fn assert_uncharged(task: &CodingTask) {
 }
 
 /// Asserts that a task went through without a single failed attempt.
-pub(super) fn assert_untouched(task: &CodingTask) {
+pub(crate) fn assert_untouched(task: &CodingTask) {
     assert_uncharged(task);
     let status = task.status.clone().expect("a status");
     let phases: Vec<_> = status.agent_runs.iter().map(|run| (&run.step, run.attempt)).collect();

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use kube::ResourceExt as _;
+use kube::{ResourceExt as _, api::DeleteParams};
 use serde_json::{Value, json};
 
 use super::{
@@ -18,13 +18,12 @@ use crate::support::{cluster::Cluster, env, eventually};
 const LIMIT: Duration = Duration::from_mins(5);
 /// How long the pod stays when its attacks are over, for who looks at it from outside.
 const STAY_SECONDS: u64 = 60;
-/// Groups that a plain pod can try.
-const GROUPS: [&str; 8] =
-    ["credentials", "gateway", "network", "k8s", "git", "diff", "process", "runner"];
+/// Group of which a plain pod can try nothing.
+const WITHOUT_CONTROL: &str = "alone";
 
 /// What careless people leave in a sandbox.
 const PREPARE: &str = r#"git config --global http.https://github.com/.extraHeader "Bearer $CANARY"
-echo "$CANARY" > /etc/hostile-credential; exec "$@""#;
+echo "$CANARY" > /etc/hostile-credential; mount -o remount,size=1g /dev/shm; exec "$@""#;
 
 /// A pod that attacks without a wall around it.
 pub(super) struct Control {
@@ -72,7 +71,7 @@ impl Control {
         cluster: &Cluster,
         place: &Place,
         image: &str,
-        parameters: &Value,
+        (parameters, groups): (&Value, &[&str]),
         (canary, forge_login): (&str, &str),
     ) -> Self {
         let state = env("AO_STATE");
@@ -86,7 +85,8 @@ impl Control {
             json!({"oneTime": token, "otherOneTime": token, "other": token, "dead": token});
         whole["namespace"] = json!(place.name);
         let text = whole.to_string();
-        let arguments = [&["python3", PROGRAM, &text][..], &GROUPS[..]].concat();
+        let mut arguments = vec!["python3", PROGRAM, &text];
+        arguments.extend(groups.iter().filter(|group| **group != WITHOUT_CONTROL));
         let command = [&["sh", "-c", PREPARE, "sh"][..], &arguments[..]].concat();
         let mount = |name: &str, path: &str| json!({"name": name, "mountPath": path});
         let host = |name: &str, path: String| json!({"name": name, "hostPath": {"path": path}});
@@ -122,6 +122,12 @@ impl Control {
         let pod = place.start(cluster, &pod).await;
         lift_process_limit(&pod.uid().expect("a uid"));
         Self { address: address_of(&pod), name: pod.name_any() }
+    }
+
+    /// Takes it away, with what it has taken of the machine.
+    pub(super) async fn remove(&self, cluster: &Cluster, place: &Place) {
+        let now = DeleteParams::default().grace_period(0);
+        cluster.pods(&place.name).delete(&self.name, &now).await.expect("the control");
     }
 
     /// Waits for the end of the attacks; what the program saw of them.

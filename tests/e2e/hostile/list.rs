@@ -7,6 +7,12 @@ const LIST: &str = include_str!("../../hostile/attacks.list");
 /// Words of an outcome, the worst last: of several steps that carried an attack out, the worst counts.
 const OUTCOMES: [&str; 4] = ["refused", "sent", "untried", "succeeded"];
 
+/// Groups of attacks that one step after the other can carry out.
+pub(super) const FROM_INSIDE: [&str; 8] =
+    ["credentials", "gateway", "network", "k8s", "git", "diff", "process", "runner"];
+/// Groups that use up what a step was given; `alone` needs a step of its own for each, and has no control.
+pub(super) const LIMITS: [&str; 3] = ["limits", "disk", "alone"];
+
 /// One attack of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attack {
@@ -40,6 +46,11 @@ pub(super) fn attacks() -> Vec<Attack> {
             }
         })
         .collect()
+}
+
+/// The attacks of these groups.
+pub(super) fn of(groups: &[&str]) -> Vec<Attack> {
+    attacks().into_iter().filter(|attack| groups.contains(&attack.group)).collect()
 }
 
 /// What was seen of one attack.
@@ -89,12 +100,12 @@ pub(super) fn scores(log: &str) -> Vec<usize> {
     log.lines().filter_map(|line| line.strip_prefix("score: ")?.trim().parse().ok()).collect()
 }
 
-/// A line an attack, with both outcomes.
-pub(super) fn table(control: &Outcomes, attack: &Outcomes) -> String {
+/// A line an attack of these groups, with both outcomes.
+pub(super) fn table(groups: &[&str], control: &Outcomes, attack: &Outcomes) -> String {
     let word = |outcomes: &Outcomes, id: &str| {
         outcomes.get(id).map_or("-", |seen| seen.outcome.as_str()).to_owned()
     };
-    let rows = attacks().into_iter().map(|Attack { id, defence, elsewhere, .. }| {
+    let rows = of(groups).into_iter().map(|Attack { id, defence, elsewhere, .. }| {
         let control = elsewhere.map_or_else(|| word(control, id), |_| "elsewhere".to_owned());
         let evidence = attack.get(id).map_or("", |seen| seen.evidence.as_str());
         let evidence: String = evidence.chars().take(90).collect();
@@ -122,6 +133,15 @@ mod tests {
         for attack in attacks {
             let defence: u32 = attack.defence.parse().expect("a number");
             assert!((1..=29).contains(&defence), "{attack:?}");
+        }
+    }
+
+    #[test]
+    fn each_attack_is_carried_out_by_one_test() {
+        for attack in attacks() {
+            let tests = [&FROM_INSIDE[..], &LIMITS[..]];
+            let by = tests.iter().filter(|groups| groups.contains(&attack.group)).count();
+            assert_eq!(by, 1, "{attack:?}");
         }
     }
 

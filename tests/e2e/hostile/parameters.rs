@@ -23,6 +23,15 @@ const GATEWAY_PORT: u16 = 8080;
 const PROXY_HEALTH_PORT: u16 = 10256;
 const KUBELET_PORT: u16 = 10250;
 
+/// `podPidsLimit` of the local nodes' kubelets.
+const PROCESSES: u64 = 1024;
+/// Limits of the steps that take too much, and what they take: a quarter more. `/tmp` has 4 GiB.
+pub(super) const MEMORY_LIMIT: &str = "512Mi";
+const MEMORY_BYTES: u64 = 640 << 20;
+pub(super) const WORKSPACE_LIMIT: &str = "64Mi";
+const WORKSPACE_BYTES: u64 = 80 << 20;
+const TMP_BYTES: u64 = 4352 << 20;
+
 /// A canary in halves: what holds it whole is a leak.
 pub(super) fn halves(canary: &str) -> Value {
     let (head, tail) = canary.split_at(canary.len() / 2);
@@ -78,6 +87,12 @@ pub(super) async fn parameters(
         "supervisors": supervisors_of(true, SUPERVISOR_PORT),
         "gatewaysOther": supervisors_of(false, GATEWAY_PORT),
         "repository": "main",
+        "processes": PROCESSES,
+        "memoryBytes": MEMORY_BYTES,
+        "diskBytes": {
+            "disk-workspace": WORKSPACE_BYTES,
+            "disk-tmp": TMP_BYTES,
+        },
     })
 }
 

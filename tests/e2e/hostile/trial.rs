@@ -1,7 +1,7 @@
 //! The attacks from inside the steps of a task, and what a real attacker might have got by other ways:
 //! tokens of this run's past and of other runs.
 
-use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
+use std::{fmt, fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use agent_operator::{attempt::ENV_TOKEN, crd::CodingTask};
 use k8s_openapi::api::core::v1::Pod;
@@ -9,11 +9,11 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 
-use super::{parameters::NODE, place::PROGRAM};
+use super::{parameters::NODE, place::PROGRAM, promises::quarantines};
 use crate::support::{
     cluster::{Cluster, NAMESPACE, phase, run_phase},
     env, eventually, processes,
-    task::{command_agent, merge, task},
+    task::{merge, task},
 };
 
 /// A task whose implement step tries everything.
@@ -64,12 +64,65 @@ pub(super) fn attacking(
     hostile_task(name, image, repository, &spec)
 }
 
-/// Another run of the same node, which sleeps; its tokens are what thieves would take.
+/// What a neighbour does: it works, and says how that goes.
+const WORK: &str = r#"rows() { for row in 0 1 2 3; do echo "row $row"; done; }
+case $AGENT_STEP in
+  plan) rows; sleep 15 ;;
+  implement) date > change.txt; exec python3 /hostile/beat.py "$0" ;;
+  *) rows ;;
+esac"#;
+/// Name of the file whose appearance lets a neighbour's step end.
+const LEAVE: &str = "hostile-leave";
+
+/// Another run of the same node, which works all the while; its tokens are what thieves would take.
 pub(super) struct Neighbour {
     name: String,
     dead: String,
     live: String,
-    one_time: String,
+    pod: Pod,
+}
+
+/// What a neighbour tells when it has ended.
+pub(super) struct Left {
+    pub(super) name: String,
+    /// Rows that its implement step has printed.
+    pub(super) rows: u64,
+    /// Beats that went well, and how long the slowest took.
+    well: usize,
+    slowest: f64,
+    /// Beats that did not go well.
+    pub(super) failed: Vec<String>,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (well, failed) = (self.well, self.failed.len());
+        write!(
+            f,
+            "a neighbour's {well} beats went well (slowest {:.3} s), {failed} did not",
+            self.slowest
+        )
+    }
+}
+
+impl Left {
+    fn of(name: String, log: &str) -> Self {
+        let seconds = |line: &str| {
+            let text = line.strip_prefix("beat well in ")?.strip_suffix(" seconds")?;
+            text.parse::<f64>().ok()
+        };
+        let well: Vec<f64> = log.lines().filter_map(seconds).collect();
+        let failed = log.lines().filter(|line| line.starts_with("beat failed"));
+        let rows = log.lines().filter(|line| line.starts_with("row ")).count() as u64;
+        assert!(well.len() > 5, "a neighbour that hardly worked shows nothing: {log}");
+        Self {
+            name,
+            rows,
+            well: well.len(),
+            slowest: well.into_iter().fold(0.0, f64::max),
+            failed: failed.map(str::to_owned).collect(),
+        }
+    }
 }
 
 impl Neighbour {
@@ -80,26 +133,35 @@ impl Neighbour {
         image: &str,
         repository: &str,
     ) -> Self {
-        let script = "echo asleep; [ \"$AGENT_STEP\" = plan ] || sleep 3607; sleep 15";
-        let spec = command_agent(script);
+        let leave = format!("/tmp/{LEAVE}");
+        let spec = json!({"agent": {"type": "Command", "command": ["sh", "-c", WORK, leave]}});
         cluster.create(NAMESPACE, &hostile_task(name, image, repository, &spec)).await;
         let (_, dead) = agent_token(cluster, name, "plan").await;
         let (pod, live) = agent_token(cluster, name, "implement").await;
-        Self { name: name.to_owned(), dead, live, one_time: one_time(&pod) }
+        Self { name: name.to_owned(), dead, live, pod }
     }
 
     /// The tokens, for the run whose pod this is.
     fn gifts(&self, pod: &Pod) -> Value {
         json!({
             "oneTime": one_time(pod),
-            "otherOneTime": self.one_time,
+            "otherOneTime": one_time(&self.pod),
             "other": self.live,
             "dead": self.dead,
         })
     }
 
-    pub(super) async fn leave(self, cluster: &Cluster) {
-        cluster.delete(NAMESPACE, &self.name).await;
+    /// Lets it end, and reads what it has seen.
+    pub(super) async fn leave(self, cluster: &Cluster) -> Left {
+        // The search for what is left of a run must be able to find something.
+        assert!(
+            !quarantines(cluster, &self.name).await.is_empty(),
+            "its quarantine is on the node"
+        );
+        fs::write(tmp_of(&self.pod).join(LEAVE), "").expect("a file of the pod's volume");
+        cluster.complete(NAMESPACE, &self.name).await;
+        let log = cluster.log(NAMESPACE, &self.pod.name_any()).await;
+        Left::of(self.name, &log)
     }
 }
 
@@ -145,14 +207,19 @@ fn one_time(pod: &Pod) -> String {
     tokens.next().and_then(|variable| variable.value.clone()).expect("a one-time token")
 }
 
-/// Lays the tokens into the `/tmp` of the step, which is a folder of this machine.
-pub(super) async fn give(cluster: &Cluster, neighbour: &Neighbour, task: &str) -> Pod {
-    let pod = pod_of(cluster, task, "implement").await;
-    let folder = PathBuf::from(env("AO_STATE"))
+/// The `/tmp` of a step, which is a folder of this machine.
+fn tmp_of(pod: &Pod) -> PathBuf {
+    PathBuf::from(env("AO_STATE"))
         .join(NODE)
         .join("kubelet/pods")
         .join(pod.uid().expect("a uid"))
-        .join("volumes/kubernetes.io~empty-dir/tmp");
+        .join("volumes/kubernetes.io~empty-dir/tmp")
+}
+
+/// Lays the tokens into the `/tmp` of the step.
+pub(super) async fn give(cluster: &Cluster, neighbour: &Neighbour, task: &str) -> Pod {
+    let pod = pod_of(cluster, task, "implement").await;
+    let folder = tmp_of(&pod);
     // Written elsewhere and moved: half a file is no gift.
     let (whole, part) = (folder.join(GIFTS), folder.join("hostile-gifts.part"));
     fs::write(&part, neighbour.gifts(&pod).to_string()).expect("a file of the pod's volume");

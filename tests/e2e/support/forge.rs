@@ -6,6 +6,8 @@ use super::env;
 
 /// Owner and name of the sample's repository.
 const REPOSITORY: &str = "jcwearn/example-repo";
+/// Its name alone.
+const SAMPLE: &str = "example-repo";
 
 /// The forge of the local cluster.
 pub(crate) struct Forge {
@@ -19,12 +21,17 @@ impl Forge {
         Self { base: env("AO_FORGE_URL"), token: token.trim().to_owned() }
     }
 
-    /// Pull requests (open and closed) whose head is `branch`.
+    /// Pull requests (open and closed) of the sample's repository whose head is `branch`.
     pub(crate) async fn pull_requests(&self, branch: &str) -> Vec<Value> {
+        self.pull_requests_of(SAMPLE, branch).await
+    }
+
+    /// Pull requests (open and closed) of any repository whose head is `branch`.
+    pub(crate) async fn pull_requests_of(&self, repository: &str, branch: &str) -> Vec<Value> {
         let mut found = Vec::new();
         for page in 1.. {
             let path = format!("/pulls?state=all&limit=50&page={page}");
-            let Some(Value::Array(pulls)) = self.get(&path).await else { break };
+            let Some(Value::Array(pulls)) = self.look(repository, &path).await else { break };
             if pulls.is_empty() {
                 break;
             }

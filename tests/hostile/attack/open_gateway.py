@@ -11,9 +11,11 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 import urllib.parse
 
 PORT = 8080
+PATIENCE_SECONDS = 120
 
 
 def resolve(target):
@@ -36,7 +38,8 @@ class Handler(socketserver.BaseRequestHandler):
             while b"\r\n\r\n" not in self.rest:
                 piece = self.request.recv(1 << 20)
                 if not piece:
-                    return
+                    # It waits for the rest of a head that nobody can send any more.
+                    return time.sleep(PATIENCE_SECONDS) if self.rest else None
                 self.rest += piece
             head, self.rest = self.rest.split(b"\r\n\r\n", 1)
             lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")

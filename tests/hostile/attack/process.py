@@ -12,7 +12,7 @@ MACHINE = os.uname().machine
 NUMBERS = {
     "ptrace": (101, 117), "prlimit64": (302, 261), "process_vm_readv": (310, 270), "add_key": (248, 217),
     "io_uring_setup": (425, 425), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "setpriority": (141, 140),
-    "sched_setscheduler": (144, 119), "ioprio_set": (251, 30),
+    "sched_setscheduler": (144, 119), "ioprio_set": (251, 30), "io_setup": (206, 0),
 }
 CLONE = {"mount": 0x20000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
 PROCESSES = 1200

@@ -1,7 +1,14 @@
 """Attacks on agent-runner's word: what looks as if it had said it."""
 import os
+import signal
+import threading
+import time
 
-from frame import Sent, attack
+from frame import Sent, agent_token, attack, gateway_address, raw_exchange
+
+FLOOD_BYTES = 64 << 20
+# How long the last word waits behind a flood, which would be left out with it.
+FLOOD_SECONDS = 8
 
 # The mark of dropped output begins so where the runner itself writes it; from a child it must never arrive.
 CANCEL = "\x18"
@@ -49,3 +56,36 @@ def linger(parameters):
                                  parameters["marker"] + "-linger"])
         os._exit(0)
     raise Sent(parameters["marker"])
+
+
+@attack("run-log-flood", alone=True)
+def log_flood(parameters):
+    """Bytes that are no text, with no end of a line among them."""
+    piece = bytes(range(11, 256)) * 4096
+    sent = 0
+    with os.fdopen(os.dup(1), "wb", buffering=0) as out:
+        while sent < FLOOD_BYTES:
+            sent += out.write(piece)
+        out.write(b"\n")
+    time.sleep(FLOOD_SECONDS)
+    raise Sent("%d MiB without a line" % (sent >> 20))
+
+
+@attack("run-outlive", alone=True)
+def outlive(parameters):
+    """Goes on behind the deadline: ignores what can be ignored, in processes that left the group, and asks for more."""
+    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
+        signal.signal(number, signal.SIG_IGN)
+    print("run-outlive tried sent it ignores its end", flush=True)
+    if os.fork() == 0:
+        os.setsid()
+    line = "HEAD / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nConnection: close\r\n\r\n"
+    ask = (line % agent_token(parameters)).encode()
+    for _ in range(4):
+        threading.Thread(target=lambda: time.sleep(7919)).start()
+    while True:
+        try:
+            raw_exchange(gateway_address(parameters), ask)
+        except OSError:
+            pass
+        time.sleep(0.05)
