@@ -1,6 +1,6 @@
 //! The wall clock of supervisor and controller steps by an hour, forwards and back, in the middle of a step (class 17).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent_operator_supervisor::clock;
 use jiff::Timestamp;
@@ -83,7 +83,7 @@ async fn timed_out_beside(cluster: &Cluster, seconds: i64) -> Duration {
     merge(&mut spec, &on(NODE));
     cluster.create(NAMESPACE, &task(&name, "Sleep.", &spec)).await;
     let running = cluster.run_in_phase(NAMESPACE, &name, "plan", "Running").await;
-    let began = Instant::now();
+    let began = clock::instant();
     let pod = running.status.and_then(|status| status.pod_name).expect("a pod");
     let uid = cluster.pods(NAMESPACE).get(&pod).await.expect("the pod").metadata.uid;
     let uid = uid.expect("a uid");
@@ -91,7 +91,7 @@ async fn timed_out_beside(cluster: &Cluster, seconds: i64) -> Duration {
     let end = eventually("nothing of the step runs", SOON, || async {
         let mut left = processes::of_pod(&uid);
         left.retain(|(_, comm)| comm != "pause");
-        if left.is_empty() { Ok(Instant::now()) } else { Err(format!("{left:?}")) }
+        if left.is_empty() { Ok(clock::instant()) } else { Err(format!("{left:?}")) }
     })
     .await;
     let ran = end - began;

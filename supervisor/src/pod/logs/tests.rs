@@ -10,6 +10,7 @@ use agent_operator::domain::{Attempt, RunRef, RunUid, ids::PodUid};
 use super::*;
 use crate::streams::{Retention, Streams, spool::Piece};
 
+mod pace;
 mod rotation;
 
 const TIME: &str = "2027-01-15T10:00:00";
