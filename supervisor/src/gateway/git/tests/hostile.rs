@@ -222,6 +222,10 @@ async fn commits_whose_texts_act_at_the_forge_or_hide_something_are_refused() {
     let sandbox = world.sandbox(&grant).await;
     let change = "echo a > a; git add .";
     let long = "git commit -q --allow-empty -m \"$(printf 'x%.0s' $(seq 20000))\"";
+    // git itself would make UTF-8 of it.
+    let raw =
+        "git update-ref HEAD $( (git cat-file commit $(git commit-tree -p HEAD -m x HEAD^{tree})
+        printf 'a\\377b\\n') | git hash-object -t commit -w --stdin)";
     for (script, what) in [
         ("git commit -q --allow-empty -m 'Fixes #1'", "issue"),
         ("git commit -q --allow-empty -m 'x' -m 'Closes https://github.com/o/r/issues/1'", "issue"),
@@ -229,7 +233,7 @@ async fn commits_whose_texts_act_at_the_forge_or_hide_something_are_refused() {
         ("git commit -q --allow-empty -m 'x [skip ci]'", "order"),
         ("git commit -q --allow-empty -m \"$(printf 'a\\033[2Jb')\"", "control"),
         ("git commit -q --allow-empty -m \"$(printf 'a\\342\\200\\256b')\"", "control"),
-        ("git commit -q --allow-empty -m \"$(printf 'a\\377b')\"", "UTF-8"),
+        (raw, "UTF-8"),
         ("git -c i18n.commitEncoding=utf-7 commit -q --allow-empty -m x", "encoding"),
         (
             "git commit -q --allow-empty -m x --author \"$(printf 'a\\342\\200\\256b <a@b>')\"",
