@@ -9,7 +9,7 @@ use std::{
 use agent_operator::{
     attempt::Published,
     domain::{
-        Reason,
+        Reason, commit_text,
         names::TRAILER_TASK_UID,
         text::{head_and_tail, printable, tail},
     },
@@ -20,7 +20,7 @@ use crate::{
     confine::{EXIT_NOT_FOUND, Invocation},
     context::Context,
     output::Capture,
-    process::Errors,
+    process::{Errors, Sink},
     result::Failure,
 };
 
@@ -150,7 +150,12 @@ impl Workspace {
         let refused = Reason::PushRefused;
         let start = &context.spec.repository.start_commit;
         // Rewritten history could not be published; the agent's work tree is what counts.
-        if self.git(context, &["merge-base", "--is-ancestor", start, "HEAD"], b"")?.exit_code != 0 {
+        let descends = self.git(context, &["merge-base", "--is-ancestor", start, "HEAD"], b"")?;
+        if descends.exit_code != 0 {
+            self.must(context, &["reset", "--quiet", "--soft", start], refused)?;
+        } else if let Some(what) = self.objection(context)? {
+            // The gateway would refuse them, and the work is not to be lost for its wording.
+            context.status(&format!("the agent's commits become one, for they have {what}"));
             self.must(context, &["reset", "--quiet", "--soft", start], refused)?;
         }
         self.must(context, &["add", "--all"], refused)?;
@@ -232,6 +237,21 @@ impl Workspace {
         input: &[u8],
         given_up: &dyn Fn() -> bool,
     ) -> Result<GitOutput, Failure> {
+        let mut stdout = Capture::new(GIT_OUTPUT_BYTES_MAX);
+        let (exit_code, stderr) =
+            self.git_into(context, arguments, input, &mut stdout, given_up)?;
+        Ok(GitOutput { exit_code, stdout: stdout.finish(), stderr })
+    }
+
+    /// As [`Workspace::git_unless`], with its output in `stdout`; its exit code and its words.
+    fn git_into(
+        &self,
+        context: &Context<'_>,
+        arguments: &[&str],
+        input: &[u8],
+        stdout: &mut dyn Sink,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<(i32, String), Failure> {
         let mut command = vec!["git".to_owned()];
         command.extend(arguments.iter().map(|&argument| argument.to_owned()));
         let invocation = Invocation {
@@ -240,11 +260,10 @@ impl Workspace {
             environment: git_environment(context),
             only_port: Some(context.gateway_port()),
         };
-        let mut stdout = Capture::new(GIT_OUTPUT_BYTES_MAX);
         let mut stderr = Capture::new(GIT_OUTPUT_BYTES_MAX);
         let ended = context
             .processes
-            .run_unless(&invocation, input, &mut stdout, Errors::Apart(&mut stderr), given_up)
+            .run_unless(&invocation, input, stdout, Errors::Apart(&mut stderr), given_up)
             .map_err(|error| Failure::new(Reason::AgentFailed, error.to_string()))?;
         if let Some(stopping) = ended.stopped {
             return Err(stopping.into());
@@ -254,8 +273,7 @@ impl Workspace {
             let message = format!("git of the agent image cannot be run: {}", words.trim());
             return Err(Failure::new(Reason::InvalidTask, message));
         }
-        let (stdout, stderr) = (stdout.finish(), stderr.finish());
-        Ok(GitOutput { exit_code: ended.exit_code, stdout, stderr })
+        Ok((ended.exit_code, stderr.finish()))
     }
 }
 
@@ -326,7 +344,8 @@ fn trailers(context: &Context<'_>) -> [(&'static str, String); 3] {
 }
 
 fn commit_message(context: &Context<'_>) -> String {
-    let mut message = subject(&context.spec.prompt);
+    // The prompt is a person's, and what it quotes need not be.
+    let mut message = commit_text::neutralise(&subject(&context.spec.prompt));
     message.push_str("\n\n");
     if context.spec.feedback.is_some() {
         message.push_str("Made in answer to failing tests.\n\n");
@@ -349,6 +368,7 @@ fn is_plain_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
+mod messages;
 mod transfer;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Domain types: no kube, tonic or tokio in here.
 
 pub mod assignment;
+pub mod commit_text;
 pub mod detect;
 pub mod duration;
 pub mod event;

@@ -32,7 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     args::Args,
     clock,
-    enforcer::client::SocketEnforcer,
+    enforcer::client::{Enforcer, SocketEnforcer},
     health,
     ledger::{Ledger, Memory, Oddities},
     link,
@@ -116,7 +116,7 @@ pub async fn run(args: Args, tracer: Tracer, shutdown: CancellationToken) -> any
         of_retention.run_until_cancelled(retention).await;
         Ok("retention")
     });
-    let health = health::run(args.http_address, metrics, inputs, shutdown.clone());
+    let health = health::run(args.http_address, metrics, inputs, enforcer(&args), shutdown.clone());
     tasks.spawn(async move {
         health.await.context("health server failed")?;
         Ok("health")
@@ -163,6 +163,12 @@ fn open_ledger(dir: &Path, metrics: &Metrics) -> anyhow::Result<(Ledger, Memory,
     Ok((ledger, memory, oddities.facts_may_be_missing()))
 }
 
+/// The node's enforcer, where the release has one.
+fn enforcer(args: &Args) -> Option<Arc<dyn Enforcer>> {
+    let socket = args.enforcer_socket.clone()?;
+    Some(Arc::new(SocketEnforcer::new(socket)))
+}
+
 fn tools(
     args: &Args,
     client: kube::Client,
@@ -178,9 +184,7 @@ fn tools(
         gateway: GatewayAddress::new(args.gateway_service.clone()),
         runner_image: args.runner_image.clone(),
         priority_class: args.agent_priority_class.clone(),
-        enforcer: args.enforcer_socket.clone().map(|socket| {
-            Arc::new(SocketEnforcer::new(socket)) as Arc<dyn crate::enforcer::client::Enforcer>
-        }),
+        enforcer: enforcer(args),
         own_gateway: args.own_gateway(),
         inputs,
         runtime: Handle::current(),

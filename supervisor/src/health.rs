@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics`. Alive and ready both mean that the runner answers: neither
+//! `/livez`, `/readyz` and `/metrics`, in which the enforcer's counts stand too. Alive and ready both mean that the runner answers: neither
 //! depends on the session or the gateway, for a supervisor without them still does its work.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -10,15 +10,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::Metrics, steps::runner::Input};
+use crate::{enforcer::client::Enforcer, metrics::Metrics, steps::runner::Input};
 
 /// A runner that does not answer within this time hangs (a stuck disk, most likely).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A scrape waits no longer for the enforcer's counts, which it has in memory.
+const COUNTS_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 struct Shared {
     metrics: Arc<Metrics>,
     inputs: mpsc::Sender<Input>,
+    enforcer: Option<Arc<dyn Enforcer>>,
 }
 
 /// Serves on `address` until `shutdown`.
@@ -26,6 +30,7 @@ pub async fn run(
     address: SocketAddr,
     metrics: Arc<Metrics>,
     inputs: mpsc::Sender<Input>,
+    enforcer: Option<Arc<dyn Enforcer>>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
@@ -33,7 +38,7 @@ pub async fn run(
         .route("/livez", get(answers))
         .route("/readyz", get(answers))
         .route("/metrics", get(metrics_text))
-        .with_state(Shared { metrics, inputs });
+        .with_state(Shared { metrics, inputs, enforcer });
     axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
@@ -50,5 +55,9 @@ async fn answers(State(shared): State<Shared>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics_text(State(shared): State<Shared>) -> Result<String, StatusCode> {
+    if let Some(enforcer) = &shared.enforcer {
+        let counts = tokio::time::timeout(COUNTS_TIMEOUT, enforcer.counts()).await;
+        shared.metrics.enforcer.show(counts.ok().and_then(Result::ok));
+    }
     shared.metrics.encode().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }

@@ -1,6 +1,8 @@
 //! Metrics of the supervisor. Label values are words of the code, so that no input can grow the
 //! registry; each series is there from the start, so that its first event shows as a rate.
 
+mod enforcer;
+
 use std::{
     sync::atomic::{AtomicI64, AtomicU64},
     time::Duration,
@@ -16,6 +18,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use self::enforcer::EnforcerMetrics;
 use crate::{
     ledger::NoRoom,
     steps::runner::{ACCEPTED, refusal},
@@ -76,6 +79,8 @@ pub struct Metrics {
     pub link_up: Gauge<i64, AtomicI64>,
     /// Whether the ledger takes assignments: it can be written and its reserve is held.
     pub ledger_room: Gauge<i64, AtomicI64>,
+    /// What the node's enforcer counts.
+    pub enforcer: EnforcerMetrics,
 }
 
 impl Metrics {
@@ -97,6 +102,7 @@ impl Metrics {
             session_up: Gauge::default(),
             link_up: Gauge::default(),
             ledger_room: Gauge::default(),
+            enforcer: EnforcerMetrics::default(),
         };
         let mut registry = Registry::with_prefix("agent_operator_supervisor");
         metrics.register(&mut registry);
@@ -129,6 +135,7 @@ impl Metrics {
         to.register("link_up", help, self.link_up.clone());
         let help = "1 while the ledger takes assignments: it can be written and holds its reserve";
         to.register("ledger_room", help, self.ledger_room.clone());
+        self.enforcer.register(to);
     }
 
     /// Makes every series that can be.

@@ -6,12 +6,13 @@
 //! supervisor does, can watch for them without keeping them. What is found is masked byte for byte:
 //! lengths and offsets of streams stay what they were.
 //!
-//! Not found is what was changed otherwise: split, reversed, encrypted, compressed, encoded twice, or
-//! cut over two lines of a log.
+//! A stream comes in pieces, and a piece may end within a secret: [`Watchlist::mask_decided`] says how
+//! much of it is decided. Not found is what was changed otherwise: split, reversed, encrypted,
+//! compressed, encoded twice, or cut over two lines of a log.
 
 mod forms;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use agent_operator::domain::Credential;
 use sha2::{Digest as _, Sha256};
@@ -23,6 +24,9 @@ const WINDOW_BYTES: usize = 8;
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 /// What stands in a secret's place.
 const MASK: u8 = b'*';
+/// Longest form that the beginning of is waited for: keys have a few hundred bytes, and what waits is
+/// kept in memory.
+const AWAITED_BYTES_MAX: usize = 64 * 1024;
 
 /// One form of one secret.
 #[derive(Debug)]
@@ -44,12 +48,31 @@ pub struct Found {
     pub end: usize,
 }
 
+/// How far a piece of a stream is decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decided {
+    /// Bytes that are part of no secret that goes on behind the piece.
+    pub bytes: usize,
+    /// Where secrets stood in them.
+    pub masked: Vec<Range<usize>>,
+}
+
+/// What comes next in a piece of a stream.
+enum Next {
+    /// A secret.
+    Found(Found),
+    /// What may become one, from this byte on.
+    Open(usize),
+}
+
 /// What is watched for. The default watches for nothing.
 #[derive(Debug, Default)]
 pub struct Watchlist {
     salt: [u8; 16],
     forms: HashMap<u16, Vec<Form>>,
     longest: usize,
+    /// Whether a form goes over the end of a line.
+    has_lines: bool,
 }
 
 impl Watchlist {
@@ -71,11 +94,12 @@ impl Watchlist {
         if form.len() < WINDOW_BYTES {
             return;
         }
-        let digest = self.digest(form);
+        let (digest, has_lines) = (self.digest(form), form.contains(&b'\n'));
         let same_start = self.forms.entry(bucket(hash(&form[..WINDOW_BYTES]))).or_default();
         if same_start.iter().all(|known| known.digest != digest) {
             let form = Form { name: Arc::clone(name), bytes: form.len(), digest };
             self.longest = self.longest.max(form.bytes);
+            self.has_lines |= has_lines;
             same_start.push(form);
             // Of two that begin alike, the longer one is to be masked.
             same_start.sort_by_key(|form| std::cmp::Reverse(form.bytes));
@@ -98,12 +122,24 @@ impl Watchlist {
 
     /// The first secret in `bytes` at or after `from`.
     pub fn find(&self, bytes: &[u8], from: usize) -> Option<Found> {
+        self.scan(bytes, from, |start, form| self.is_at(bytes, start, form))
+    }
+
+    /// The first answer of `judge` to a form that may begin at a byte at or after `from`; of forms that
+    /// begin alike the longer one is first.
+    fn scan<T>(
+        &self,
+        bytes: &[u8],
+        from: usize,
+        judge: impl Fn(usize, &Form) -> Option<T>,
+    ) -> Option<T> {
         let first = bytes.get(from..from + WINDOW_BYTES).filter(|_| !self.is_empty())?;
         let mut rolling = hash(first);
         let leaving = power(WINDOW_BYTES);
         for start in from.. {
-            if let Some(found) = self.matches(bytes, start, rolling) {
-                return Some(found);
+            let mut forms = self.forms.get(&bucket(rolling)).into_iter().flatten();
+            if let Some(answer) = forms.find_map(|form| judge(start, form)) {
+                return Some(answer);
             }
             let entering = *bytes.get(start + WINDOW_BYTES)?;
             rolling = rolling
@@ -114,11 +150,52 @@ impl Watchlist {
         None
     }
 
-    fn matches(&self, bytes: &[u8], start: usize, rolling: u64) -> Option<Found> {
-        self.forms.get(&bucket(rolling))?.iter().find_map(|form| {
-            let end = start + form.bytes;
-            let same = self.digest(bytes.get(start..end)?) == form.digest;
-            same.then(|| Found { credential: Arc::clone(&form.name), start, end })
+    fn is_at(&self, bytes: &[u8], start: usize, form: &Form) -> Option<Found> {
+        let end = start + form.bytes;
+        let same = self.digest(bytes.get(start..end)?) == form.digest;
+        same.then(|| Found { credential: Arc::clone(&form.name), start, end })
+    }
+
+    /// Masks the secrets in a piece of a stream that goes on. All pieces one after the other, each with
+    /// what was not decided of the one before it, are masked as the whole would be.
+    pub fn mask_decided(&self, bytes: &mut [u8]) -> Decided {
+        let mut decided = Decided { bytes: bytes.len(), masked: Vec::new() };
+        if self.is_empty() {
+            return decided;
+        }
+        let line = bytes.iter().rposition(|byte| *byte == b'\n').filter(|_| !self.has_lines);
+        let line = line.map_or(0, |end| end + 1);
+        let mut from = 0;
+        loop {
+            match self.next(bytes, from, line) {
+                Some(Next::Found(found)) => {
+                    bytes[found.start..found.end].fill(MASK);
+                    decided.masked.push(found.start..found.end);
+                    from = found.end;
+                }
+                Some(Next::Open(start)) => {
+                    decided.bytes = start;
+                    return decided;
+                }
+                None => return decided,
+            }
+        }
+    }
+
+    /// The first secret at or after `from`, or what may be the beginning of one; that begins at or after
+    /// `line`.
+    fn next(&self, bytes: &[u8], from: usize, line: usize) -> Option<Next> {
+        let judged = self.scan(bytes, from, |start, form| {
+            let open = start + form.bytes > bytes.len() && form.bytes <= AWAITED_BYTES_MAX;
+            if open && start >= line {
+                return Some(Next::Open(start));
+            }
+            self.is_at(bytes, start, form).map(Next::Found)
+        });
+        judged.or_else(|| {
+            // Too few bytes to tell anything by.
+            let start = (bytes.len() + 1).saturating_sub(WINDOW_BYTES).max(from).max(line);
+            (start < bytes.len()).then_some(Next::Open(start))
         })
     }
 

@@ -65,6 +65,26 @@ fn flags_of_the_chart_are_flags_of_the_programs() {
         );
     }
     hold_flags("supervisor/src/gateway/args.rs", &flags("supervisor.yaml", "- gateway\n", "env:"));
+    hold_flags("supervisor/src/enforcer/args.rs", &flags("enforcer.yaml", "- enforcer\n", "env:"));
+}
+
+/// The enforcer takes no setting but those that the chart gives it, and has no port.
+#[test]
+fn the_enforcer_gets_each_of_its_flags_and_has_neither_port_nor_token() {
+    let given = flags("enforcer.yaml", "- enforcer\n", "env:");
+    let code = read("supervisor/src/enforcer/args.rs");
+    let known: BTreeSet<String> = code
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "))
+        .map(|(field, _)| field.replace('_', "-"))
+        .collect();
+    assert_eq!(given, known);
+    let template = read(format!("{CHART}/templates/enforcer.yaml"));
+    for banned in ["containerPort", "ports:", "serviceAccountName", "-listen", "secretKeyRef"] {
+        assert!(!template.contains(banned), "the enforcer has {banned}");
+    }
+    assert!(template.contains("automountServiceAccountToken: false"));
+    assert!(template.contains("capabilities: {drop: [ALL], add: [NET_ADMIN]}"));
 }
 
 #[test]

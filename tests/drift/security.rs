@@ -15,6 +15,31 @@ const OPEN: [u32; 0] = [];
 /// The attacks of the hostile agent, a line each that begins with the attack's id.
 const ATTACKS: &str = "tests/hostile/attacks.list";
 
+/// Where the database of advisories is out of reach, `tests/deny` and the stage lint say so; here it is in
+/// reach, and nothing leaves them out.
+#[test]
+fn ci_checks_advisories_each_day_and_fails_without_their_database() {
+    let workflow: serde_json::Value =
+        serde_saphyr::from_str(&read(".github/workflows/ci.yml")).unwrap();
+    assert!(workflow["on"]["schedule"][0]["cron"].is_string());
+    let job = &workflow["jobs"]["deny"];
+    assert!(job["if"].is_null() && job["continue-on-error"].is_null(), "it may be left out");
+    let steps = job["steps"].as_array().unwrap();
+    let step = steps.iter().find(|step| {
+        step["uses"]
+            .as_str()
+            .is_some_and(|uses| uses.starts_with("EmbarkStudios/cargo-deny-action"))
+    });
+    let step = step.expect("a step runs cargo-deny");
+    // Without a list it checks everything that deny.toml has.
+    assert_eq!(step["with"], serde_json::json!({"command": "check"}));
+    assert!(read("deny.toml").contains("\n[advisories]\n"));
+    let script = read("tests/deny");
+    assert!(
+        script.contains("die \"advisories cannot be checked\"") && script.contains("NOT checked")
+    );
+}
+
 /// The rows of the table: number, and the columns of tests and of what is not covered.
 fn rows(page: &str) -> Result<BTreeMap<u32, (String, String)>, String> {
     let (_, section) = page.split_once("\n## Defences\n").ok_or("no section of defences")?;

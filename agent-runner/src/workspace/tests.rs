@@ -110,6 +110,45 @@ fn the_agents_own_commits_are_kept_and_the_tip_carries_the_trailers() {
 }
 
 #[test]
+fn commits_whose_messages_act_at_a_forge_become_one_of_ours_and_none_of_the_work_is_lost() {
+    for message in ["Fixes #1", "cc @octocat", "x [skip ci]", "a\u{1b}[2Jb", "a\u{202e}b"] {
+        let (mut fixture, workspace) = cloned();
+        fixture.spec.prompt = "Fix #12 for @octocat".to_owned();
+        let directory = &workspace.directory;
+        for (name, message) in [("one", "plain"), ("two", message)] {
+            fs::write(directory.join(name), name).unwrap();
+            git(directory, &["add", "--all"]);
+            git(directory, &["commit", "--quiet", "--message", message]);
+        }
+        let commit = tip(workspace.commit(&fixture.context()).unwrap());
+        let subjects = git(directory, &["log", "--format=%s", &commit]);
+        assert_eq!(subjects, "Fix #\u{200b}12 for @\u{200b}octocat\nstart", "{message}");
+        let files = git(directory, &["ls-tree", "--name-only", &commit]);
+        assert_eq!(files, "a\none\ntwo", "{message}");
+        let whole = git(directory, &["log", "-1", "--format=%B", &commit]);
+        assert_eq!(commit_text::objection(&whole), None, "{whole}");
+    }
+}
+
+#[test]
+fn commits_that_came_from_the_forge_keep_what_they_say() {
+    let (fixture, workspace) = cloned();
+    let directory = &workspace.directory;
+    let start = &fixture.spec.repository.start_commit;
+    git(directory, &["checkout", "--quiet", "-b", "theirs"]);
+    fs::write(directory.join("theirs"), "1").unwrap();
+    git(directory, &["add", "--all"]);
+    git(directory, &["commit", "--quiet", "--message=Fixes #1"]);
+    git(directory, &["update-ref", "refs/remotes/origin/main", "HEAD"]);
+    git(directory, &["checkout", "--quiet", "-b", "ours", start]);
+    git(directory, &["merge", "--quiet", "--no-ff", "--message=merge main", "theirs"]);
+    let commit = tip(workspace.commit(&fixture.context()).unwrap());
+    // Made within a second, they have no order by time.
+    let subjects = git(directory, &["log", "--topo-order", "--format=%s", &commit]);
+    assert_eq!(subjects, "merge main\nFixes #1\nstart");
+}
+
+#[test]
 fn rewritten_history_comes_back_as_one_commit_on_the_start() {
     let (fixture, workspace) = cloned();
     let directory = &workspace.directory;

@@ -9,7 +9,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::contract::{Answer, CloseOrder, LINE_BYTES_MAX};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::contract::{
+    Answer, CloseOrder, CountQuestion, Counted, Counts, LINE_BYTES_MAX, VERSION,
+};
 
 /// Longest wait for an answer: the enforcer's own limit of a tool, and some slack.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -23,6 +27,9 @@ pub enum ClientError {
     /// It took too long.
     #[error("the node's enforcer did not answer within {LIMIT:?}")]
     Slow,
+    /// Whoever stands in its place counts nothing.
+    #[error("the node's enforcer counts nothing")]
+    CountsNothing,
     /// The answer is none of the contract's.
     #[error("the enforcer's answer cannot be read")]
     Answer(#[from] serde_json::Error),
@@ -33,6 +40,11 @@ pub enum ClientError {
 pub trait Enforcer: Send + Sync {
     /// Gives the order, and waits for the answer to it.
     async fn close(&self, order: &CloseOrder) -> Result<Answer, ClientError>;
+
+    /// What it has counted.
+    async fn counts(&self) -> Result<Counts, ClientError> {
+        Err(ClientError::CountsNothing)
+    }
 }
 
 /// The enforcer behind a Unix socket.
@@ -44,12 +56,12 @@ impl SocketEnforcer {
     pub fn new(socket: PathBuf) -> Self {
         Self(socket)
     }
-}
 
-#[async_trait]
-impl Enforcer for SocketEnforcer {
-    async fn close(&self, order: &CloseOrder) -> Result<Answer, ClientError> {
-        let mut line = serde_json::to_vec(order)?;
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        words: &(impl Serialize + Sync),
+    ) -> Result<T, ClientError> {
+        let mut line = serde_json::to_vec(words)?;
         line.push(b'\n');
         let conversation = async {
             let (reader, mut writer) = UnixStream::connect(&self.0).await?.into_split();
@@ -61,5 +73,18 @@ impl Enforcer for SocketEnforcer {
         };
         let answer = timeout(LIMIT, conversation).await.map_err(|_| ClientError::Slow)??;
         Ok(serde_json::from_slice(&answer)?)
+    }
+}
+
+#[async_trait]
+impl Enforcer for SocketEnforcer {
+    async fn close(&self, order: &CloseOrder) -> Result<Answer, ClientError> {
+        self.ask(order).await
+    }
+
+    async fn counts(&self) -> Result<Counts, ClientError> {
+        // An enforcer of before it counted says that this is no order, which is no count.
+        let question = CountQuestion { version: VERSION, count: true };
+        self.ask::<Counted>(&question).await.map(|counted| counted.counts)
     }
 }

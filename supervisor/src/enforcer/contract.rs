@@ -30,6 +30,48 @@ pub struct CloseOrder {
     pub gateways: Vec<SocketAddr>,
 }
 
+/// Asks what has been counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CountQuestion {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// Nothing but true makes sense; it tells the question from an order.
+    pub count: bool,
+}
+
+/// What an enforcer has counted since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Counts {
+    /// Pods whose rules are in place now.
+    pub pods: u64,
+    /// Orders that were carried out.
+    pub closed: u64,
+    /// Orders that could not be carried out at that moment.
+    pub delayed: u64,
+    /// Orders that cannot be.
+    pub refused: u64,
+    /// When the last order was carried out, in seconds since 1970; 0 before the first.
+    pub last_closed_seconds: i64,
+    /// Packets of pods that were dropped.
+    pub dropped_from: u64,
+    /// Packets to pods that were dropped.
+    pub dropped_to: u64,
+    /// Looks for rules of gone devices that failed.
+    pub failed_sweeps: u64,
+    /// Connections of others than the supervisor.
+    pub foreign: u64,
+}
+
+/// The answer to a [`CountQuestion`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counted {
+    /// What was counted.
+    pub counts: Counts,
+}
+
 /// The answer to a [`CloseOrder`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "answer")]

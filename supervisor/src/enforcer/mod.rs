@@ -16,6 +16,8 @@
 //! - [`view`]: which device is a pod's, from what the kernel shows (pure).
 //! - [`tools`]: `nft`, `ip` and `bridge`.
 //! - [`server`]: socket and sweep.
+//! - [`tally`]: what is counted; the supervisor shows it, for a port on the host's network is one more
+//!   that a sandbox could reach.
 //! - [`client`]: the supervisor's end.
 
 pub mod args;
@@ -23,6 +25,7 @@ pub mod client;
 pub mod contract;
 pub mod ruleset;
 pub mod server;
+pub mod tally;
 pub mod tools;
 pub mod view;
 

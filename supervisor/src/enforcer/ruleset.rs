@@ -20,6 +20,11 @@ pub const TABLE: &str = "agent_operator";
 /// Before everything else at the same hook: what is dropped here, nobody else may accept.
 const PRIORITY: i32 = -500;
 
+/// How the names of chains begin for what pods send.
+pub const FROM: &str = "from-";
+/// The same for what comes to them.
+pub const TO: &str = "to-";
+
 /// The two chains of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chains {
@@ -33,13 +38,13 @@ impl Chains {
     /// Of the pod `uid` on the device with this index. The index is in the name, for nft does not say
     /// which device a chain hangs on.
     pub fn of(index: u32, uid: &str) -> Self {
-        Self { from: format!("from-{index}-{uid}"), to: format!("to-{index}-{uid}") }
+        Self { from: format!("{FROM}{index}-{uid}"), to: format!("{TO}{index}-{uid}") }
     }
 }
 
 /// The device's index and the pod's uid in a chain's name.
 pub fn parse(chain: &str) -> Option<(u32, &str)> {
-    let rest = chain.strip_prefix("from-").or_else(|| chain.strip_prefix("to-"))?;
+    let rest = chain.strip_prefix(FROM).or_else(|| chain.strip_prefix(TO))?;
     let (index, uid) = rest.split_once('-')?;
     Some((index.parse().ok()?, uid))
 }

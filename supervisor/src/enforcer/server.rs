@@ -12,8 +12,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    contract::{Answer, CloseOrder, GATEWAYS_MAX, LINE_BYTES_MAX, VERSION},
+    contract::{Answer, CloseOrder, CountQuestion, Counted, GATEWAYS_MAX, LINE_BYTES_MAX, VERSION},
     ruleset,
+    tally::Tally,
     tools::{Network, ToolError},
     view::{Device, NoDevice},
 };
@@ -50,13 +51,14 @@ pub async fn serve(
 ) {
     // One order at a time: what one looks at, the next must not change.
     let node = Arc::new(Mutex::new(network));
+    let tally = Arc::new(Tally::default());
     let tasks = TaskTracker::new();
     let mut sweeps = tokio::time::interval(SWEEP);
     loop {
         let stream = tokio::select! {
             () = shutdown.cancelled() => break,
             _ = sweeps.tick() => {
-                sweep_or_say(&**node.lock().await).await;
+                sweep_or_say(&**node.lock().await, &tally).await;
                 continue;
             }
             accepted = listener.accept() => match accepted {
@@ -70,30 +72,42 @@ pub async fn serve(
         };
         match stream.peer_cred().map(|peer| peer.uid()) {
             Ok(uid) if uids.contains(&uid) => {
-                let node = Arc::clone(&node);
+                let (node, tally) = (Arc::clone(&node), Arc::clone(&tally));
                 tasks.spawn(async move {
-                    if let Err(error) = converse(&node, stream).await {
+                    if let Err(error) = converse(&node, &tally, stream).await {
                         tracing::warn!(%error, "an order was not answered");
                     }
                 });
             }
-            uid => tracing::warn!(?uid, "connection refused: not the supervisor"),
+            uid => {
+                tally.foreign();
+                tracing::warn!(?uid, "connection refused: not the supervisor");
+            }
         }
     }
     tasks.close();
     let _ = timeout(LINE_LIMIT, tasks.wait()).await;
 }
 
-async fn converse(node: &Mutex<Arc<dyn Network>>, stream: UnixStream) -> io::Result<()> {
+async fn converse(
+    node: &Mutex<Arc<dyn Network>>,
+    tally: &Tally,
+    stream: UnixStream,
+) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = Vec::new();
     let mut reader = BufReader::new(reader.take(LINE_BYTES_MAX));
     timeout(LINE_LIMIT, reader.read_until(b'\n', &mut line)).await??;
-    let answer = match serde_json::from_slice::<CloseOrder>(&line) {
-        Ok(order) => obey(&**node.lock().await, &order).await,
-        Err(error) => refusal(format!("the order cannot be read: {error}")),
+    let mut line = if serde_json::from_slice::<CountQuestion>(&line).is_ok() {
+        serde_json::to_vec(&Counted { counts: tally.counts() })?
+    } else {
+        let answer = match serde_json::from_slice::<CloseOrder>(&line) {
+            Ok(order) => obey(&**node.lock().await, &order).await,
+            Err(error) => refusal(format!("the order cannot be read: {error}")),
+        };
+        tally.answered(&answer);
+        serde_json::to_vec(&answer)?
     };
-    let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
     timeout(LINE_LIMIT, writer.write_all(&line)).await?
 }
@@ -192,12 +206,26 @@ async fn find(network: &dyn Network, order: &CloseOrder) -> Result<Device, Close
     }
 }
 
-async fn sweep_or_say(network: &dyn Network) {
-    match sweep(network).await {
+async fn sweep_or_say(network: &dyn Network, tally: &Tally) {
+    // Before chains go: what they have counted goes with them.
+    if let Err(error) = count(network, tally).await {
+        tracing::warn!(error = %error_chain(&error), "counters cannot be read");
+    }
+    let swept = sweep(network).await;
+    tally.swept(swept.is_ok());
+    match swept {
         Ok(0) => {}
         Ok(chains) => tracing::debug!(chains, "rules of gone devices removed"),
         Err(error) => tracing::warn!(error = %error_chain(&error), "rules could not be swept"),
     }
+}
+
+/// Reads the kernel's counters.
+async fn count(network: &dyn Network, tally: &Tally) -> Result<(), ToolError> {
+    let none = network.chains().await?.is_empty();
+    let dropped = if none { Vec::new() } else { network.dropped().await? };
+    tally.dropped(&dropped);
+    Ok(())
 }
 
 /// Removes the chains whose device is gone; how many there were.

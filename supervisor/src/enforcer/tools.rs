@@ -54,11 +54,22 @@ pub enum ToolError {
     },
 }
 
+/// What the last rule of a chain has counted: packets that nothing before it let through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// The chain.
+    pub chain: String,
+    /// How many.
+    pub packets: u64,
+}
+
 /// The node's network, as far as the enforcer needs it.
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
     /// Names of our chains.
     async fn chains(&self) -> Result<Vec<String>, ToolError>;
+    /// What our chains have dropped; asked only where there are any.
+    async fn dropped(&self) -> Result<Vec<Dropped>, ToolError>;
     /// All devices.
     async fn links(&self) -> Result<Vec<Link>, ToolError>;
     /// What the kernel shows about a pod's address.
@@ -80,6 +91,11 @@ impl Network for HostNetwork {
         let listing: Listing = read("nft", &answer)?;
         let ours = |object: Object| object.chain.filter(|chain| chain.table == TABLE);
         Ok(listing.nftables.into_iter().filter_map(ours).map(|chain| chain.name).collect())
+    }
+
+    async fn dropped(&self) -> Result<Vec<Dropped>, ToolError> {
+        let answer = run("nft", &["-j", "list", "table", "netdev", TABLE], None).await?;
+        read("nft", &answer).map(dropped)
     }
 
     async fn links(&self) -> Result<Vec<Link>, ToolError> {
@@ -132,6 +148,25 @@ struct Listing {
 struct Object {
     #[serde(default)]
     chain: Option<Chain>,
+    #[serde(default)]
+    rule: Option<Rule>,
+}
+
+#[derive(Deserialize)]
+struct Rule {
+    chain: String,
+    #[serde(default)]
+    expr: Vec<Value>,
+}
+
+/// The counters of the rules that drop.
+fn dropped(listing: Listing) -> Vec<Dropped> {
+    let counted = |rule: Rule| {
+        let packets = |part: &Value| part.pointer("/counter/packets")?.as_u64();
+        let packets = rule.expr.iter().find_map(packets)?;
+        Some(Dropped { chain: rule.chain, packets })
+    };
+    listing.nftables.into_iter().filter_map(|object| object.rule).filter_map(counted).collect()
 }
 
 #[derive(Deserialize)]
@@ -182,4 +217,25 @@ async fn run(
     }
     let words = String::from_utf8_lossy(&output.stderr);
     Err(ToolError::Failed { tool, words: words.trim().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_from_what_nft_lists() {
+        let listed = r#"{"nftables": [
+            {"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
+            {"table": {"family": "netdev", "name": "agent_operator", "handle": 1}},
+            {"chain": {"family": "netdev", "table": "agent_operator", "name": "from-7-a", "handle": 1}},
+            {"rule": {"family": "netdev", "table": "agent_operator", "chain": "from-7-a", "handle": 3,
+                "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}},
+                    "right": "10.96.0.9"}}, {"accept": null}]}},
+            {"rule": {"family": "netdev", "table": "agent_operator", "chain": "from-7-a", "handle": 4,
+                "expr": [{"counter": {"packets": 12, "bytes": 720}}, {"drop": null}]}}
+        ]}"#;
+        let read = dropped(read("nft", listed.as_bytes()).unwrap());
+        assert_eq!(read, [Dropped { chain: "from-7-a".to_owned(), packets: 12 }]);
+    }
 }

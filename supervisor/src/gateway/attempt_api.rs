@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use agent_operator::{
     attempt::{
-        EventsAnswer, EventsRequest, GateAnswer, GateRequest, Orders, POLL_SECONDS_MAX,
-        RedeemRequest, Redeemed, StepResult, StepSpec,
+        EventsAnswer, EventsRequest, GateAnswer, GateRequest, Orders, POLL_SECONDS_MAX, ProbeOrder,
+        ProbeReport, RedeemRequest, Redeemed, StepResult, StepSpec,
     },
     domain::RunKey,
 };
@@ -156,7 +156,9 @@ pub(super) async fn gate(gateway: &Shared, caller: &Caller, request: Request<Bod
         Err(answer) => return answer,
     };
     let attempt = &caller.attempt;
-    let request = outputs::gate(request, &attempt.secrets());
+    let mut request = outputs::gate(request, &attempt.secrets());
+    let ordered = attempt.signal().borrow().probe.clone();
+    request.probe = request.probe.filter(|report| answers(report, ordered.as_ref()));
     let probed = request.probe.is_some();
     if attempt.note_at_gate(&request) {
         // Nobody waits for the acknowledgement: the gate's opening is the answer.
@@ -180,6 +182,12 @@ pub(super) async fn gate(gateway: &Shared, caller: &Caller, request: Request<Bod
         (None, None, _) => GateAnswer::Closed,
     };
     respond::json(StatusCode::OK, &answer)
+}
+
+/// Whether a report is about all that the runner was asked to try: an address that was left out is
+/// none that could not be reached.
+fn answers(report: &ProbeReport, order: Option<&ProbeOrder>) -> bool {
+    order.is_some_and(|order| order.targets.iter().all(|target| report.tried.contains(target)))
 }
 
 /// `GET /v1/orders`

@@ -3,6 +3,7 @@
 mod audit;
 mod connect;
 mod flood;
+mod gate;
 mod heads;
 mod journey;
 mod model;

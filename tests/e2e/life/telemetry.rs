@@ -150,6 +150,7 @@ async fn counted(cluster: &Cluster, before: &Scrape, usage: &UsageStatus) {
         ("agent_operator_task_seconds_count", vec!["phase=\"Complete\""], 1.0),
         ("agent_operator_supervisor_outcomes_total", vec!["reason=\"Completed\""], 4.0),
         ("agent_operator_supervisor_start_seconds_count", vec![], 4.0),
+        ("agent_operator_supervisor_enforcer_orders_total", vec!["answer=\"closed\""], 4.0),
         ("agent_operator_gateway_requests_total", vec!["route=\"redeem\"", "class=\"2xx\""], 4.0),
         ("agent_operator_tokens_total", vec!["kind=\"input\""], tokens),
         ("agent_operator_gateway_tokens_total", vec!["kind=\"input\""], tokens),

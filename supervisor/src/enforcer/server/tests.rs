@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::*;
 use crate::enforcer::{
     client::{Enforcer as _, SocketEnforcer},
+    tools::Dropped,
     view::{Forwarding, Link, LinkInfo, Neighbour, Route, View},
 };
 
@@ -20,12 +21,19 @@ struct FakeNetwork {
     indices: StdMutex<Vec<u32>>,
     unlearned: StdMutex<u32>,
     applied: StdMutex<Vec<Value>>,
+    packets: u64,
 }
 
 #[async_trait]
 impl Network for FakeNetwork {
     async fn chains(&self) -> Result<Vec<String>, ToolError> {
         Ok(self.chains.lock().unwrap().clone())
+    }
+
+    async fn dropped(&self) -> Result<Vec<Dropped>, ToolError> {
+        let chains = self.chains.lock().unwrap();
+        let packets = self.packets;
+        Ok(chains.iter().map(|chain| Dropped { chain: chain.clone(), packets }).collect())
     }
 
     async fn links(&self) -> Result<Vec<Link>, ToolError> {
@@ -105,6 +113,39 @@ async fn an_order_over_the_socket_closes_the_pods_device() {
     assert!(script.contains(&format!("from-7-{UID}")) && script.contains("veth7"), "{script}");
     shutdown.cancel();
     task.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_done_refused_and_dropped_is_counted_and_told_over_the_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("enforcer.sock");
+    let chains = vec![format!("from-7-{UID}"), format!("to-7-{UID}")];
+    let network = Arc::new(FakeNetwork { packets: 4, chains: chains.into(), ..node() });
+    let listener = listen(&socket).unwrap();
+    let own = nix::unistd::geteuid().as_raw();
+    let task = tokio::spawn(async move {
+        serve(network, listener, &[own], &CancellationToken::new()).await;
+    });
+    let client = SocketEnforcer::new(socket);
+    let foreign = CloseOrder { pod_uid: "b0".to_owned(), ..order() };
+    for order in [&order(), &foreign] {
+        client.close(order).await.unwrap();
+    }
+    // The first sweep, at the start, counts what the kernel has dropped.
+    let counted = async {
+        loop {
+            let counts = client.counts().await.unwrap();
+            if counts.pods > 0 {
+                return counts;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let counts = timeout(LINE_LIMIT, counted).await.expect("the sweep is made");
+    assert_eq!((counts.pods, counts.dropped_from, counts.dropped_to), (1, 4, 4));
+    assert_eq!((counts.closed, counts.refused, counts.delayed), (1, 1, 0));
+    assert!(counts.last_closed_seconds > 0);
+    task.abort();
 }
 
 #[tokio::test]

@@ -11,12 +11,12 @@
 //! | `result.facts.baseCommit`, `.headCommit` | a full commit id |
 //! | `result.facts.workBranch`, `.pullRequest` | left out: the gateway knows what it wrote upstream |
 //! | `gate.sandbox.*` | words of 64 bytes, on one line |
-//! | `gate.probe.*` | 32 addresses |
+//! | `gate.probe.*` | 32 addresses; left out unless it is about all that was ordered |
 //! | `events[].text`, `.input`, `.output` | 64 KiB |
 //! | `events[].id`, `.name` | 256 bytes, on one line |
 //!
-//! Commit ids of `publish` and texts of `pull-request` are checked where they are used (`git`,
-//! `forge`).
+//! Commit ids of `publish`, what commits hold and say, and texts of `pull-request` are checked where
+//! they are used (`git`, `forge`).
 
 use agent_operator::{
     attempt::{GateRequest, ProbeReport, StepResult},

@@ -7,12 +7,10 @@
 //!
 //! Links stay links: a person decides whether to follow one.
 
+use agent_operator::domain::commit_text::REFERENCES;
+
 /// Zero-width space.
 const GAP: char = '\u{200b}';
-/// Paths of issues and requests in web addresses of forges: an address alone tells the issue, and a
-/// word such as "closes" before it closes it.
-const REFERENCES: [&str; 6] =
-    ["/issues/", "/pull/", "/pulls/", "/merge_requests/", "/discussions/", "/commit/"];
 
 /// `markdown` with a gap wherever it would be more than text.
 pub(super) fn neutralise(markdown: &str) -> String {

@@ -23,9 +23,9 @@ use tokio::{
 const STDERR_BYTES_MAX: usize = 16 * 1024;
 /// Pieces of a streamed output.
 const PIECE_BYTES: usize = 64 * 1024;
-/// Heap of a git that unpacks what a sandbox made, in KiB: a pack of a few kilobytes can unfold to
+/// Usual heap of a git that unpacks what a sandbox made, in KiB: a pack of a few kilobytes can unfold to
 /// gigabytes, and would take the gateway with it, which shares its memory limit.
-const HOSTILE_DATA_KIB_MAX: u32 = 384 * 1024;
+pub(super) const HEAP_KIB_MAX: u32 = 384 * 1024;
 /// Objects above this size are streamed instead of held in memory.
 const BIG_FILE: &str = "core.bigFileThreshold=8m";
 
@@ -74,6 +74,15 @@ const BOUNDED_SHELL: &str = r#"ulimit -d "$1" || exit 1; shift; exec git "$@""#;
 /// Answers the first question with what the pipe holds, later ones with nothing.
 const CREDENTIAL_HELPER: &str = "credential.helper=!f() { cat <&3; }; f";
 
+/// A repository to look into.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum At<'a> {
+    /// Of the upstream's own objects.
+    Mirror(&'a Path),
+    /// With objects that a sandbox made.
+    Quarantine(&'a Path),
+}
+
 /// One git run.
 pub(super) struct Run<'a> {
     /// The repository; none for operations on URLs alone.
@@ -114,6 +123,14 @@ impl<'a> Run<'a> {
         Self { hostile: true, ..Self::local(git_dir, args) }
     }
 
+    /// A local operation on whatever is there.
+    pub(super) fn at(at: At<'a>, args: &[&str]) -> Self {
+        match at {
+            At::Mirror(path) => Self::local(path, args),
+            At::Quarantine(path) => Self::hostile(path, args),
+        }
+    }
+
     /// The same on the upstream at `url`, with a credential and another time limit.
     pub(super) fn upstream(
         mut self,
@@ -132,6 +149,9 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Whoever takes git's output has seen enough.
+struct BrokenOff;
+
 /// Starts git processes.
 #[derive(Debug)]
 pub(super) struct Git {
@@ -139,6 +159,7 @@ pub(super) struct Git {
     home: PathBuf,
     ca_file: Option<PathBuf>,
     proxies: Arc<ProxyRules>,
+    heap_kib_max: u32,
 }
 
 impl Git {
@@ -147,7 +168,12 @@ impl Git {
     pub(super) fn new(home: PathBuf, ca_file: Option<PathBuf>, proxies: Arc<ProxyRules>) -> Self {
         let path =
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-        Self { path, home, ca_file, proxies }
+        Self { path, home, ca_file, proxies, heap_kib_max: HEAP_KIB_MAX }
+    }
+
+    /// The same with another heap for what reads a sandbox's objects.
+    pub(super) fn with_heap(self, heap_kib_max: u32) -> Self {
+        Self { heap_kib_max, ..self }
     }
 
     /// The command line of `git`, started as `program` with `before` the first argument.
@@ -187,7 +213,7 @@ impl Git {
         if !run.hostile {
             return self.command("git", &[], run);
         }
-        let limit = HOSTILE_DATA_KIB_MAX.to_string();
+        let limit = self.heap_kib_max.to_string();
         self.command("/bin/sh", &["-c", BOUNDED_SHELL, "git", &limit], run)
     }
 
@@ -256,8 +282,8 @@ impl Git {
             .wait()
             .await
             .map_err(|source| GitError::UseDisk { operation: "wait for git", source })?;
-        let stderr = String::from_utf8_lossy(&stderr.unwrap_or_default()).into_owned();
-        Ok(Finished { operation, code: status.code(), stdout, stderr })
+        let finished = Finished::new(operation, status, stdout, stderr);
+        if run.hostile { finished.within_memory() } else { Ok(finished) }
     }
 
     /// Gives `input` to git and its output, whose limit is the caller's, piece by piece to `take`,
@@ -280,41 +306,42 @@ impl Git {
         input: Vec<u8>,
         mut take: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), GitError> {
-        let mut group = self.start(run, None)?;
+        let mut command = self.bounded(run);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut group = ProcessGroup::spawn(&mut command)?;
         let (stdin, stdout) = (group.child.stdin.take(), group.child.stdout.take());
+        let stderr = group.child.stderr.take();
         let write = async {
             if let Some(mut stdin) = stdin {
                 // A child that is gone already says so by its exit.
                 let _ = stdin.write_all(&input).await;
             }
+            Ok::<_, BrokenOff>(())
         };
         let read = async {
-            let Some(mut stdout) = stdout else { return false };
+            let Some(mut stdout) = stdout else { return Ok(()) };
             let mut piece = Vec::with_capacity(PIECE_BYTES);
             while stdout.read_buf(&mut piece).await.is_ok_and(|count| count > 0) {
                 if take(&piece).is_break() {
-                    return true;
+                    return Err(BrokenOff);
                 }
                 piece.clear();
             }
-            false
+            Ok(())
         };
-        let broken_off = tokio::select! {
-            broken_off = read => broken_off,
-            never = async { write.await; std::future::pending().await } => never,
-        };
-        if broken_off {
+        let words = async { Ok(read_capped(stderr, STDERR_BYTES_MAX, true).await) };
+        let Ok(((), (), words)) = tokio::try_join!(write, read, words) else {
             // Git may still have more to say: it is killed with its group.
             return Ok(());
-        }
+        };
         let status = group
             .child
             .wait()
             .await
             .map_err(|source| GitError::UseDisk { operation: "wait for git", source })?;
-        let detail = || format!("it ended with {status}");
-        let failed = || GitError::RunGit { operation: run.operation(), detail: detail() };
-        status.success().then_some(()).ok_or_else(failed)
+        let finished = Finished::new(run.operation(), status, Vec::new(), words);
+        let finished = if run.hostile { finished.within_memory()? } else { finished };
+        finished.whole().map(drop)
     }
 
     /// Starts git with pipes for a streamed exchange; standard error is discarded, for what matters

@@ -190,6 +190,16 @@ pub enum GitError {
         /// What it is.
         what: &'static str,
     },
+    /// A commit of the step says more than text.
+    #[error(
+        "commit {commit} has {what}, which is not published; word the commits of the step otherwise"
+    )]
+    CheckMessage {
+        /// The commit.
+        commit: String,
+        /// What it has.
+        what: &'static str,
+    },
     /// The commit, or one before it, holds a secret of the task.
     #[error(
         "the changes hold the value of the credential {credential}; take it out of every commit of the step, and replace the credential"
@@ -197,6 +207,16 @@ pub enum GitError {
     FindSecret {
         /// The credential's id.
         credential: String,
+    },
+    /// What a sandbox made does not fit into git's heap, or ends git otherwise.
+    #[error(
+        "git {operation} cannot look at what was pushed within its memory ({detail}); push less, or smaller files and messages"
+    )]
+    ExhaustMemory {
+        /// The git subcommand.
+        operation: String,
+        /// What git said, cut and made printable.
+        detail: String,
     },
     /// The attempt has pushed too much.
     #[error("this attempt has pushed more than {limit} bytes; nothing more is taken")]
@@ -273,7 +293,9 @@ impl GitError {
             | Self::CheckTrailer { .. }
             | Self::ProtectPath { .. }
             | Self::CheckEntry { .. }
+            | Self::CheckMessage { .. }
             | Self::FindSecret { .. }
+            | Self::ExhaustMemory { .. }
             | Self::FillQuarantine { .. }
             | Self::CheckSize { .. } => Some(Reason::PushRefused),
             Self::CheckDiff { .. } => Some(Reason::NoChanges),
@@ -293,7 +315,9 @@ impl GitError {
         match self {
             Self::ProtectPath { path } => Some(format!("protected path {path}")),
             Self::CheckEntry { path, what } => Some(format!("{what} at {path}")),
+            Self::CheckMessage { what, .. } => Some(format!("commit with {what}")),
             Self::FindSecret { credential } => Some(format!("secret {credential} in a push")),
+            Self::ExhaustMemory { .. } => Some("push that does not fit into memory".to_owned()),
             Self::CheckSize { unit, .. } => Some(format!("push with too many {unit}")),
             Self::FillQuarantine { .. } => Some("too many pushes".to_owned()),
             Self::CheckDescent { .. } => Some("push that does not descend".to_owned()),

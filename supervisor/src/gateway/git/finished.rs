@@ -1,11 +1,19 @@
 //! What a git run left behind, and what of it is shown.
 
+use std::{ops::RangeInclusive, process::ExitStatus};
+
 use agent_operator::domain::text;
 
 use super::error::GitError;
 
 /// How much of a child's words goes into an error's detail.
 const DETAIL_BYTES_MAX: usize = 300;
+
+/// git's words, and those of its libraries, where an allocation fails.
+const OUT_OF_MEMORY: [&str; 4] =
+    ["Out of memory", "out of memory", "Cannot allocate memory", "unable to create thread"];
+/// Exit codes that stand for the signal that ended a child of git; 128 and 129 git says for other things.
+const SIGNALLED: RangeInclusive<i32> = 130..=159;
 
 /// What a run left behind.
 #[derive(Debug)]
@@ -21,9 +29,35 @@ pub(super) struct Finished {
 }
 
 impl Finished {
-    /// Whether git's heap was at its limit.
-    pub(super) fn ran_out_of_memory(&self) -> bool {
-        self.code != Some(0) && self.stderr.contains("Out of memory")
+    /// What an ended child left; `stderr` as far as it was kept.
+    pub(super) fn new(
+        operation: String,
+        status: ExitStatus,
+        stdout: Vec<u8>,
+        stderr: Option<Vec<u8>>,
+    ) -> Self {
+        let stderr = String::from_utf8_lossy(&stderr.unwrap_or_default()).into_owned();
+        Self { operation, code: status.code(), stdout, stderr }
+    }
+
+    /// Whether git's heap was at its limit, or a signal ended it: the gateway's own orders to end are
+    /// never seen here.
+    fn ran_out_of_memory(&self) -> bool {
+        match self.code {
+            Some(0) => false,
+            None => true,
+            Some(code) if SIGNALLED.contains(&code) => true,
+            Some(_) => OUT_OF_MEMORY.iter().any(|words| self.stderr.contains(words)),
+        }
+    }
+
+    /// Of a git that reads what a sandbox made: the limit of its memory is the fault of what it read.
+    pub(super) fn within_memory(self) -> Result<Self, GitError> {
+        if self.ran_out_of_memory() {
+            let detail = self.detail();
+            return Err(GitError::ExhaustMemory { operation: self.operation, detail });
+        }
+        Ok(self)
     }
 
     /// The output as text when the exit code is 0.
@@ -70,6 +104,34 @@ impl Finished {
             (Some(line), _) => text::truncate(&text::printable(line), DETAIL_BYTES_MAX).to_owned(),
             (None, Some(code)) => format!("exit code {code}"),
             (None, None) => "ended by a signal".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(code: Option<i32>, stderr: &str) -> Finished {
+        let (operation, stdout) = ("rev-list".to_owned(), Vec::new());
+        Finished { operation, code, stdout, stderr: stderr.to_owned() }
+    }
+
+    #[test]
+    fn what_ends_git_by_its_memory_is_told_apart_from_other_failures() {
+        for (code, words) in [
+            (Some(128), "fatal: Out of memory, realloc failed"),
+            (Some(128), "fatal: mmap failed: Cannot allocate memory"),
+            (Some(128), "error: inflate: out of memory"),
+            (Some(139), ""),
+            (None, ""),
+        ] {
+            let error = finished(code, words).within_memory().unwrap_err();
+            assert!(!error.retryable() && error.refused_push().is_some(), "{error}");
+            assert_eq!(error.reason(), Some(agent_operator::domain::Reason::PushRefused));
+        }
+        for (code, words) in [(Some(128), "fatal: bad object"), (Some(1), ""), (Some(0), "")] {
+            assert!(finished(code, words).within_memory().is_ok(), "{code:?} {words}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What a pushed commit would bring upstream, looked at before it goes there: size, every changed
-//! path of the step and of each of its commits, links, and secrets. Nothing is checked out, and no
+//! path of the step and of each of its commits, links, messages, and secrets. Nothing is checked out, and no
 //! model is asked.
 //!
 //! The difference to the start alone would not do: what one commit adds and the next one takes away
@@ -12,7 +12,7 @@ use agent_operator::domain::text;
 
 use super::{
     GitLimits, RepositoryGrant,
-    command::{Git, Run},
+    command::{At, Git, Run},
     error::GitError,
     mirror,
     names::CommitId,
@@ -23,7 +23,7 @@ use crate::scrub::Watchlist;
 
 /// Longest listing of objects or changed paths: 100,000 lines of 65 bytes, or 10,000 long paths. A
 /// tree that unfolds to more is refused, however small it is packed.
-const LISTING_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub(super) const LISTING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Time for a look at all objects of [`GitLimits::unpacked_bytes_max`].
 const CONTENT_TIMEOUT: Duration = Duration::from_mins(5);
 /// Most new symbolic links: each is read.
@@ -64,6 +64,7 @@ impl Inspection<'_> {
         let start = self.check_lineage(commit).await?;
         self.check_size(&start, commit).await?;
         self.check_paths(&start, commit).await?;
+        self.check_messages(&start, commit).await?;
         self.check_content(&start, commit).await
     }
 
@@ -73,13 +74,13 @@ impl Inspection<'_> {
 
     /// A marked change on top of the start; the start.
     async fn check_lineage(&self, commit: &CommitId) -> Result<CommitId, GitError> {
-        let path = self.quarantine.path();
+        let at = At::Quarantine(self.quarantine.path());
         let shown = || commit.to_string();
-        if !mirror::contains(self.git, path, commit).await? {
+        if !mirror::contains(self.git, at, commit).await? {
             return Err(GitError::FindPushed { commit: shown() });
         }
         let start = CommitId::parse(&self.state.start.commit)?;
-        if !mirror::descends(self.git, path, commit, &start).await? {
+        if !mirror::descends(self.git, at, commit, &start).await? {
             return Err(GitError::CheckDescent { commit: shown(), start: start.to_string() });
         }
         let args = ["diff-tree", "--quiet", start.as_str(), commit.as_str(), "--"];
@@ -90,7 +91,7 @@ impl Inspection<'_> {
             _ => diff.success().map(drop)?,
         }
         let uid = self.grant.task.uid.as_str();
-        if !mirror::tip_carries_trailer(self.git, path, commit, uid).await? {
+        if !mirror::tip_carries_trailer(self.git, at, commit, uid).await? {
             return Err(GitError::CheckTrailer { commit: shown() });
         }
         Ok(start)
@@ -131,16 +132,16 @@ impl Inspection<'_> {
             ..Run::hostile(self.quarantine.path(), args)
         };
         let too_many = || within(u64::MAX, self.limits.files_max, "changed files").map(|()| 0);
-        let listed = match self.git.run(run).await {
-            Err(GitError::BoundOutput { .. } | GitError::AwaitGit { .. }) => return too_many(),
-            listed => listed?,
-        };
-        if listed.ran_out_of_memory() {
+        let listing = match self.git.run(run).await {
             // It collects a difference before it prints it, and a tree of a few kilobytes can unfold
             // to thousands of millions of paths.
-            return too_many();
-        }
-        let listing = listed.whole()?;
+            Err(
+                GitError::BoundOutput { .. }
+                | GitError::AwaitGit { .. }
+                | GitError::ExhaustMemory { .. },
+            ) => return too_many(),
+            listed => listed?.whole()?,
+        };
         let mut count = 0;
         for entry in entries(&listing) {
             let entry = entry.ok_or_else(|| GitError::RunGit {

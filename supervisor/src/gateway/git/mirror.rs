@@ -15,7 +15,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    command::{Git, Run},
+    command::{At, Git, Run},
     error::GitError,
     finished::Finished,
     leftovers,
@@ -166,7 +166,7 @@ impl Mirror {
         tip: &CommitId,
         task_uid: &str,
     ) -> Result<bool, GitError> {
-        tip_carries_trailer(&self.git, &self.path, tip, task_uid).await
+        tip_carries_trailer(&self.git, At::Mirror(&self.path), tip, task_uid).await
     }
 
     /// Whether `descendant` has `ancestor` in its history.
@@ -175,7 +175,7 @@ impl Mirror {
         descendant: &CommitId,
         ancestor: &CommitId,
     ) -> Result<bool, GitError> {
-        descends(&self.git, &self.path, descendant, ancestor).await
+        descends(&self.git, At::Mirror(&self.path), descendant, ancestor).await
     }
 
     /// All branches of the mirror, as lines for `packed-refs`; none when there are too many.
@@ -251,7 +251,7 @@ impl Mirror {
     }
 
     async fn contains(&self, commit: &CommitId) -> Result<bool, GitError> {
-        contains(&self.git, &self.path, commit).await
+        contains(&self.git, At::Mirror(&self.path), commit).await
     }
 
     /// Fetches in a task of its own that holds the lock: an asker who gives up leaves the fetch to
@@ -349,25 +349,25 @@ fn trailer_format() -> String {
 /// Whether `tip` carries the trailer of `task_uid`.
 pub(super) async fn tip_carries_trailer(
     git: &Git,
-    git_dir: &Path,
+    at: At<'_>,
     tip: &CommitId,
     task_uid: &str,
 ) -> Result<bool, GitError> {
     let format = trailer_format();
     let args = ["log", "--max-count=1", &format, tip.as_str(), "--"];
-    let found = git.run(Run::local(git_dir, &args)).await?.success()?;
+    let found = git.run(Run::at(at, &args)).await?.success()?;
     Ok(found.lines().any(|line| line.trim() == task_uid))
 }
 
 /// Whether `descendant` has `ancestor` in its history.
 pub(super) async fn descends(
     git: &Git,
-    git_dir: &Path,
+    at: At<'_>,
     descendant: &CommitId,
     ancestor: &CommitId,
 ) -> Result<bool, GitError> {
     let args = ["merge-base", "--is-ancestor", ancestor.as_str(), descendant.as_str()];
-    let finished = git.run(Run::local(git_dir, &args)).await?;
+    let finished = git.run(Run::at(at, &args)).await?;
     match finished.code {
         Some(1) => Ok(false),
         _ => finished.success().map(|_| true),
@@ -375,12 +375,8 @@ pub(super) async fn descends(
 }
 
 /// Whether the repository holds `commit`, and it is a commit.
-pub(super) async fn contains(
-    git: &Git,
-    git_dir: &Path,
-    commit: &CommitId,
-) -> Result<bool, GitError> {
+pub(super) async fn contains(git: &Git, at: At<'_>, commit: &CommitId) -> Result<bool, GitError> {
     let object = format!("{commit}^{{commit}}");
-    let finished = git.run(Run::local(git_dir, &["cat-file", "-e", &object])).await?;
+    let finished = git.run(Run::at(at, &["cat-file", "-e", &object])).await?;
     Ok(finished.code == Some(0))
 }

@@ -18,6 +18,7 @@ mod gzip;
 mod inspect;
 mod leftovers;
 mod login;
+mod messages;
 mod mirror;
 mod names;
 mod paths;
@@ -46,7 +47,7 @@ pub(super) use self::login::Login;
 pub use self::paths::{PROTECTED_BY_DEFAULT, ProtectedError, ProtectedPaths};
 pub use self::preflight::Checked;
 use self::{
-    command::Git,
+    command::{Git, HEAP_KIB_MAX},
     mirror::{Mirror, Mirrors, Tips},
     names::{Branch, CommitId},
     quarantine::{Quarantine, State},
@@ -76,6 +77,8 @@ pub struct GitLimits {
     pub unpacked_bytes_max: u64,
     /// Most bytes that the quarantine of an attempt holds: an attempt may push more than once.
     pub quarantine_bytes_max: u64,
+    /// Heap of a git that reads what an attempt pushed, in KiB.
+    pub heap_kib_max: u32,
 }
 
 impl Default for GitLimits {
@@ -96,6 +99,7 @@ impl GitLimits {
             files_max,
             unpacked_bytes_max: push_bytes_max.saturating_mul(8),
             quarantine_bytes_max: push_bytes_max.saturating_mul(3),
+            heap_kib_max: HEAP_KIB_MAX,
         }
     }
 }
@@ -163,7 +167,8 @@ impl GitService {
         }
         let ca_file =
             settings.ca_file.map(|own| authorities(&settings.git_dir, &own)).transpose()?;
-        let git = Arc::new(Git::new(home, ca_file, settings.proxies));
+        let git = Git::new(home, ca_file, settings.proxies);
+        let git = Arc::new(git.with_heap(settings.limits.heap_kib_max));
         let inner = Inner {
             mirrors: Mirrors::new(mirrors, Arc::clone(&git)),
             git,

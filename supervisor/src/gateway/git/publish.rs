@@ -10,7 +10,7 @@ use agent_operator::{
 
 use super::{
     GitService, GrantNames, Login, RepositoryGrant,
-    command::{Git, Run},
+    command::{At, Git, Run},
     error::GitError,
     finished::Finished,
     inspect::Inspection,
@@ -116,7 +116,8 @@ impl Way<'_> {
         // The lease alone would let the branch go back to an earlier commit of ours.
         if let Some(last) = expected {
             let last = CommitId::parse(last)?;
-            if !mirror::descends(self.git, self.quarantine.path(), commit, &last).await? {
+            let at = At::Quarantine(self.quarantine.path());
+            if !mirror::descends(self.git, at, commit, &last).await? {
                 let (commit, start) = (commit.to_string(), last.to_string());
                 return Err(GitError::CheckDescent { commit, start });
             }

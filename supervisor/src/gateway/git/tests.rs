@@ -13,9 +13,12 @@ use std::{
     time::Duration,
 };
 
-use agent_operator::domain::{
-    Attempt, Credential, Epoch, Reason, RunKey, Secret, TaskRef, assignment::Repository,
-    secret::purpose,
+use agent_operator::{
+    attempt::Published,
+    domain::{
+        Attempt, Credential, Epoch, Reason, RunKey, Secret, TaskRef, assignment::Repository,
+        secret::purpose,
+    },
 };
 
 use self::upstream::{TOKEN, TestUpstream, client_async, run, serve_gateway};
@@ -82,6 +85,22 @@ impl World {
         let name = format!("refs/heads/{branch}");
         let listed = run(&self.bare(), "git", &["for-each-ref", "--format=%(objectname)", &name]);
         (!listed.is_empty()).then_some(listed)
+    }
+
+    /// Publishes what is taken.
+    async fn published(&self, grant: &RepositoryGrant, commit: &str) -> Published {
+        self.publish(grant, commit).await.unwrap()
+    }
+
+    /// Publishes what is not taken.
+    async fn unpublished(&self, grant: &RepositoryGrant, commit: &str) -> GitError {
+        self.publish(grant, commit).await.unwrap_err()
+    }
+
+    async fn publish(&self, grant: &RepositoryGrant, commit: &str) -> Result<Published, GitError> {
+        let (token, secrets) = (credential(TOKEN), no_secrets());
+        let published = self.git.publish(grant, &token, commit, &secrets, &permit()).await;
+        published.map(|(published, _)| published)
     }
 
     async fn sandbox(&self, grant: &RepositoryGrant) -> Sandbox {
@@ -201,21 +220,11 @@ async fn a_change_goes_from_the_sandbox_through_quarantine_to_the_work_branch() 
     let commit = sandbox.change("feature").await;
     assert_eq!(world.tip("ai/x"), None, "a push stays in quarantine");
 
-    let published = world
-        .git
-        .publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit())
-        .await
-        .unwrap()
-        .0;
+    let published = world.published(&grant, &commit).await;
     assert_eq!((published.work_branch.as_str(), &published.head_commit), ("ai/x", &commit));
     assert_eq!(world.tip("ai/x"), Some(commit.clone()));
 
-    let again = world
-        .git
-        .publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit())
-        .await
-        .unwrap()
-        .0;
+    let again = world.published(&grant, &commit).await;
     assert_eq!(again, published, "a repeat after a lost answer changes nothing");
 
     // The next step starts where this one ended, and reads only.
@@ -240,18 +249,14 @@ async fn a_restarted_gateway_publishes_what_was_in_quarantine() {
         .unwrap_err();
     assert!(lapsed.retryable() && lapsed.reason().is_none(), "{lapsed}");
     assert_eq!(world.tip("ai/x"), None, "nothing is written without permission");
-    world.git.publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit()).await.unwrap();
+    world.published(&grant, &commit).await;
     assert_eq!(world.tip("ai/x"), Some(commit.clone()));
 
     world.git.retain(&[]).await.unwrap();
     assert!(walk(&world.directory.path().join("git/quarantine")).exists(), "it is in use");
     world.git = world.new_service();
     world.git.retain(&[]).await.unwrap();
-    let gone = world
-        .git
-        .publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit())
-        .await
-        .unwrap_err();
+    let gone = world.unpublished(&grant, &commit).await;
     assert!(matches!(gone, GitError::FindPushed { .. }), "{gone}");
 }
 
@@ -305,11 +310,7 @@ async fn a_discarded_attempt_leaves_nothing_and_gets_nothing() {
     world.git.discard(&grant.run).await;
     let quarantines = std::fs::read_dir(world.directory.path().join("git/quarantine")).unwrap();
     assert_eq!(quarantines.count(), 0);
-    let gone = world
-        .git
-        .publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit())
-        .await
-        .unwrap_err();
+    let gone = world.unpublished(&grant, &commit).await;
     assert!(matches!(gone, GitError::FindPushed { .. }), "{gone}");
 }
 

@@ -1,5 +1,7 @@
 //! A step's whole way through the gateway: task, clone, push, publish, with a real git on both ends.
 
+mod replaced;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -50,15 +52,7 @@ impl Journey {
         run(&work, "git", &["push", "-q", "../o/r.git", "main"]);
         let upstream = TestUpstream::start(root).await;
         let rig = Rig::start_with(options(upstream.address)).await;
-        let mut all = credentials();
-        all.push(Credential {
-            id: "git/main".to_owned(),
-            purpose: "git".to_owned(),
-            host: "github.com".to_owned(),
-            scheme: "basic".to_owned(),
-            value: Secret::new(token),
-        });
-        let supervisor = rig.with_credentials(grant("a", step, None), all).await;
+        let supervisor = rig.with_credentials(grant("a", step, None), with_git(token)).await;
         let tokens = rig.redeem("a").await;
         Self { rig, supervisor, tokens, directory, upstream }
     }
@@ -93,6 +87,19 @@ impl Journey {
         let runner = bearer(&self.tokens.runner_token);
         self.rig.call(POD, "POST", "/v1/publish", &runner, &body).await
     }
+}
+
+/// The credentials of an attempt that may push with `token`.
+fn with_git(token: &str) -> Vec<Credential> {
+    let mut all = credentials();
+    all.push(Credential {
+        id: "git/main".to_owned(),
+        purpose: "git".to_owned(),
+        host: "github.com".to_owned(),
+        scheme: "basic".to_owned(),
+        value: Secret::new(token),
+    });
+    all
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 //! - `source`: one file, plain or compressed.
 //! - `reader`: the files one after the other: at a rotation the old one is read to its end before
 //!   the new one begins. Files are told apart by inode and by their first bytes.
+//! - `held`: bytes that may be the beginning of a secret, until that is known.
 //! - `left`: files that were read to their ends, in case something still comes.
 //! - `cri`: from the runtime's records to the container's bytes.
 //! - `waker`: inotify.
@@ -12,6 +13,7 @@
 
 mod cri;
 mod folder;
+mod held;
 mod left;
 mod reader;
 mod source;

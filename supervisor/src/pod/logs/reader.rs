@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     QUIET, READ_BYTES,
     folder::{Entry, Folder, Order},
+    held::{Held, Place},
     left::Left,
     source::{Got, Source},
 };
@@ -83,7 +84,7 @@ pub(super) struct Reader {
     unsure: bool,
     left: Left,
     buffer: Vec<u8>,
-    decoded: Vec<u8>,
+    held: Held,
     /// Whether the last append was lost; said once.
     losing: bool,
 }
@@ -105,7 +106,7 @@ impl Reader {
             unsure: false,
             left: Left::default(),
             buffer: vec![0; READ_BYTES],
-            decoded: Vec::with_capacity(READ_BYTES),
+            held: Held::default(),
             losing: false,
         };
         if position.inode != 0 {
@@ -218,6 +219,7 @@ impl Reader {
 
     /// What cannot be told by listing any more is a gap: for the end, when nobody will look again.
     pub(super) fn give_up(&mut self, now: Instant) -> Result<(), SpoolError> {
+        self.release();
         if self.unsure {
             self.lose(0, GapReason::RotatedUnseen);
         }
@@ -240,34 +242,57 @@ impl Reader {
         let mut at = 0;
         while at < count {
             let Some(Next::File(source)) = self.queue.front_mut() else { return Ok(()) };
-            let spool = &self.streams.log;
-            self.decoded.clear();
             let before = source.offset - (count - at) as u64;
-            let start = spool.extent().end;
-            let done = source.decoder.decode(&self.buffer[at..count], &mut self.decoded);
-            // Masked byte for byte, so that offsets stay those of the container's output.
-            self.streams.secrets().mask(&mut self.decoded);
-            let kept = spool.append(&self.decoded);
-            if let Err(error) = &kept
-                && !self.losing
-            {
-                tracing::warn!(%error, run = self.streams.run.name, "log bytes become gaps");
-            }
-            self.losing = kept.is_err();
-            let mut durable = start + done.output as u64;
-            if let Some(omitted) = done.omitted {
-                spool.skip(omitted.bytes, GapReason::OutputDropped);
-                durable += omitted.bytes;
-            }
-            if done.whole > 0 {
-                save(spool, source, before + done.whole as u64, durable)?;
-            }
+            let start = self.streams.log.extent().end;
+            let done = source.decoder.decode(&self.buffer[at..count], &mut self.held.bytes);
             at += done.taken;
+            let place =
+                Place { offset: before + done.whole as u64, decoded: start + done.output as u64 };
+            let reached = match done.omitted {
+                None => {
+                    let place = (done.whole > 0).then_some(place);
+                    let secrets = self.streams.secrets();
+                    let (decided, reached) = self.held.settle(&secrets, start, place);
+                    self.spool(decided);
+                    reached
+                }
+                Some(omitted) => {
+                    self.release();
+                    self.streams.log.skip(omitted.bytes, GapReason::OutputDropped);
+                    Some(Place { decoded: place.decoded + omitted.bytes, ..place })
+                }
+            };
+            if let (Some(Next::File(source)), Some(place)) = (self.queue.front(), reached) {
+                save(&self.streams.log, source, place)?;
+            }
         }
         Ok(())
     }
 
-    fn lose(&self, bytes: u64, reason: GapReason) {
+    /// Puts the first `count` bytes that are held into the spool. They are masked byte for byte, so that
+    /// offsets stay those of the container's output.
+    fn spool(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let kept = self.streams.log.append(&self.held.bytes[..count]);
+        self.held.spooled(count);
+        if let Err(error) = &kept
+            && !self.losing
+        {
+            tracing::warn!(%error, run = self.streams.run.name, "log bytes become gaps");
+        }
+        self.losing = kept.is_err();
+    }
+
+    /// Puts all that is held into the spool: what comes next does not go on with it.
+    fn release(&mut self) {
+        self.held.settle_all(&self.streams.secrets());
+        self.spool(self.held.bytes.len());
+    }
+
+    fn lose(&mut self, bytes: u64, reason: GapReason) {
+        self.release();
         tracing::warn!(
             run = self.streams.run.name,
             bytes,
@@ -283,6 +308,11 @@ impl Reader {
             self.left.add(source, now);
         }
         self.settling = None;
+        self.held.leave_file();
+        if !self.held.bytes.is_empty() {
+            // A line that goes on in the next file: its first place there will do.
+            return Ok(());
+        }
         self.save()
     }
 
@@ -291,7 +321,9 @@ impl Reader {
         let spool = &self.streams.log;
         let end = spool.extent().end;
         match self.queue.front() {
-            Some(Next::File(source)) => save(spool, source, source.offset, end),
+            Some(Next::File(source)) => {
+                save(spool, source, Place { offset: source.offset, decoded: end })
+            }
             // Nothing is known of what comes, so the oldest is next.
             Some(Next::Lost { .. }) | None => {
                 put(spool, &Position { decoded: end, ..Position::default() })
@@ -401,7 +433,8 @@ fn unread(seen: u64) -> GapReason {
     if seen > 0 { GapReason::RotatedUnread } else { GapReason::RotatedUnseen }
 }
 
-fn save(spool: &Spool, source: &Source, offset: u64, decoded: u64) -> Result<(), SpoolError> {
+fn save(spool: &Spool, source: &Source, place: Place) -> Result<(), SpoolError> {
+    let Place { offset, decoded } = place;
     // A head is no longer than what was read of whole records, or it may still change.
     let known = usize::try_from(offset).unwrap_or(usize::MAX).min(source.head.len());
     let head = to_hex(&source.head[..known]);

@@ -331,6 +331,86 @@ async fn what_the_runner_had_to_drop_is_a_gap_of_its_size_also_after_a_restart()
     assert_eq!(rig.dump(), "one\n[333 OutputDropped]two\n[333 OutputDropped]");
 }
 
+/// Parts of a line that goes on, as the runtime cuts it, and its end.
+fn parts(folder: &Path, parts: &[&str], end: Option<&str>) {
+    let mut file = OpenOptions::new().create(true).append(true).open(folder.join("0.log")).unwrap();
+    for part in parts {
+        writeln!(file, "{TIME}.1Z stdout P {part}").unwrap();
+    }
+    if let Some(end) = end {
+        writeln!(file, "{TIME}.2Z stdout F {end}").unwrap();
+    }
+}
+
+fn watch(streams: &AttemptStreams) {
+    use agent_operator::domain::{Credential, Secret};
+    streams.watch_for(crate::scrub::Watchlist::of(&[Credential {
+        id: "git/main".to_owned(),
+        purpose: "git".to_owned(),
+        host: "github.com".to_owned(),
+        scheme: "basic".to_owned(),
+        value: Secret::new("ghp_0123456789abcdef"),
+    }]));
+}
+
+#[tokio::test]
+async fn a_secret_that_reads_and_records_cut_is_masked_and_every_offset_stays() {
+    let mut rig = Rig::new();
+    watch(&rig.streams);
+    let mut reader = Reader::resume(rig.folder(), Arc::clone(&rig.streams)).unwrap();
+    let mut read = || while reader.burst(clock::instant()).unwrap() == Burst::More {};
+    parts(&rig.path(), &["the key is ghp_0123"], None);
+    read();
+    assert_eq!(rig.dump(), "the key is ", "what may become a secret waits");
+    parts(&rig.path(), &["4567"], None);
+    read();
+    assert_eq!(rig.dump(), "the key is ");
+    parts(&rig.path(), &["89abc"], Some("def and ghp_0123 is none"));
+    read();
+    let masked = format!("the key is {} and ghp_0123 is none\n", "*".repeat(20));
+    assert_eq!(rig.dump(), masked);
+    // Read again from the place that was kept, the same bytes come.
+    parts(&rig.path(), &["again ghp_01"], None);
+    read();
+    rig.reopen();
+    watch(&rig.streams);
+    parts(&rig.path(), &[], Some("23456789abcdef"));
+    rig.drain().await;
+    assert_eq!(rig.dump(), format!("{masked}again {}\n", "*".repeat(20)));
+    assert_eq!(rig.streams.log.extent().gaps, 0);
+}
+
+#[tokio::test]
+async fn a_secret_that_a_rotation_cuts_is_masked_and_a_restart_reads_the_same() {
+    let mut rig = Rig::new();
+    watch(&rig.streams);
+    let mut reader = Reader::resume(rig.folder(), Arc::clone(&rig.streams)).unwrap();
+    let start = clock::instant();
+    parts(&rig.path(), &["the key is ghp_0123"], None);
+    assert_eq!(reader.burst(start).unwrap(), Burst::Idle);
+    rig.rename("0.log", "0.log.20270115-100000");
+    parts(&rig.path(), &["456789"], None);
+    assert_eq!(reader.burst(start).unwrap(), Burst::Settling);
+    assert_eq!(reader.burst(start + QUIET).unwrap(), Burst::Idle);
+    assert_eq!(rig.dump(), "the key is ");
+    drop(reader);
+    rig.reopen();
+    watch(&rig.streams);
+    parts(&rig.path(), &[], Some("abcdef"));
+    rig.drain().await;
+    assert_eq!(rig.dump(), format!("the key is {}\n", "*".repeat(20)));
+    assert_eq!(rig.streams.log.extent().gaps, 0);
+}
+
+#[tokio::test]
+async fn the_beginning_of_a_secret_that_never_goes_on_is_shown_at_the_end() {
+    let rig = Rig::new();
+    watch(&rig.streams);
+    parts(&rig.path(), &["ghp_01234567"], None);
+    rig.drain().await;
+    assert_eq!(rig.dump(), "ghp_01234567");
+}
+
 /// What a container may write: the reader holds two fixed buffers for all of it.
 #[tokio::test]
 async fn odd_output_comes_through_byte_for_byte() {

@@ -7,13 +7,7 @@ async fn a_commit_is_published_only_if_it_is_a_marked_change_on_top_of_the_start
     let world = World::new().await;
     let grant = grant("a");
     let sandbox = world.sandbox(&grant).await;
-    let publish = async |commit: &str| {
-        world
-            .git
-            .publish(&grant, &credential(TOKEN), commit, &no_secrets(), &permit())
-            .await
-            .unwrap_err()
-    };
+    let publish = async |commit: &str| world.unpublished(&grant, commit).await;
     let start = run(&sandbox.tree, "git", &["rev-parse", "HEAD"]);
     assert_eq!(publish(&start).await.reason(), Some(Reason::NoChanges));
 
@@ -43,11 +37,7 @@ async fn a_push_over_the_limits_is_refused() {
         std::fs::write(sandbox.tree.join(format!("f{number}")), format!("{number}")).unwrap();
     }
     let many = sandbox.change("more").await;
-    let refused = world
-        .git
-        .publish(&grant, &credential(TOKEN), &many, &no_secrets(), &permit())
-        .await
-        .unwrap_err();
+    let refused = world.unpublished(&grant, &many).await;
     assert!(matches!(refused, GitError::CheckSize { unit: "objects", .. }), "{refused}");
 
     // More than git sends in one piece, and more than the sockets between hold.
@@ -92,7 +82,7 @@ async fn hooks_and_configuration_of_a_repository_do_not_run_in_the_gateway() {
     let filter = format!("* filter=x diff=x\n# {}\n", mark.display());
     std::fs::write(sandbox.tree.join(".gitattributes"), filter).unwrap();
     let commit = sandbox.change("feature").await;
-    world.git.publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit()).await.unwrap();
+    world.published(&grant, &commit).await;
     assert_eq!(world.tip("ai/x"), Some(commit));
     assert!(!mark.exists(), "a hook ran");
 }
@@ -221,7 +211,61 @@ async fn submodules_links_that_lead_out_and_names_that_hide_something_are_refuse
     reset(&sandbox);
     let good = "mkdir d; ln -s ../README d/a; ln -s d b; touch 'ä ö'; git add .";
     let commit = scripted(&sandbox, good).await;
-    world.git.publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit()).await.unwrap();
+    world.published(&grant, &commit).await;
+    assert_eq!(world.tip("ai/x"), Some(commit));
+}
+
+#[tokio::test]
+async fn commits_whose_texts_act_at_the_forge_or_hide_something_are_refused() {
+    let world = World::new().await;
+    let grant = grant("a");
+    let sandbox = world.sandbox(&grant).await;
+    let change = "echo a > a; git add .";
+    let long = "git commit -q --allow-empty -m \"$(printf 'x%.0s' $(seq 20000))\"";
+    // git itself would make UTF-8 of it.
+    let raw =
+        "git update-ref HEAD $( (git cat-file commit $(git commit-tree -p HEAD -m x HEAD^{tree})
+        printf 'a\\377b\\n') | git hash-object -t commit -w --stdin)";
+    for (script, what) in [
+        ("git commit -q --allow-empty -m 'Fixes #1'", "issue"),
+        ("git commit -q --allow-empty -m 'x' -m 'Closes https://github.com/o/r/issues/1'", "issue"),
+        ("git commit -q --allow-empty -m 'thanks to @octocat'", "mention"),
+        ("git commit -q --allow-empty -m 'x [skip ci]'", "order"),
+        ("git commit -q --allow-empty -m \"$(printf 'a\\033[2Jb')\"", "control"),
+        ("git commit -q --allow-empty -m \"$(printf 'a\\342\\200\\256b')\"", "control"),
+        (raw, "UTF-8"),
+        ("git -c i18n.commitEncoding=utf-7 commit -q --allow-empty -m x", "encoding"),
+        (
+            "git commit -q --allow-empty -m x --author \"$(printf 'a\\342\\200\\256b <a@b>')\"",
+            "headers",
+        ),
+        (
+            "git commit -q --allow-empty -m x --author \"$(printf 'x%.0s' $(seq 600)) <a@b>\"",
+            "author",
+        ),
+        ("git commit -q --allow-empty -m 'x\n\nAgent-Operator-Task-Uid: other'", "another task"),
+        (long, "too long"),
+    ] {
+        reset(&sandbox);
+        let commit = scripted(&sandbox, &format!("{script}\n{change}")).await;
+        let refused = refusal(&world, &grant, &commit).await;
+        assert!(matches!(refused, GitError::CheckMessage { .. }), "{script}: {refused}");
+        assert!(refused.to_string().contains(what), "{script}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn what_people_have_said_upstream_may_be_merged_as_it_is() {
+    let world = World::new().await;
+    world.commit_upstream("theirs", "Fixes #1, thanks to @octocat");
+    let grant = grant("a");
+    let sandbox = world.sandbox(&grant).await;
+    let fetched = client_async(&sandbox.tree, &["fetch", "-q", "origin", "theirs"]).await;
+    assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
+    let script =
+        format!("git merge -q --no-ff FETCH_HEAD -m 'merge\n\nAgent-Operator-Task-Uid: {UID}'");
+    let commit = scripted(&sandbox, &script).await;
+    world.published(&grant, &commit).await;
     assert_eq!(world.tip("ai/x"), Some(commit));
 }
 
@@ -323,6 +367,42 @@ async fn git_that_reads_what_a_sandbox_made_has_a_bounded_heap() {
     let path = directory.path();
     assert_eq!(limit(Run::hostile(path, &["limit"])).await, "393216");
     assert_eq!(limit(Run::local(path, &["limit"])).await, "unlimited", "or the check cannot fail");
+}
+
+#[tokio::test]
+async fn a_push_that_takes_more_memory_than_git_has_is_the_steps_failure_and_is_not_tried_again() {
+    let mut world = World::new().await;
+    let grant = grant("a");
+    let sandbox = world.sandbox(&grant).await;
+    let script = format!(
+        "echo a > a; git add .
+         (head -c 40000000 /dev/zero | tr '\\0' x; printf '\n\nAgent-Operator-Task-Uid: {UID}\n') > .git/m
+         git update-ref HEAD $(git commit-tree -p HEAD -F .git/m $(git write-tree))"
+    );
+    let commit = scripted(&sandbox, &script).await;
+    // The push itself was within the usual heap; the look at it is not within this one.
+    let limits = GitLimits { heap_kib_max: 32 * 1024, ..GitLimits::default() };
+    world.git = service(world.directory.path(), &world.upstream, limits);
+    let refused = refusal(&world, &grant, &commit).await;
+    assert!(matches!(refused, GitError::ExhaustMemory { .. }), "{refused}");
+    assert!(!refused.retryable(), "{refused}");
+    world.git = world.new_service();
+    let refused = refusal(&world, &grant, &commit).await;
+    assert!(matches!(refused, GitError::CheckMessage { .. }), "{refused}");
+
+    // A pack that git cannot even unpack is refused at the push, in words that are no fault of the network.
+    world.git.discard(&grant.run).await;
+    world.git = service(world.directory.path(), &world.upstream, limits);
+    let mut again = self::grant("b");
+    again.run.attempt = Attempt(2);
+    world.git.prepare(&again, Some(&credential(TOKEN))).await.unwrap();
+    let (address, _server) =
+        serve_gateway(world.git.clone(), again.clone(), Some(credential(TOKEN))).await;
+    let url = format!("http://{address}/git/main.git");
+    let pushed = client_async(&sandbox.tree, &["push", "-q", &url, "HEAD:refs/heads/ai/x"]).await;
+    let said = stderr(&pushed);
+    assert!(said.contains("remote rejected") || said.contains("unpack"), "{said}");
+    assert!(!said.contains("RPC failed") && !said.contains("early EOF"), "{said}");
 }
 
 /// Sends one push command byte by byte; the client would refuse to.

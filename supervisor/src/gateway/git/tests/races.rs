@@ -10,7 +10,7 @@ async fn a_branch_of_somebody_else_gives_the_task_a_name_of_its_own() {
     let sandbox = world.sandbox(&grant).await;
     assert_eq!(sandbox.work_branch, "ai/x-0a1b2");
     let commit = sandbox.change("feature").await;
-    world.git.publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit()).await.unwrap();
+    world.published(&grant, &commit).await;
     assert_eq!(world.tip("ai/x-0a1b2"), Some(commit));
     assert_eq!(world.tip("ai/x"), Some(foreign));
 }
@@ -22,12 +22,7 @@ async fn a_branch_taken_in_mid_step_gives_the_task_a_name_of_its_own() {
     let commit = world.sandbox(&grant).await.change("feature").await;
     let foreign = world.commit_upstream("ai/x", "foreign");
     for _ in 0..2 {
-        let published = world
-            .git
-            .publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit())
-            .await
-            .unwrap()
-            .0;
+        let published = world.published(&grant, &commit).await;
         assert_eq!(published.work_branch, "ai/x-0a1b2");
     }
     assert_eq!(world.tip("ai/x-0a1b2"), Some(commit));
@@ -64,12 +59,7 @@ async fn a_push_that_loses_the_race_at_the_upstream_itself_overwrites_nothing() 
     // Taken after the upstream has listed its refs and before it moves one.
     let script = format!("git --git-dir=o/r.git update-ref refs/heads/ai/x {foreign}");
     *world.upstream.seen.before_push.lock().unwrap() = Some(script);
-    let published = world
-        .git
-        .publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit())
-        .await
-        .unwrap()
-        .0;
+    let published = world.published(&grant, &commit).await;
     assert_eq!(published.work_branch, "ai/x-0a1b2");
     assert_eq!(world.tip("ai/x"), Some(foreign));
 }
@@ -79,16 +69,12 @@ async fn a_work_branch_that_somebody_moved_is_left_alone() {
     let world = World::new().await;
     let first = grant("a");
     let commit = world.sandbox(&first).await.change("feature").await;
-    world.git.publish(&first, &credential(TOKEN), &commit, &no_secrets(), &permit()).await.unwrap();
+    world.published(&first, &commit).await;
     let mut second = grant("b");
     second.repository.head_commit = Some(commit);
     let next = world.sandbox(&second).await.change("more").await;
     let foreign = world.commit_upstream("ai/x", "forced");
-    let refused = world
-        .git
-        .publish(&second, &credential(TOKEN), &next, &no_secrets(), &permit())
-        .await
-        .unwrap_err();
+    let refused = world.unpublished(&second, &next).await;
     assert_eq!(refused.reason(), Some(Reason::PushRefused), "{refused}");
     assert!(refused.to_string().contains("ai/x"), "{refused}");
     assert_eq!(world.tip("ai/x"), Some(foreign));
@@ -102,17 +88,9 @@ async fn the_last_published_commit_never_goes_back() {
     let first = sandbox.change("one").await;
     let second = sandbox.change("two").await;
     for commit in [&first, &second] {
-        world
-            .git
-            .publish(&grant, &credential(TOKEN), commit, &no_secrets(), &permit())
-            .await
-            .unwrap();
+        world.published(&grant, commit).await;
     }
-    let back = world
-        .git
-        .publish(&grant, &credential(TOKEN), &first, &no_secrets(), &permit())
-        .await
-        .unwrap_err();
+    let back = world.unpublished(&grant, &first).await;
     assert!(matches!(back, GitError::CheckDescent { .. }), "{back}");
     assert_eq!(world.tip("ai/x"), Some(second));
 }

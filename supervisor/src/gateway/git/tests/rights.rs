@@ -48,11 +48,7 @@ async fn a_read_only_grant_fetches_and_cannot_push_or_publish() {
     let sandbox = world.sandbox(&reading).await;
     let commit = sandbox.commit("feature", UID);
     assert!(stderr(&sandbox.push("ai/x").await).contains("403"));
-    let refused = world
-        .git
-        .publish(&reading, &credential(TOKEN), &commit, &no_secrets(), &permit())
-        .await
-        .unwrap_err();
+    let refused = world.unpublished(&reading, &commit).await;
     assert!(matches!(refused, GitError::GrantPush), "{refused}");
 }
 
@@ -61,7 +57,7 @@ async fn the_credential_stands_in_no_argument_environment_or_file() {
     let world = World::new().await;
     let grant = grant("a");
     let commit = world.sandbox(&grant).await.change("feature").await;
-    world.git.publish(&grant, &credential(TOKEN), &commit, &no_secrets(), &permit()).await.unwrap();
+    world.published(&grant, &commit).await;
     let seen = &world.upstream.seen;
     assert!(seen.inspected.load(Ordering::SeqCst) > 0, "no git process was looked at");
     assert_eq!(*seen.leaks.lock().unwrap(), Vec::<String>::new());
@@ -90,7 +86,7 @@ async fn a_tenant_without_rights_gets_nothing_of_what_another_tenant_has_cached(
     let world = World::new().await;
     let mine = grant("a");
     let private = world.sandbox(&mine).await.change("private").await;
-    world.git.publish(&mine, &credential(TOKEN), &private, &no_secrets(), &permit()).await.unwrap();
+    world.published(&mine, &private).await;
     let cached = world.upstream.seen.requests.load(Ordering::SeqCst);
 
     // The same URL without rights: the forge is asked, and its refusal is the gateway's.
