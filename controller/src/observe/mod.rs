@@ -194,12 +194,14 @@ impl World {
     }
 
     /// Takes note of an own write of a task.
-    pub fn wrote_task(&self, task: CodingTask) {
+    pub fn wrote_task(&self, mut task: CodingTask) {
+        watch::slim(&mut task);
         self.fresh_tasks.put(Arc::new(task));
     }
 
     /// Takes note of an own write, or a live read, of a run.
-    pub fn wrote_run(&self, run: AgentRun) -> Arc<AgentRun> {
+    pub fn wrote_run(&self, mut run: AgentRun) -> Arc<AgentRun> {
+        watch::slim(&mut run);
         let run = Arc::new(run);
         self.fresh_runs.put(Arc::clone(&run));
         run
@@ -234,7 +236,8 @@ impl World {
         let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         for ((namespace, name), (node, amounts)) in reserved.iter() {
             let exists = runs.iter().any(|run| {
-                run.name_any() == *name && run.namespace().as_deref() == Some(namespace)
+                let meta = &run.metadata;
+                meta.name.as_ref() == Some(name) && meta.namespace.as_ref() == Some(namespace)
             });
             if !exists {
                 add(node.clone(), *amounts);

@@ -41,18 +41,27 @@ impl<K: ResourceExt> Overlay<K> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
+    /// The watch has brought `stored`: an own write that is no newer has done its duty.
+    pub fn seen(&self, stored: &K) {
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(uid) = stored.meta().uid.as_deref() else { return };
+        if written.get(uid).is_some_and(|(_, own)| version(own.as_ref()) <= version(stored)) {
+            written.remove(uid);
+        }
+    }
+
     /// The newer of `stored` and an own write of the same object.
     pub fn newest(&self, stored: Arc<K>) -> Arc<K> {
-        let Some(uid) = stored.uid() else { return stored };
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match written.get(&uid) {
-            Some((_, own)) if version(own.as_ref()) > version(stored.as_ref()) => Arc::clone(own),
-            Some(_) => {
-                written.remove(&uid);
-                stored
+        let Some(uid) = stored.meta().uid.as_deref() else { return stored };
+        match written.get(uid) {
+            Some((_, own)) if version(own.as_ref()) > version(stored.as_ref()) => {
+                return Arc::clone(own);
             }
-            None => stored,
+            Some(_) => drop(written.remove(uid)),
+            None => {}
         }
+        stored
     }
 
     /// Own writes of objects that `store` has not seen yet.

@@ -5,13 +5,13 @@ use std::{collections::HashSet, fmt::Debug, pin::pin, sync::Arc};
 
 use agent_operator::crd::{AgentRun, CodingTask};
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt as _,
-        reflector::{self, Store, store::Writer},
+        reflector::{self, ObjectRef, Store, store::Writer},
         watcher::{self, Event, watcher},
     },
 };
@@ -24,6 +24,8 @@ use super::World;
 /// Watch calls end after this time, and a silent one 5 s later: a half-open connection is noticed
 /// within 15 s instead of kube's 295.
 const WATCH_SECONDS: u32 = 10;
+/// The whole object once more, as `kubectl apply` leaves it.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Changes that a slow subscriber may lag behind before it has to look at everything again.
 const CHANGES_MAX: usize = 4096;
 
@@ -79,11 +81,12 @@ impl Watches {
         let Self { client, world, tasks, runs, nodes } = self;
         let all = Api::all(client.clone());
         let task_world = Arc::clone(&world);
-        let watch_tasks = follow(all, tasks, "codingtasks", move |task, gone| {
+        let watch_tasks = follow(all, tasks, "codingtasks", slim, move |task, gone| {
             if gone {
                 task_world.fresh_tasks.remove(&task.uid().unwrap_or_default());
                 task_world.announce(Change::TaskGone(task));
             } else {
+                task_world.fresh_tasks.seen(&task);
                 task_world.announce(Change::Task {
                     namespace: task.namespace().unwrap_or_default(),
                     name: task.name_any(),
@@ -91,15 +94,18 @@ impl Watches {
             }
         });
         let run_world = Arc::clone(&world);
-        let watch_runs = follow(Api::all(client.clone()), runs, "agentruns", move |run, gone| {
+        let all = Api::all(client.clone());
+        let watch_runs = follow(all, runs, "agentruns", slim, move |run: Arc<AgentRun>, gone| {
             if gone {
                 run_world.fresh_runs.remove(&run.uid().unwrap_or_default());
                 run_world.announce(Change::RunGone(run));
             } else {
+                run_world.fresh_runs.seen(&run);
                 run_world.announce(Change::Run(run));
             }
         });
-        let watch_nodes = follow(Api::all(client), nodes, "nodes", move |node: Arc<Node>, _| {
+        let all = Api::all(client);
+        let watch_nodes = follow(all, nodes, "nodes", slim_node, move |node: Arc<Node>, _| {
             world.announce(Change::Node(node.name_any()));
         });
         tokio::select! {
@@ -111,12 +117,31 @@ impl Watches {
     }
 }
 
+/// Drops what nobody here reads and what can take more memory than all the rest of an object.
+pub(super) fn slim<K: Resource>(object: &mut K) {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+}
+
+/// Of a node's status only its size counts here; it names every image that the node has, and changes
+/// every few seconds.
+fn slim_node(node: &mut Node) {
+    slim(node);
+    if let Some(status) = node.status.take() {
+        node.status = Some(NodeStatus { allocatable: status.allocatable, ..NodeStatus::default() });
+    }
+}
+
 /// Keeps a store by a watch and tells of each change after the store has it. Objects that do not
 /// parse are left out alone, instead of failing the whole list.
 async fn follow<K>(
     api: Api<DeserializeGuard<K>>,
     mut writer: Writer<K>,
     what: &'static str,
+    slim: impl Fn(&mut K),
     tell: impl Fn(Arc<K>, bool),
 ) -> WatchEnded
 where
@@ -128,7 +153,7 @@ where
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                if let Some(event) = parsed(event, what) {
+                if let Some(event) = parsed(event, what, &slim) {
                     take(&mut writer, &store, &event, &tell);
                 }
             }
@@ -148,7 +173,11 @@ where
     };
     writer.apply_watcher_event(event);
     match event {
-        Event::Apply(object) => tell(Arc::new(object.clone()), false),
+        Event::Apply(object) => {
+            // The store's own, not a second one that lives for as long as somebody holds the change.
+            let stored = store.get(&ObjectRef::from_obj(object));
+            tell(stored.unwrap_or_else(|| Arc::new(object.clone())), false);
+        }
         Event::Delete(object) => tell(Arc::new(object.clone()), true),
         Event::Init | Event::InitApply(_) => {}
         Event::InitDone => {
@@ -169,9 +198,13 @@ where
 fn parsed<K: Resource<DynamicType = ()>>(
     event: Event<DeserializeGuard<K>>,
     what: &'static str,
+    slim: &impl Fn(&mut K),
 ) -> Option<Event<K>> {
     let checked = |guard: DeserializeGuard<K>| match guard.0 {
-        Ok(object) => Some(object),
+        Ok(mut object) => {
+            slim(&mut object);
+            Some(object)
+        }
         Err(invalid) => {
             tracing::warn!(
                 what,
@@ -189,5 +222,45 @@ fn parsed<K: Resource<DynamicType = ()>>(
         Event::Init => Some(Event::Init),
         Event::InitApply(object) => checked(object).map(Event::InitApply),
         Event::InitDone => Some(Event::InitDone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_object_is_kept_without_the_record_of_who_wrote_which_field_and_the_copy_of_kubectl() {
+        let mut node: Node = serde_json::from_value(json!({
+            "metadata": {"name": "n", "uid": "u", "resourceVersion": "7",
+                "annotations": {LAST_APPLIED: "{}", "example.com/a": "b"},
+                "managedFields": [{"manager": "m", "operation": "Apply",
+                    "fieldsV1": {"f:spec": {"f:taints": {}}}}]},
+        }))
+        .unwrap();
+        slim(&mut node);
+        assert_eq!(node.metadata.managed_fields, None);
+        let kept: Vec<_> = node.annotations().keys().collect();
+        assert_eq!(kept, ["example.com/a"]);
+        let identity = (node.uid(), node.resource_version());
+        assert_eq!(identity, (Some("u".to_owned()), Some("7".to_owned())));
+    }
+
+    #[test]
+    fn a_node_is_kept_with_its_size_alone() {
+        let mut node: Node = serde_json::from_value(json!({
+            "metadata": {"name": "n", "labels": {"a": "b"}},
+            "spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]},
+            "status": {"allocatable": {"cpu": "4"}, "images": [{"names": ["i"], "sizeBytes": 1}]},
+        }))
+        .unwrap();
+        slim_node(&mut node);
+        let status = node.status.unwrap();
+        assert_eq!(status.allocatable.unwrap()["cpu"].0, "4");
+        assert_eq!(status.images, None);
+        assert_eq!(node.spec.unwrap().taints.unwrap().len(), 1);
+        assert_eq!(node.metadata.labels.unwrap()["a"], "b");
     }
 }
