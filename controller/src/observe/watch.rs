@@ -117,7 +117,7 @@ impl Watches {
     }
 }
 
-/// Drops what nobody here reads and what takes more memory than all the rest of an object.
+/// Drops what nobody here reads and what can take more memory than all the rest of an object.
 pub(super) fn slim<K: Resource>(object: &mut K) {
     let meta = object.meta_mut();
     meta.managed_fields = None;
