@@ -39,7 +39,7 @@ pub(super) fn check(
 
 /// A step that its deadline ended got the time that it was promised. Clocks may differ by a hundredth.
 fn early(name: &str, run: &Run, rules: &Rules) -> Option<Violation> {
-    let outcome = run.outcome().filter(|outcome| outcome.reason.as_deref() == Some("TimedOut"))?;
+    run.outcome().filter(|outcome| outcome.reason.as_deref() == Some("TimedOut"))?;
     let timeout = run.assigned.as_ref()?.timeout;
     let ends = run.containers.iter().filter_map(|container| container.ended);
     // What ended by itself while its supervisor was away is found after its deadline.

@@ -280,7 +280,7 @@ fn i3_where_all_reports_are_heard_a_lost_code_is_not_made_up() {
             };
             history.push(at(second), fact);
         }
-        for exit_code in reported {
+        if let Some(exit_code) = reported {
             history.push(at(19), Fact::Reported { run: "plan-2".into(), exit_code });
         }
         check(&history, &rules).iter().map(|violation| violation.invariant).collect::<Vec<_>>()
