@@ -6,8 +6,6 @@
 
 #[path = "reconcile/anything.rs"]
 mod anything;
-#[path = "reconcile/descriptors.rs"]
-mod descriptors;
 #[path = "reconcile/figures.rs"]
 mod figures;
 #[path = "reconcile/killed_at_writes.rs"]
