@@ -34,8 +34,14 @@ pub struct Choice {
     pub scale: Scale,
     part: Option<Part>,
     no_nodes: bool,
-    list: bool,
-    needs: bool,
+    told: Option<Told>,
+}
+
+/// What a command line may ask for instead of benches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    List,
+    Needs,
 }
 
 impl Choice {
@@ -46,15 +52,14 @@ impl Choice {
             scale: Scale::Full,
             part: None,
             no_nodes: false,
-            list: false,
-            needs: false,
+            told: None,
         };
         for argument in arguments {
             match argument.as_str() {
                 "--json" => choice.json = true,
                 "--quick" => choice.scale = Scale::Quick,
-                "--list" => choice.list = true,
-                "--needs" => choice.needs = true,
+                "--list" => choice.told = Some(Told::List),
+                "--needs" => choice.told = Some(Told::Needs),
                 "--no-nodes" => choice.no_nodes = true,
                 "--part=bare" => choice.part = Some(Part::Bare),
                 "--part=nodes" => choice.part = Some(Part::Nodes),
@@ -68,32 +73,19 @@ impl Choice {
 
     /// What is only told: the list of all, or what the chosen ones need.
     pub fn answer(&self) -> Option<String> {
-        let mut text = String::new();
-        if self.list {
-            for (name, needs, _) in BENCHES {
-                let words = match needs {
-                    Needs::Nothing => "",
-                    Needs::ApiServer => " apiserver",
-                    Needs::Nodes => " nodes",
-                    Needs::NodesForItsPeer => " nodes, for its peer",
-                };
-                let _ = writeln!(text, "{name}{words}");
-            }
-        } else if self.needs {
-            let chosen: Vec<_> = self.chosen().collect();
-            let of = |part| chosen.iter().any(|(_, at, _)| *at == part);
-            let api_server = chosen.iter().any(|(needs, ..)| *needs == Needs::ApiServer);
-            for (word, there) in
-                [("bare", of(Part::Bare)), ("apiserver", api_server), ("nodes", of(Part::Nodes))]
-            {
-                if there {
-                    let _ = writeln!(text, "{word}");
-                }
-            }
-        } else {
-            return None;
+        match self.told? {
+            Told::List => Some(list()),
+            Told::Needs => Some(self.needs()),
         }
-        Some(text)
+    }
+
+    fn needs(&self) -> String {
+        let chosen: Vec<_> = self.chosen().collect();
+        let of = |part| chosen.iter().any(|(_, at, _)| *at == part);
+        let api_server = chosen.iter().any(|(needs, ..)| *needs == Needs::ApiServer);
+        let all =
+            [("bare\n", of(Part::Bare)), ("apiserver\n", api_server), ("nodes\n", of(Part::Nodes))];
+        all.iter().filter(|(_, there)| *there).map(|(word, _)| *word).collect()
     }
 
     /// The benches of this process.
@@ -128,6 +120,20 @@ impl Choice {
             },
         )
     }
+}
+
+fn list() -> String {
+    let mut text = String::new();
+    for (name, needs, _) in BENCHES {
+        let words = match needs {
+            Needs::Nothing => "",
+            Needs::ApiServer => " apiserver",
+            Needs::Nodes => " nodes",
+            Needs::NodesForItsPeer => " nodes, for its peer",
+        };
+        let _ = writeln!(text, "{name}{words}");
+    }
+    text
 }
 
 fn known(name: &str) -> Result<&str, String> {

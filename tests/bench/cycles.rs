@@ -14,7 +14,7 @@ use agent_operator::crd::{AgentRun, CodingTask};
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Event;
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt as _, watcher},
 };
@@ -118,7 +118,7 @@ impl Cycles {
         let api = tasks(&self.client);
         let all = api.list(&ListParams::default()).await.unwrap().items;
         let ended: Vec<_> =
-            all.iter().filter(|task| has_ended(task)).map(|t| t.name_any()).collect();
+            all.iter().filter(|task| has_ended(task)).map(ResourceExt::name_any).collect();
         let gone = stream::iter(ended).map(|name| {
             let api = &api;
             async move { api.delete(&name, &DeleteParams::default()).await.unwrap() }

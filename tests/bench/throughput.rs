@@ -201,8 +201,8 @@ pub fn run(scale: Scale) -> Vec<Row> {
     }
     let first = at.first().copied().flatten();
     let last = at.get(AT_TASKS.len() - 1).copied().flatten();
-    let lost = first.zip(last).map(|(first, last)| (1.0 - last / first).max(0.0) * 100.0);
-    rows.push(Row::new("throughput slope", "% lost from 10 to 5,000 tasks", lost).at_most(5.0));
+    let slope = first.zip(last).map(|(first, last)| (1.0 - last / first).max(0.0) * 100.0);
+    rows.push(Row::new("throughput slope", "% lost from 10 to 5,000 tasks", slope).at_most(5.0));
     rows.push(Row::new("throughput at 1,000 nodes", unit, at_nodes.median()));
     rows
 }
