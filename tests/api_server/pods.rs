@@ -2,6 +2,7 @@
 //! that it really makes: under the chart's policies and rights, in a namespace held to `restricted`.
 
 use agent_operator::domain::{Assignment, Secret, StartFault, ids::PodUid};
+use agent_operator_doubles::assignment;
 use agent_operator_supervisor::{
     ledger::Delivery,
     pod::{
@@ -26,27 +27,8 @@ use super::{
 };
 
 pub(crate) fn assignment(namespace: &str, node: &str) -> Assignment {
-    from_json(json!({
-        "run": {"namespace": namespace, "name": "x-plan-1-0a1b2c3d", "uid": "run-uid"},
-        "task": {"name": "x", "uid": "task-uid"},
-        "step": "plan", "attempt": 1, "epoch": 1, "node": node,
-        "timeoutSeconds": 60, "startDeadlineSeconds": 30, "graceSeconds": 10,
-        "pod": {
-            "image": "registry.example/agent:1", "imagePullSecrets": [],
-            "cpuLimit": "4", "memoryLimit": "8Gi", "storageLimit": "20Gi",
-            "cpuRequest": "100m", "memoryRequest": "256Mi",
-            "nodeSelector": {}, "tolerations": [], "runtimeClassName": null,
-        },
-        "work": {
-            "prompt": "p", "plan": null, "feedback": null, "agent": {"type": "claudeCode"},
-            "model": null, "maxTurns": null, "testCommand": null,
-        },
-        "repository": {
-            "name": "main", "url": "https://github.com/o/r.git", "baseBranch": "main",
-            "workBranch": "ai/x", "baseCommit": null, "headCommit": null,
-        },
-        "sandbox": {}, "budget": null,
-    }))
+    let here = json!({"run": {"namespace": namespace}, "node": node});
+    from_json(assignment::assignment(&here))
 }
 
 pub(crate) fn pod(assignment: &Assignment) -> Pod {

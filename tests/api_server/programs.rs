@@ -3,6 +3,7 @@
 
 use agent_operator::domain::{Assignment, Secret};
 use agent_operator_controller::settings::Settings;
+use agent_operator_doubles::assignment;
 use agent_operator_supervisor::{
     gateway::args::Config,
     ledger::Delivery,
@@ -60,27 +61,12 @@ async fn programs_read_the_configuration_that_the_chart_writes() {
 
 /// An assignment as the controller sends it.
 fn assignment(namespace: &str) -> Assignment {
-    from_json(json!({
-        "run": {"namespace": namespace, "name": "add-healthcheck-impl-1-0a1b2c3d", "uid": "run-uid"},
-        "task": {"name": "add-healthcheck", "uid": "task-uid"},
-        "step": "implement", "attempt": 1, "epoch": 3, "node": "node-a",
-        "timeoutSeconds": 60, "startDeadlineSeconds": 30, "graceSeconds": 10,
-        "pod": {
-            "image": "registry.example/agent:1", "imagePullSecrets": ["pull"],
-            "cpuLimit": "4", "memoryLimit": "8Gi", "storageLimit": "20Gi",
-            "cpuRequest": "100m", "memoryRequest": "256Mi",
-            "nodeSelector": {"pool": "agents"}, "tolerations": [], "runtimeClassName": null,
-        },
-        "work": {
-            "prompt": "p", "plan": null, "feedback": null, "agent": {"type": "claudeCode"},
-            "model": null, "maxTurns": null, "testCommand": null,
-        },
-        "repository": {
-            "name": "main", "url": "https://github.com/o/r.git", "baseBranch": "main",
-            "workBranch": "ai/x", "baseCommit": null, "headCommit": null,
-        },
-        "sandbox": {}, "budget": null,
-    }))
+    from_json(assignment::assignment(&json!({
+        "run": {"namespace": namespace, "name": "add-healthcheck-impl-1-0a1b2c3d"},
+        "task": {"name": "add-healthcheck"},
+        "step": "implement", "epoch": 3,
+        "pod": {"imagePullSecrets": ["pull"], "nodeSelector": {"pool": "agents"}},
+    })))
 }
 
 /// Makes a namespace refuse whatever is not restricted, and gives it the account that pods need.

@@ -9,6 +9,8 @@
 #![allow(clippy::print_stdout, reason = "what is measured goes to standard output")]
 
 mod audit;
+mod choice;
+mod cycles;
 mod deadline;
 #[path = "../decide/mod.rs"]
 mod decide;
@@ -18,10 +20,18 @@ mod far;
 #[path = "../simulation/gateway.rs"]
 mod gateway;
 mod gateway_speed;
+mod handover;
 mod kubelet;
 mod live;
+mod log_floor;
+mod log_latency;
 mod log_throughput;
 mod measure;
+mod nodes;
+#[allow(dead_code, unused_imports, reason = "shared with the end-to-end tests")]
+#[path = "../e2e/support/mod.rs"]
+mod on_cluster;
+mod peers;
 mod plant;
 mod processes;
 mod requests;
@@ -31,9 +41,11 @@ mod site;
 #[path = "../../controller/tests/reconcile/support.rs"]
 mod support;
 mod table;
+mod throughput;
 
 use std::process::ExitCode;
 
+use choice::{Choice, Needs};
 use measure::Scale;
 use table::Row;
 
@@ -43,72 +55,40 @@ type Bench = fn(Scale) -> Vec<Row>;
 /// Name, what it needs, the bench. In the order in which they run.
 const BENCHES: &[(&str, Needs, Bench)] = &[
     ("decide", Needs::Nothing, decisions::run),
-    ("deadline", Needs::Nothing, deadline::run),
     ("log-throughput", Needs::Nothing, log_throughput::run),
     ("gateway", Needs::Nothing, gateway_speed::run),
     ("requests", Needs::ApiServer, requests::run),
+    ("throughput", Needs::ApiServer, throughput::run),
     ("recovery", Needs::ApiServer, live::recovery),
     ("memory", Needs::ApiServer, live::memory),
+    ("deadline", Needs::NodesForItsPeer, deadline::run),
+    ("handover", Needs::Nodes, handover::run),
+    ("log-latency", Needs::Nodes, log_latency::run),
 ];
-
-/// What has to be there for a bench.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Needs {
-    Nothing,
-    /// kube-apiserver and etcd, see `deploy/local/apiserver`.
-    ApiServer,
-}
-
-struct Options {
-    names: Vec<String>,
-    json: bool,
-    scale: Scale,
-}
-
-fn options(arguments: &[String]) -> Result<Options, String> {
-    let mut options = Options { names: Vec::new(), json: false, scale: Scale::Full };
-    for argument in arguments {
-        match argument.as_str() {
-            "--json" => options.json = true,
-            "--quick" => options.scale = Scale::Quick,
-            // From `cargo bench`.
-            "--bench" => {}
-            name if BENCHES.iter().any(|(known, ..)| *known == name) => {
-                options.names.push(name.to_owned());
-            }
-            other => return Err(format!("no bench or option is called {other}; see --list")),
-        }
-    }
-    Ok(options)
-}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some(code) = processes::as_one_of_them(&arguments) {
         return code;
     }
-    if arguments.first().is_some_and(|first| first == "--list") {
-        for (name, needs, _) in BENCHES {
-            println!("{name}{}", if *needs == Needs::ApiServer { " apiserver" } else { "" });
-        }
-        return ExitCode::SUCCESS;
-    }
-    let options = match options(&arguments) {
-        Ok(options) => options,
+    let choice = match Choice::new(&arguments) {
+        Ok(choice) => choice,
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::from(2);
         }
     };
+    if let Some(answer) = choice.answer() {
+        print!("{answer}");
+        return ExitCode::SUCCESS;
+    }
     let mut rows = Vec::new();
-    for (name, _, bench) in BENCHES {
-        if options.names.is_empty() || options.names.iter().any(|wanted| wanted == name) {
-            eprintln!("{name}...");
-            rows.extend(bench(options.scale));
-        }
+    for (name, bench) in choice.benches() {
+        eprintln!("{name}...");
+        rows.extend(bench(choice.scale));
     }
     eprint!("{}", table::text(&rows));
-    if options.json {
+    if choice.json {
         println!("{}", table::json(&rows));
     }
     // A time depends on the machine; a count does not.

@@ -1,5 +1,6 @@
 //! `deadline`: how late the order to stop comes out of the supervisor's own thread of deadlines, at the socket where
-//! the gateway would read it. 100 live steps, all cores busy, no controller and no API server at all.
+//! the gateway would read it. 100 live steps, all cores busy, no controller and no API server at all. Beside it, where
+//! there are real nodes, how late a kubelet ends pods that have `activeDeadlineSeconds`.
 
 use std::{
     collections::BTreeSet,
@@ -26,6 +27,7 @@ use agent_operator_supervisor::{
         moment::BootTime,
     },
 };
+use k8s_openapi::api::core::v1::Pod;
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, ClockNanosleepFlags, clock_nanosleep},
@@ -33,11 +35,18 @@ use nix::{
 
 use crate::{
     measure::{ROUNDS, Samples, Scale, millis},
+    nodes::{Nodes, on_monotonic, program, stamp},
+    on_cluster::task::unique,
+    processes::runtime,
     table::Row,
 };
 
 /// Live steps in a round.
 const STEPS: u64 = 100;
+/// Pods of the peer in a round.
+const PODS: usize = 4;
+/// Seconds that they have, most of which their start may take.
+const POD_SECONDS: i64 = 5;
 /// Pause between two deadlines.
 const PACE: Duration = Duration::from_millis(10);
 /// Nothing is due before everything stands.
@@ -113,8 +122,32 @@ fn round(ours: &mut Samples, floor: &mut Samples) -> u32 {
     early
 }
 
+/// Pods with a deadline of Kubernetes' own, which say when they are told to stop. The deadline counts from the start
+/// time in the pod's status, which has whole seconds; so does the kubelet's own count.
+async fn peer(nodes: &Nodes, late: &mut Samples) {
+    let mut spec =
+        nodes.pod_spec(&program("$SIG{TERM} = sub { stamp('told'); exit 0 }; sleep 60 while 1;"));
+    spec["activeDeadlineSeconds"] = POD_SECONDS.into();
+    let names: Vec<_> = (0..PODS).map(|_| unique("deadline")).collect();
+    for name in &names {
+        nodes.create_pod(name, &spec).await;
+    }
+    for name in &names {
+        let status = nodes.ended(name).await.status.unwrap_or_default();
+        let log = nodes.log(&nodes.peers::<Pod>(), name).await;
+        let told =
+            stamp(&log, "told").unwrap_or_else(|| panic!("{name} was told nothing: {status:?}"));
+        let due = status.start_time.expect("a pod that ran was started").0
+            + jiff::SignedDuration::from_secs(POD_SECONDS);
+        late.add((told.as_secs_f64() - on_monotonic(due).as_secs_f64()) * 1000.0);
+        nodes.delete_pod(name).await;
+    }
+}
+
 pub fn run(scale: Scale) -> Vec<Row> {
     let (mut ours, mut floor, mut early) = (Samples::default(), Samples::default(), 0);
+    let (mut late_pods, runtime) = (Samples::default(), runtime());
+    let nodes = std::env::var_os("AO_NODES").map(|_| runtime.block_on(Nodes::connect()));
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
@@ -126,11 +159,14 @@ pub fn run(scale: Scale) -> Vec<Row> {
         }
         for _ in 0..scale.pick(ROUNDS, 2) {
             early += round(&mut ours, &mut floor);
+            if let Some(nodes) = &nodes {
+                runtime.block_on(peer(nodes, &mut late_pods));
+            }
         }
         over.store(true, Ordering::Relaxed);
     });
     let late = |name, of: fn(&Samples) -> Option<f64>, limit| {
-        Row::new(name, "ms late", of(&ours)).floor(of(&floor)).at_most(limit)
+        Row::new(name, "ms late", of(&ours)).floor(of(&floor)).peer(of(&late_pods)).at_most(limit)
     };
     vec![
         late("deadline p50", Samples::median, 2.0),

@@ -3,13 +3,12 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
+use agent_operator_doubles::git_http;
 use axum::{Router, body::Body};
-use http::{Request, Response};
-use http_body_util::BodyExt as _;
+use http::Request;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -64,57 +63,15 @@ pub struct Upstream;
 
 impl Upstream {
     pub async fn start(root: PathBuf, around: &mut JoinSet<()>) -> SocketAddr {
-        let router =
-            Router::new().fallback(move |request: Request<Body>| backend(root.clone(), request));
+        let router = Router::new().fallback(move |request: Request<Body>| {
+            let root = root.clone();
+            async move { git_http::backend(&root, request).await }
+        });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         around.spawn(async move { axum::serve(listener, router).await.unwrap() });
         address
     }
-}
-
-async fn backend(root: PathBuf, request: Request<Body>) -> Response<Body> {
-    let (parts, body) = request.into_parts();
-    let header =
-        |name: &str| parts.headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
-    let mut child = tokio::process::Command::new("git")
-        .arg("http-backend")
-        .env("GIT_PROJECT_ROOT", root)
-        .env("GIT_HTTP_EXPORT_ALL", "1")
-        .env("REQUEST_METHOD", parts.method.as_str())
-        .env("PATH_INFO", parts.uri.path())
-        .env("QUERY_STRING", parts.uri.query().unwrap_or(""))
-        .env("CONTENT_TYPE", header("content-type"))
-        .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
-        .env("HTTP_GIT_PROTOCOL", header("git-protocol"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let body = body.collect().await.unwrap().to_bytes();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(&body).await.unwrap();
-    drop(stdin);
-    let mut stdout = child.stdout.take().unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stdout.read_u8().await.unwrap());
-    }
-    let mut response = Response::builder();
-    for line in std::str::from_utf8(&head).unwrap().trim().lines() {
-        let (name, value) = line.split_once(": ").unwrap();
-        response = match name {
-            "Status" => response.status(value[..3].parse::<u16>().unwrap()),
-            _ => response.header(name, value),
-        };
-    }
-    let pieces = futures::stream::unfold((stdout, child), |(mut stdout, child)| async move {
-        let mut piece = vec![0; PIECE];
-        let count = stdout.read(&mut piece).await.ok().filter(|count| *count > 0)?;
-        piece.truncate(count);
-        Some((Ok::<_, std::io::Error>(bytes::Bytes::from(piece)), (stdout, child)))
-    });
-    response.body(Body::from_stream(pieces)).unwrap()
 }
 
 /// A proxy that holds everything back, in both directions.

@@ -12,6 +12,7 @@ use agent_operator::{
     attempt::Redeemed,
     domain::{Assignment, Credential, Secret, Usage, names::sha256_hex},
 };
+use agent_operator_doubles::assignment::assignment;
 use agent_operator_supervisor::link::{
     contract::{DurableEvent, FromGateway, Grant, LINK_VERSION, ToGateway},
     frame::framed,
@@ -106,27 +107,9 @@ struct Gateway {
 }
 
 fn grant() -> Grant {
-    let assignment: Assignment = from_json(json!({
-        "run": {"namespace": "n", "name": "run", "uid": "uid"},
-        "task": {"name": "task", "uid": "0a1b2c"},
-        "step": "implement", "attempt": 1, "epoch": 1, "node": "node",
-        "timeoutSeconds": 3600, "startDeadlineSeconds": 30, "graceSeconds": 10,
-        "pod": {
-            "image": "registry.test/agent:1", "imagePullSecrets": [],
-            "cpuLimit": "4", "memoryLimit": "8Gi", "storageLimit": "20Gi",
-            "cpuRequest": "100m", "memoryRequest": "256Mi",
-            "nodeSelector": {}, "tolerations": [], "runtimeClassName": null,
-        },
-        "work": {
-            "prompt": "p", "plan": null, "feedback": null, "agent": {"type": "claudeCode"},
-            "model": null, "maxTurns": null, "testCommand": null,
-        },
-        "repository": {
-            "name": "main", "url": "https://github.com/o/r.git", "baseBranch": "main",
-            "workBranch": "ai/x", "baseCommit": null, "headCommit": null,
-        },
-        "sandbox": {}, "budget": null,
-    }));
+    let assignment: Assignment = from_json(assignment(&json!({
+        "step": "implement", "timeoutSeconds": 3600,
+    })));
     Grant {
         assignment,
         one_time_hash: sha256_hex(ONE_TIME.as_bytes()),

@@ -6,7 +6,10 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -81,6 +84,8 @@ pub struct Kubelet {
     gateway: Arc<Gateway>,
     cgroups: PathBuf,
     node: String,
+    late: Duration,
+    ended: Arc<AtomicU64>,
 }
 
 impl Kubelet {
@@ -93,7 +98,18 @@ impl Kubelet {
     ) -> Self {
         let cgroups = cgroups.join("pids/kubepods");
         fs::create_dir_all(&cgroups).unwrap();
-        Self { pods: Api::namespaced(client, namespace), gateway, cgroups, node: node.to_owned() }
+        let (pods, node) = (Api::namespaced(client, namespace), node.to_owned());
+        Self { pods, gateway, cgroups, node, late: LATE, ended: Arc::default() }
+    }
+
+    /// One that tells at once what has ended.
+    pub fn prompt(self) -> Self {
+        Self { late: Duration::ZERO, ..self }
+    }
+
+    /// How many pods have ended.
+    pub fn ended(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.ended)
     }
 
     pub async fn run(self) {
@@ -148,10 +164,11 @@ impl Kubelet {
         self.status(&name, &running).await;
         let code = self.sandbox(&pod, &ip).await;
         fs::write(count.join("pids.current"), "0\n").unwrap();
-        tokio::time::sleep(LATE).await;
+        tokio::time::sleep(self.late).await;
         let ended = json!({"terminated": {"exitCode": code, "reason": if code == 0 { "Completed" } else { "Error" }}});
         let phase = if code == 0 { "Succeeded" } else { "Failed" };
         self.status(&name, &json!({"phase": phase, "containerStatuses": state(ended)})).await;
+        self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The exit code of what runs in the pod. One that is not ours ends well at once.

@@ -33,17 +33,18 @@ const SETTLE: Duration = Duration::from_secs(5);
 const FLOOR_KIB: f64 = 0.6;
 
 /// A controller with scripted nodes.
-struct Plant {
-    site: Site,
+pub struct Plant {
+    pub site: Site,
     controller: Controller,
     process: Option<Process>,
-    nodes: Vec<Arc<Scripted>>,
-    tasks: usize,
+    pub nodes: Vec<Arc<Scripted>>,
+    /// Live tasks.
+    pub tasks: usize,
     limit: Duration,
 }
 
 impl Plant {
-    async fn start(slots: usize, limit: Duration) -> Self {
+    pub async fn start(slots: usize, limit: Duration) -> Self {
         let site = Site::start().await;
         let controller = Controller::new(&site);
         let process = Some(controller.start());
@@ -56,7 +57,7 @@ impl Plant {
     }
 
     /// Adds nodes on which nothing runs yet.
-    async fn more_nodes(&mut self, count: usize) {
+    pub async fn more_nodes(&mut self, count: usize) {
         for number in 0..count {
             let name = format!("further-{number}");
             self.nodes.push(Scripted::start(&self.site, &name, &self.controller.address).await);
@@ -64,12 +65,12 @@ impl Plant {
         tokio::time::sleep(SETTLE).await;
     }
 
-    fn live(&self) -> usize {
-        self.nodes.iter().map(|node| node.live().len()).sum()
+    pub fn live(&self) -> usize {
+        self.nodes.iter().map(|node| node.count()).sum()
     }
 
     /// Makes tasks until there are `count`, and waits until the first step of each runs.
-    async fn grow(&mut self, count: usize) {
+    pub async fn grow(&mut self, count: usize) {
         let prompt = "x".repeat(PROMPT_BYTES);
         let made = stream::iter(self.tasks..count)
             .map(|number| {

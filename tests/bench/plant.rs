@@ -1,20 +1,17 @@
 //! The real controller and the real supervisor, each a process, on a real API server, and Kubernetes' own controller of
 //! Jobs beside them. What is scripted: kubelet, sandbox and gateway (`kubelet`).
 
-use std::{path::PathBuf, process::Child, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use agent_operator::crd::AgentRun;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{Namespace, Pod, ServiceAccount},
-};
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api,
     api::{DeleteParams, ListParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -25,8 +22,9 @@ use crate::{
     gateway::Gateway,
     kubelet::{HANG, Kubelet, serve_link},
     measure::{eventually, now},
+    peers::{JobController, PEERS, Pace},
     processes::Process,
-    site::{Controller, JOBS, SUPERVISOR, SYSTEM, Site, TASKS, free_port},
+    site::{Controller, SUPERVISOR, SYSTEM, Site, TASKS, free_port},
 };
 
 /// Attempts at once on the node.
@@ -35,8 +33,6 @@ const SLOTS: u32 = 128;
 const AT_ONCE: usize = 16;
 /// The one node.
 const NODE: &str = "node-a";
-/// Namespace of the Jobs.
-const PEERS: &str = "peers";
 /// Steps of a task, and pods of a Job.
 pub const STEPS: u32 = 4;
 /// After this time nothing of a round is still to be written.
@@ -52,27 +48,14 @@ pub struct Plant {
     supervisor_line: Vec<String>,
     /// Where the supervisor tells its metrics.
     metrics: String,
-    jobs: Child,
+    _jobs: JobController,
     _around: JoinSet<()>,
-}
-
-impl Drop for Plant {
-    fn drop(&mut self) {
-        let _ = self.jobs.kill();
-        let _ = self.jobs.wait();
-    }
 }
 
 impl Plant {
     pub async fn start() -> Self {
         let site = Site::start().await;
-        site.create::<Namespace>(
-            &Api::all(site.client.clone()),
-            json!({"metadata": {"name": PEERS}}),
-        )
-        .await;
-        let accounts: Api<ServiceAccount> = Api::namespaced(site.client.clone(), PEERS);
-        site.create(&accounts, json!({"metadata": {"name": "default"}})).await;
+        site.namespace(PEERS).await;
         let token = site.node(NODE).await;
         let (gateway, cgroups, mut around) = (Gateway::new(), site.path("cgroup"), JoinSet::new());
         let socket = site.path("gateway.sock");
@@ -87,14 +70,14 @@ impl Plant {
         let metrics = format!("127.0.0.1:{}", free_port());
         let supervisor_line =
             supervisor_line(&site, &controller.address, &metrics, [&token, &socket, &cgroups]);
-        let jobs = job_controller(&site);
+        let jobs = JobController::start(&site, Pace::Default);
         let mut plant = Self {
             site,
             _controller: process,
             supervisor: None,
             supervisor_line,
             metrics,
-            jobs,
+            _jobs: jobs,
             _around: around,
         };
         plant.start_supervisor();
@@ -171,14 +154,7 @@ impl Plant {
     /// One Job of as many pods.
     pub async fn job(&self, name: &str) -> (Timestamp, Timestamp) {
         let jobs: Api<Job> = Api::namespaced(self.site.client.clone(), PEERS);
-        let job = json!({
-            "metadata": {"name": name},
-            "spec": {"completions": STEPS, "parallelism": 1, "template": {"spec": {
-                "restartPolicy": "Never", "automountServiceAccountToken": false,
-                "containers": [{"name": "agent", "image": "registry.test/agent:1"}],
-            }}},
-        });
-        let made = self.site.create(&jobs, job).await;
+        let made = self.site.create(&jobs, job(name)).await;
         let began = made.metadata.creation_timestamp.unwrap().0;
         eventually("the Job completes", LIMIT, async || {
             let status = jobs.get(name).await.unwrap().status?;
@@ -230,6 +206,17 @@ impl Plant {
     }
 }
 
+/// A Job of as many pods as a task has steps.
+pub fn job(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {"completions": STEPS, "parallelism": 1, "template": {"spec": {
+            "restartPolicy": "Never", "automountServiceAccountToken": false,
+            "containers": [{"name": "agent", "image": "registry.test/agent:1"}],
+        }}},
+    })
+}
+
 fn supervisor_line(
     site: &Site,
     address: &str,
@@ -257,18 +244,4 @@ fn supervisor_line(
         format!("--slots={SLOTS}"),
         format!("--http-address={metrics}"),
     ]
-}
-
-/// Kubernetes' controller manager with nothing but its controller of Jobs.
-fn job_controller(site: &Site) -> Child {
-    let log = std::fs::File::create(site.path("jobs.log")).unwrap();
-    std::process::Command::new("kube-controller-manager")
-        .arg(format!("--kubeconfig={}", site.kubeconfig(JOBS).display()))
-        .args(["--leader-elect=false", "--controllers=job-controller", "--bind-address=127.0.0.1"])
-        .arg(format!("--secure-port={}", free_port()))
-        .stdin(std::process::Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .expect("kube-controller-manager is on PATH; tests/bench/run builds it")
 }

@@ -71,9 +71,14 @@ fn gateway(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+    runtime().block_on(work)
+}
+
+/// Whatever is connected in it lives as long as it does.
+pub fn runtime() -> tokio::runtime::Runtime {
     // A second call finds it installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(work)
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
 }
 
 /// A process of ours; killed when it is dropped.

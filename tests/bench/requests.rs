@@ -31,7 +31,9 @@ fn within(request: &Request, from: Timestamp, to: Timestamp) -> bool {
 
 /// Requests of controller and supervisor.
 fn ours(all: &[Request], from: Timestamp, to: Timestamp) -> Vec<Request> {
-    let ours = |r: &&Request| (r.is_of(CONTROLLER) || r.is_of(SUPERVISOR)) && within(r, from, to);
+    let ours = |r: &&Request| {
+        (audit::is_of(r, CONTROLLER) || audit::is_of(r, SUPERVISOR)) && within(r, from, to)
+    };
     all.iter().filter(ours).cloned().collect()
 }
 
@@ -145,7 +147,7 @@ async fn measure(scale: Scale) -> Measured {
     }
     for (from, to) in of_jobs {
         let requests: Vec<_> = all.iter().filter(|r| within(r, from, to)).cloned().collect();
-        let of_peer: Vec<_> = requests.iter().filter(|r| r.is_of(JOBS)).cloned().collect();
+        let of_peer: Vec<_> = requests.iter().filter(|r| audit::is_of(r, JOBS)).cloned().collect();
         Counts::add(&mut peer, &of_peer);
         Samples::extend(&mut gap_of_peer, &gaps(&requests, is_end_of_pod));
     }

@@ -28,8 +28,13 @@ use crate::{
 
 /// Attempts of one node; the most that a supervisor takes.
 pub const SLOTS: u32 = 1000;
+/// Word in a prompt whose steps end at once.
+pub const CYCLE: &str = "cycle";
 /// Queue of what comes in.
 const INPUTS_MAX: usize = 4096;
+
+/// Number of the report with an attempt's outcome.
+const LAST: u64 = 2;
 
 /// An attempt on a scripted node.
 struct Held {
@@ -44,9 +49,11 @@ struct Inner {
     attempts: BTreeMap<RunKey, Held>,
     highest: Epoch,
     outgoing: Option<mpsc::Sender<Outgoing>>,
+    /// Outcomes that the controller has acknowledged, which it does once they are written.
+    recorded: u64,
 }
 
-/// A node on which every attempt runs until it is told to end.
+/// A node on which every attempt runs until it is told to end, or ends at once if its task says so.
 pub struct Scripted {
     inner: Mutex<Inner>,
     over: CancellationToken,
@@ -94,6 +101,17 @@ impl Scripted {
         live.map(|held| held.assignment.clone()).collect()
     }
 
+    /// How many run. Thousands of assignments are not copied to be counted: that took more of the machine than what
+    /// was measured.
+    pub fn count(&self) -> usize {
+        self.inner().attempts.values().filter(|held| held.end.is_none()).count()
+    }
+
+    /// Steps whose outcome is written.
+    pub fn recorded(&self) -> u64 {
+        self.inner().recorded
+    }
+
     /// Ends an attempt; the controller hears of it with the next session.
     pub fn end_unheard(&self, run: &RunKey) {
         if let Some(held) = self.inner().attempts.get_mut(run) {
@@ -118,7 +136,9 @@ impl Scripted {
             }
             Input::Assign { assignment, .. } => inner.assign(*assignment),
             Input::ReportAck { run, sequence } => {
-                if let Some(held) = inner.attempts.get_mut(&run) {
+                let Inner { attempts, recorded, .. } = &mut *inner;
+                if let Some(held) = attempts.get_mut(&run) {
+                    *recorded += u64::from(held.acknowledged < LAST && sequence >= LAST);
                     held.acknowledged = held.acknowledged.max(sequence);
                 }
                 Vec::new()
@@ -140,7 +160,7 @@ impl Scripted {
 impl Inner {
     fn snapshot(&self) -> Snapshot {
         let known =
-            self.attempts.iter().filter(|(_, held)| held.end.is_none() || held.acknowledged < 2);
+            self.attempts.iter().filter(|(_, held)| held.end.is_none() || held.acknowledged < LAST);
         let known = known.map(|(key, held)| Known {
             run: held.assignment.run.clone(),
             key: key.clone(),
@@ -157,8 +177,9 @@ impl Inner {
         let key = assignment.key();
         let epoch = assignment.epoch;
         let ack = Outgoing::AssignmentAck { run: key.clone(), epoch, refused: None };
-        let held =
-            self.attempts.entry(key).or_insert(Held { assignment, end: None, acknowledged: 0 });
+        let ends = assignment.work.prompt.contains(CYCLE);
+        let end = ends.then(|| outcome(&assignment, Reason::Completed));
+        let held = self.attempts.entry(key).or_insert(Held { assignment, end, acknowledged: 0 });
         held.assignment.epoch = epoch;
         std::iter::once(ack).chain(held.unheard()).collect()
     }
@@ -174,7 +195,7 @@ impl Held {
             sandbox: SandboxStatus::default(),
         });
         let ended = self.end.clone().map(|end| RunState::Finished(Box::new(end)));
-        let all = std::iter::once((1, started)).chain(ended.map(|end| (2, end)));
+        let all = std::iter::once((1, started)).chain(ended.map(|end| (LAST, end)));
         let unheard = all.filter(|(sequence, _)| *sequence > self.acknowledged);
         unheard
             .map(|(sequence, state)| Outgoing::Report(Box::new(self.report(sequence, state))))

@@ -6,6 +6,10 @@
 //!
 //! [`fuzz`]: damaged input for parsers, for a bounded time.
 //!
+//! [`runtime_events`]: what a container runtime says of starts and ends. [`audit`]: what an API server says of requests.
+//!
+//! [`assignment`]: an order of the controller. [`git_http`]: an upstream of git.
+//!
 //! The scripted model speaks Anthropic's Messages API and answers by script instead of by model,
 //! so that the real Claude Code CLI runs whole steps without the real service. It keeps no state
 //! between requests but a record of them: each answer follows from the conversation alone.
@@ -19,15 +23,19 @@
 //! `collector` (a feature) takes traces by OTLP over gRPC and keeps them for tests to look at.
 //! Beside it, [`history`] judges what witnesses saw of the whole system under faults.
 
+pub mod assignment;
+pub mod audit;
 #[cfg(feature = "collector")]
 pub mod collector;
 pub mod conversation;
 pub mod fuzz;
+pub mod git_http;
 pub mod half_open;
 pub mod history;
 #[cfg(feature = "network")]
 pub mod network;
 pub mod process;
+pub mod runtime_events;
 pub mod script;
 pub mod server;
 pub mod wire;

@@ -11,11 +11,12 @@ use std::{
 
 use agent_operator::crd::{AgentRun, AgentRunStatus, CodingTaskStatus};
 use agent_operator::domain::GoDuration;
-use agent_operator_doubles::history::{Fact, History, Retries};
+use agent_operator_doubles::{
+    audit,
+    history::{Fact, History, Retries},
+};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use serde::Deserialize;
-use serde_json::Value;
 
 use super::Shared;
 use crate::support::{cluster::SYSTEM, env};
@@ -72,70 +73,25 @@ pub(super) async fn follow(mut log: Log, shared: Arc<Shared>) {
     }
 }
 
-/// A request that was answered.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Request {
-    stage: String,
-    verb: String,
-    user: User,
-    object_ref: Option<ObjectRef>,
-    response_status: Option<ResponseStatus>,
-    #[serde(rename = "requestReceivedTimestamp")]
-    received: Timestamp,
-    #[serde(default)]
-    response_object: Value,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct User {
-    username: String,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct ObjectRef {
-    resource: String,
-    subresource: String,
-    name: String,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct ResponseStatus {
-    code: u16,
-}
+/// A request that concerns the test.
+#[derive(Clone, Debug)]
+pub(super) struct Request(audit::Request);
 
 impl Request {
     /// A write to an object of the test; lines of an API server that was killed in mid-write are none.
     fn parse(line: &str, prefix: &str) -> Option<Self> {
-        let request: Self = serde_json::from_str(line).ok()?;
-        let object = request.object_ref.as_ref()?;
-        let write = ["create", "update", "patch", "delete"].contains(&request.verb.as_str());
-        let concerns = object.name.starts_with(prefix) && request.stage == "ResponseComplete";
-        (write && concerns).then_some(request)
-    }
-
-    fn target(&self) -> (&str, &str) {
-        let object = self.object_ref.as_ref();
-        object.map_or(("", ""), |object| (object.resource.as_str(), object.subresource.as_str()))
-    }
-
-    fn name(&self) -> &str {
-        self.object_ref.as_ref().map_or("", |object| object.name.as_str())
-    }
-
-    fn went_well(&self) -> bool {
-        self.response_status.as_ref().is_some_and(|status| status.code < 300)
+        let request = audit::Request::parse(line)?;
+        (request.is_write() && request.name().starts_with(prefix)).then_some(Self(request))
     }
 
     /// Whether it created an object of this kind.
     pub(super) fn made(&self, resource: &str) -> bool {
-        self.verb == "create" && self.went_well() && self.target() == (resource, "")
+        self.0.verb == "create" && self.0.worked() && self.0.target() == resource
     }
 
     /// The run that it created; an audit policy of another cluster logs no bodies.
     fn made_run(&self) -> Option<AgentRun> {
-        let body = self.made("agentruns").then(|| self.response_object.clone())?;
+        let body = self.made("agentruns").then(|| self.0.response_object.clone())?;
         serde_json::from_value(body).ok()
     }
 
@@ -147,37 +103,36 @@ impl Request {
 
     /// Whether the system itself sent it.
     pub(super) fn is_ours(&self) -> bool {
-        self.user.username.starts_with(&format!("system:serviceaccount:{SYSTEM}:"))
+        self.0.user().starts_with(&format!("system:serviceaccount:{SYSTEM}:"))
     }
 
     fn run_status(&self) -> Option<AgentRunStatus> {
-        let is_status = self.target() == ("agentruns", "status") && self.went_well();
+        let is_status = self.0.target() == "agentruns/status" && self.0.worked();
         is_status.then(|| self.object_status()).flatten()
     }
 
     fn object_status<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
-        let status = self.response_object.get("status")?.clone();
+        let status = self.0.response_object.get("status")?.clone();
         serde_json::from_value(status).ok()
     }
 
     pub(super) fn tell(&self, history: &mut History) {
-        let at = self.received;
+        let at = self.0.received;
         if let Some(run) = self.made_run() {
             tell_assigned(&run, at, history);
         }
         if let Some(status) = self.run_status() {
-            tell_recorded(self.name(), &status, at, history);
+            tell_recorded(self.0.name(), &status, at, history);
         }
-        if self.target() == ("codingtasks", "status")
-            && self.went_well()
+        if self.0.target() == "codingtasks/status"
+            && self.0.worked()
             && let Some(status) = self.object_status::<CodingTaskStatus>()
         {
-            tell_task(self.name(), &status, at, history);
+            tell_task(self.0.name(), &status, at, history);
         }
         if self.is_ours() {
-            let (resource, subresource) = self.target();
-            let what = format!("{} {resource}/{subresource} {}", self.verb, self.name());
-            history.push(at, Fact::Wrote { by: self.user.username.clone(), what });
+            let what = format!("{} {} {}", self.0.verb, self.0.target(), self.0.name());
+            history.push(at, Fact::Wrote { by: self.0.user().to_owned(), what });
         }
     }
 }
@@ -226,7 +181,7 @@ pub(super) fn tell_final(
     history: &mut History,
 ) {
     let name = run.name_any();
-    let told = |request: &Request| request.name() == name && request.made_run().is_some();
+    let told = |request: &Request| request.0.name() == name && request.made_run().is_some();
     if !requests.iter().any(told) {
         let made = run.creation_timestamp().expect("every object has one").0;
         tell_assigned(run, made, history);

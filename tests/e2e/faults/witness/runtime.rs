@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use agent_operator::attempt::CONTAINER_NAME;
-use agent_operator_doubles::history::{Fact, History};
+use agent_operator_doubles::{
+    history::{Fact, History},
+    runtime_events::{Moment, RuntimeEvent},
+};
 use agent_operator_supervisor::clock;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -66,13 +69,13 @@ pub(super) async fn follow(node: String, shared: Arc<Shared>) {
         let stdout = child.stdout.take().expect("a pipe was asked for");
         let mut lines = BufReader::new(stdout).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            let Some(event) = Event::parse(&line) else { continue };
+            let Some(event) = RuntimeEvent::parse(&line) else { continue };
             if event.topic == "/containers/create" {
                 if let Some(container) = look(&node, event.container(), &shared.prefix).await {
                     known.insert(event.container().to_owned(), container);
                 }
             } else if let Some(container) = known.get(event.container())
-                && let Some(seen) = event.seen(&node, container)
+                && let Some(seen) = seen(&event, &node, container)
             {
                 shared.seen().containers.push(seen);
             }
@@ -94,66 +97,13 @@ async fn look(node: &str, id: &str, prefix: &str) -> Option<Container> {
     (name == CONTAINER_NAME).then_some(Container { pod, pod_uid })
 }
 
-/// One line: time (date, time, zone, zone name), namespace, topic, body.
-struct Event {
-    at: Timestamp,
-    topic: String,
-    body: Value,
-}
-
-impl Event {
-    fn parse(line: &str) -> Option<Self> {
-        let (head, body) = line.split_once(" {")?;
-        let body = serde_json::from_str(&format!("{{{body}")).ok()?;
-        let mut words = head.split_whitespace();
-        let (date, time) = (words.next()?, words.next()?);
-        let topic = words.last()?.to_owned();
-        let at = format!("{date}T{time}Z").parse().unwrap_or_else(|_| clock::now().wall);
-        Some(Self { at, topic, body })
-    }
-
-    fn container(&self) -> &str {
-        let id = self.body["container_id"].as_str().or_else(|| self.body["id"].as_str());
-        id.unwrap_or_default()
-    }
-
-    fn seen(&self, node: &str, container: &Container) -> Option<Seen> {
-        let (at, exit) = match self.topic.as_str() {
-            "/tasks/start" => (self.at, None),
-            // Commands that are run in the container end with an id of their own.
-            "/tasks/exit" if self.body["id"] == self.body["container_id"] => {
-                // Zero is left out.
-                let code = self.body["exit_status"].as_i64().unwrap_or_default();
-                let code = i32::try_from(code).expect("an exit status");
-                (self.exited_at().unwrap_or(self.at), Some(code))
-            }
-            _ => return None,
-        };
-        let Container { pod, pod_uid } = container.clone();
-        Some(Seen { at, node: node.to_owned(), pod, pod_uid, exit })
-    }
-
-    fn exited_at(&self) -> Option<Timestamp> {
-        let time = &self.body["exited_at"];
-        let nanos = time["nanos"].as_i64().unwrap_or_default();
-        Timestamp::new(time["seconds"].as_i64()?, i32::try_from(nanos).ok()?).ok()
-    }
-}
-
-#[test]
-fn a_line_of_ctr_is_understood() {
-    let container = Container { pod: "p".to_owned(), pod_uid: "u".to_owned() };
-    let start =
-        "2026-11-28 10:11:18.5 +0000 UTC k8s.io /tasks/start {\"container_id\":\"c\",\"pid\":7}";
-    let start = Event::parse(start).expect("an event");
-    assert_eq!(start.container(), "c");
-    let seen = start.seen("node-a", &container).expect("a start");
-    assert_eq!((seen.at.to_string().as_str(), seen.exit), ("2026-11-28T10:11:18.5Z", None));
-    let exit = "2026-11-28 10:11:19 +0000 UTC k8s.io /tasks/exit {\"container_id\":\"c\",\"id\":\"c\",\"pid\":7,\
-                \"exit_status\":137,\"exited_at\":{\"seconds\":1800000000,\"nanos\":5}}";
-    let seen = Event::parse(exit).and_then(|event| event.seen("node-a", &container));
-    let seen = seen.expect("an end");
-    assert_eq!((seen.at.as_second(), seen.exit), (1_800_000_000, Some(137)));
-    let of_a_command = exit.replace("\"id\":\"c\"", "\"id\":\"d\"");
-    assert!(Event::parse(&of_a_command).expect("an event").seen("node-a", &container).is_none());
+/// What an event of the container says; none for what is neither its start nor its end.
+fn seen(event: &RuntimeEvent, node: &str, container: &Container) -> Option<Seen> {
+    let told = event.at.unwrap_or_else(|| clock::now().wall);
+    let (at, exit) = match event.moment()? {
+        Moment::Started => (told, None),
+        Moment::Ended(at, status) => (at.unwrap_or(told), Some(status)),
+    };
+    let Container { pod, pod_uid } = container.clone();
+    Some(Seen { at, node: node.to_owned(), pod, pod_uid, exit })
 }

@@ -4,7 +4,6 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Stdio,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU16, AtomicUsize, Ordering},
@@ -12,10 +11,11 @@ use std::{
 };
 
 use agent_operator::domain::Credential;
+use agent_operator_doubles::git_http;
 use axum::{Router, body::Body, extract::State, response::Response};
 use base64::Engine as _;
 use http::{Request, StatusCode, header};
-use tokio::{io::AsyncWriteExt as _, task::JoinSet};
+use tokio::task::JoinSet;
 
 use crate::gateway::git::{GitService, RepositoryGrant};
 
@@ -96,7 +96,7 @@ async fn backend(State(served): State<Served>, request: Request<Body>) -> Respon
             run(&served.root, "sh", &["-ec", &script]);
         }
     }
-    cgi(&served.root, request).await
+    git_http::backend(&served.root, request).await
 }
 
 fn answer(status: StatusCode, challenge: &'static str) -> Response {
@@ -105,47 +105,6 @@ fn answer(status: StatusCode, challenge: &'static str) -> Response {
         .header(header::WWW_AUTHENTICATE, challenge)
         .body(Body::empty())
         .unwrap()
-}
-
-async fn cgi(root: &Path, request: Request<Body>) -> Response {
-    let (parts, body) = request.into_parts();
-    let header =
-        |name: &str| parts.headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
-    let mut child = tokio::process::Command::new("git")
-        .arg("http-backend")
-        .env("GIT_PROJECT_ROOT", root)
-        .env("GIT_HTTP_EXPORT_ALL", "1")
-        .env("REMOTE_USER", "tester")
-        .env("REQUEST_METHOD", parts.method.as_str())
-        .env("PATH_INFO", parts.uri.path())
-        .env("QUERY_STRING", parts.uri.query().unwrap_or(""))
-        .env("CONTENT_TYPE", header("content-type"))
-        .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
-        .env("HTTP_GIT_PROTOCOL", header("git-protocol"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let body = axum::body::to_bytes(body, 64 * 1024 * 1024).await.unwrap();
-    let ((), output) = tokio::join!(
-        async move {
-            let _ = stdin.write_all(&body).await;
-        },
-        child.wait_with_output()
-    );
-    let output = output.unwrap().stdout;
-    let end = output.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
-    let mut response = Response::builder();
-    for line in std::str::from_utf8(&output[..end]).unwrap().lines() {
-        let (name, value) = line.split_once(": ").unwrap();
-        response = match name {
-            "Status" => response.status(value[..3].parse::<u16>().unwrap()),
-            _ => response.header(name, value),
-        };
-    }
-    response.body(Body::from(output[end + 4..].to_vec())).unwrap()
 }
 
 /// Looks through the arguments and environments of all our descendants that are git.
