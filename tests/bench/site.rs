@@ -236,6 +236,8 @@ pub fn task(name: &str, prompt: &str) -> Value {
             "prompt": prompt,
             "anthropicApiKeyRef": {"name": "agent-secrets", "key": "anthropic-api-key"},
             "gitCredentialsRef": {"name": "agent-secrets", "key": "github-token"},
+            // Nobody here closes a network.
+            "sandbox": {"egressPolicy": "BestEffort"},
             // Far above what any bench needs.
             "stepTimeout": "5h",
         },
