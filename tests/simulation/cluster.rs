@@ -120,6 +120,11 @@ impl Node {
         match pods.get(&uid) {
             None if over || deleting => {
                 drop(pods);
+                if !over {
+                    // A pod that is deleted before it was started fails first; only then the kubelet lets go of it
+                    // (since Kubernetes 1.27, KEP 3329).
+                    self.set(&place, &json!({"status": {"phase": "Failed"}}), true);
+                }
                 if deleting {
                     self.finish(&place, &uid);
                 }
