@@ -14,8 +14,9 @@ use tokio::sync::oneshot;
 
 use super::CredentialError;
 
-/// How long a reading is kept for the pass that follows: some writes of a busy API server.
-const KEEP: Duration = Duration::from_secs(2);
+/// How long a reading is kept for the pass that follows: some writes of an API server. A Secret that
+/// somebody changes in this time is used as it was.
+const KEEP: Duration = Duration::from_millis(500);
 
 /// A task and the name of a Secret in its namespace.
 type Key = (TaskUid, String);

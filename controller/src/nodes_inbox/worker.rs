@@ -322,7 +322,9 @@ impl Worker {
         if matches!(recorded, Some("Succeeded" | "Failed")) {
             return;
         }
-        if let Some(task) = self.observer.world.task(&namespace, &of.name) {
+        let task = self.observer.world.task(&namespace, &of.name);
+        // One that is suspended starts nothing now, and its Secrets may change before it goes on.
+        if let Some(task) = task.filter(|task| task.spec.suspend != Some(true)) {
             self.credentials.read_ahead(&of.uid.as_str().into(), &namespace, &task.spec, next);
         }
     }
