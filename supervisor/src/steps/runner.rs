@@ -463,7 +463,7 @@ impl Runner {
             Input::Budget { run, epoch, budget } => self.budget(run, epoch, budget),
             Input::Preflight { order, credentials } => self.preflight(order, credentials),
             Input::Permit { epoch, valid } => self.permit(epoch, valid),
-            Input::Forget(run) => self.step(&run, Event::Forget),
+            Input::Forget(run) => self.forget(&run),
             Input::SessionUp { epoch, outgoing } => self.session_up(epoch, outgoing),
             Input::SessionDown => {
                 self.session = None;

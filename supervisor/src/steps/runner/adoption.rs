@@ -65,6 +65,8 @@ pub(super) struct Stranger {
     order: Option<Order>,
     survivor: Option<Box<Survivor>>,
     look: Option<Box<Look>>,
+    /// The look that is under way was begun before there was news.
+    look_again: bool,
 }
 
 impl Runner {
@@ -141,7 +143,24 @@ impl Runner {
     pub(super) fn looked(&mut self, run: &RunKey, look: Box<Look>) -> Result<(), RunnerError> {
         let Some(stranger) = self.strangers.get_mut(run) else { return Ok(()) };
         stranger.look = Some(look);
+        if std::mem::take(&mut stranger.look_again)
+            && let Some(at) = stranger.run()
+        {
+            self.workers.look(run.clone(), &at);
+        }
         self.settle_stranger(run)
+    }
+
+    /// The outcome is on record for good. Of an attempt without an entry that may be news: a report of a
+    /// life before this one can be recorded after its run was looked at, and nothing else tells of it.
+    pub(super) fn forget(&mut self, run: &RunKey) -> Result<(), RunnerError> {
+        if let Some(stranger) = self.strangers.get_mut(run) {
+            match stranger.run() {
+                Some(at) => self.workers.look(run.clone(), &at),
+                None => stranger.look_again = true,
+            }
+        }
+        self.step(run, Event::Forget)
     }
 
     /// Takes every stranger as far as what is known allows.
@@ -257,7 +276,7 @@ impl Runner {
         &mut self,
         run: &RunKey,
         server: &RunOnServer,
-        stranger: Stranger,
+        mut stranger: Stranger,
         pod: &Pod,
     ) -> Result<(), RunnerError> {
         let Some(assignment) = stranger.assignment() else { return Ok(()) };
@@ -268,7 +287,9 @@ impl Runner {
                 tracing::error!(difference, "a pod is not adopted");
                 self.metrics.drop_one("foreign_pod");
                 self.guard_stranger(run, server, &stranger, pod)?;
-                self.answer(stranger.order, Some(("Conflict", difference)));
+                self.answer(stranger.order.take(), Some(("Conflict", difference)));
+                // Once its run has ended it has to be released all the same.
+                self.strangers.insert(run.clone(), stranger);
                 return Ok(());
             }
         };
@@ -366,6 +387,12 @@ impl Runner {
 impl Stranger {
     fn has_order(&self) -> bool {
         self.order.is_some() || self.survivor.is_some()
+    }
+
+    /// Its run, as far as anybody has named it.
+    fn run(&self) -> Option<RunRef> {
+        let shown = || self.look.as_ref().and_then(|look| digest(look.pod.as_ref()?).run);
+        self.assignment().map(|assignment| assignment.run).or_else(shown)
     }
 
     /// What is to be done, by the controller where it has spoken, else by the gateway's memory.

@@ -182,6 +182,24 @@ async fn a_pod_without_an_order_stays_while_its_run_lives_and_goes_once_the_run_
     life.kill().await;
 }
 
+/// A report of the life before this one is recorded late: the pod shows nothing new any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_without_an_entry_goes_when_the_controller_forgets_its_run_though_nothing_shows_any_more()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    killed_without_ledger(dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+    let life = Life::start(dir.path(), &pods).await;
+    life.see(&pods.set_status(terminated(0))).await;
+    wait_until(|| pods.looks.load(Ordering::SeqCst) > 0).await;
+    assert!(pods.only().is_some());
+    *pods.phase.lock().unwrap() = Some(RunPhase::Succeeded);
+    life.send(Input::Forget(assignment().key())).await;
+    wait_until(|| pods.only().is_none()).await;
+    life.kill().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_assignments_by_name_and_acknowledges_nothing_that_it_cannot_keep() {
     let dir = tempfile::tempdir().unwrap();
