@@ -299,8 +299,7 @@ impl Applier {
         let RunUpdate { run, phase, reason, message } = update;
         let Some(before) = self.world.run(&run.namespace, &run.name) else { return Ok(()) };
         let mut status = before.status.clone().unwrap_or_default();
-        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        if ended || before.uid().as_deref() != Some(run.uid.as_str()) {
+        if before.has_ended() || before.uid().as_deref() != Some(run.uid.as_str()) {
             return Ok(());
         }
         status.phase = Some(phase.as_str().to_owned());

@@ -152,7 +152,7 @@ impl Work<'_> {
                 // Also those that were created meanwhile.
                 left.extend(self.cancel_tasks(namespace).await?);
                 let runs: Vec<AgentRun> = self.list("list AgentRuns of", namespace, None).await?;
-                left.extend(runs.iter().filter(|run| live(run)).map(full_name));
+                left.extend(runs.iter().filter(|run| !run.has_ended()).map(full_name));
             }
             if !progress.goes_on("cancelled; waiting for the end of", &left) {
                 if !left.is_empty() {
@@ -357,11 +357,6 @@ impl Progress {
 fn selector(selector: &LabelSelector) -> String {
     let labels = selector.match_labels.iter().flatten();
     labels.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
-}
-
-fn live(run: &AgentRun) -> bool {
-    let phase = run.status.as_ref().and_then(|status| status.phase.as_deref());
-    !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn finished(task: &CodingTask) -> bool {

@@ -14,6 +14,7 @@ use super::{
         TolerationSpec, UsageStatus,
     },
 };
+use crate::domain::RunPhase;
 
 /// One attempt at one step of a task: at most one pod, one outcome. Node and epoch are in the spec
 /// so that they are durable before any node hears of the run.
@@ -230,6 +231,23 @@ pub struct AgentRunStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = CONDITIONS_MAX))]
     pub conditions: Vec<Condition>,
+}
+
+impl AgentRun {
+    /// Whether the run has its outcome.
+    pub fn has_ended(&self) -> bool {
+        self.status.as_ref().is_some_and(AgentRunStatus::has_ended)
+    }
+}
+
+impl AgentRunStatus {
+    /// Whether the phase is a final one. One that this version does not know is none.
+    pub fn has_ended(&self) -> bool {
+        self.phase
+            .as_deref()
+            .and_then(|phase| phase.parse().ok())
+            .is_some_and(RunPhase::is_terminal)
+    }
 }
 
 /// Isolation reached.

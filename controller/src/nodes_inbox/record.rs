@@ -35,7 +35,7 @@ pub(super) fn recorded(
     state: &RunState,
     now: Timestamp,
 ) -> Option<AgentRunStatus> {
-    let ended = matches!(before.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let ended = before.has_ended();
     let after = match state {
         RunState::ExitMismatch { reported, recorded } => {
             mismatch(before, *reported, *recorded, now)

@@ -318,8 +318,7 @@ impl Worker {
         let Some(next) = step.filter(|_| outcome.phase() == RunPhase::Succeeded) else { return };
         let (namespace, of) = (run.namespace().unwrap_or_default(), &run.spec.task_ref);
         // Told again after it was recorded: the next step is with a node already.
-        let recorded = run.status.as_ref().and_then(|status| status.phase.as_deref());
-        if matches!(recorded, Some("Succeeded" | "Failed")) {
+        if run.has_ended() {
             return;
         }
         let task = self.observer.world.task(&namespace, &of.name);
@@ -357,7 +356,7 @@ impl Worker {
         let said = said.map(|message| format!(": {message}")).unwrap_or_default();
         let note = format!("step {} on node {}{said}", run.spec.step, run.spec.node_name);
         self.applier.events.publish_run(run, run_event(reason, warning, note));
-        if matches!(phase, "Succeeded" | "Failed") {
+        if status.has_ended() {
             for Act { reason, warning, note } in acts(&run.spec.step, status) {
                 self.applier.events.publish_run(run, run_event(reason, warning, note));
             }
@@ -469,8 +468,7 @@ impl Worker {
             self.drop_attempt(node, key, true);
             return Ok(());
         };
-        let ended = run.status.as_ref().and_then(|status| status.phase.as_deref());
-        if matches!(ended, Some("Succeeded" | "Failed")) {
+        if run.has_ended() {
             return Ok(());
         }
         let namespace = run.namespace().unwrap_or_default();

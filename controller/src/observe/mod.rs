@@ -177,7 +177,7 @@ impl World {
     /// All runs that were given to a node and have not ended.
     pub fn live_runs_on(&self, node: &str) -> Vec<Arc<AgentRun>> {
         let mut runs = self.all_runs();
-        runs.retain(|run| run.spec.node_name == node && views::is_live(run));
+        runs.retain(|run| run.spec.node_name == node && !run.has_ended());
         runs
     }
 
@@ -230,7 +230,7 @@ impl World {
             sum.memory_milli = sum.memory_milli.saturating_add(amounts.memory_milli);
         };
         let runs = self.all_runs();
-        for run in runs.iter().filter(|run| views::is_live(run)) {
+        for run in runs.iter().filter(|run| !run.has_ended()) {
             add(NodeName::from(run.spec.node_name.as_str()), views::amounts(&run.spec));
         }
         let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);

@@ -62,7 +62,7 @@ impl Observer {
             None => self.live_run(namespace, &owner.name).await?.map(std::sync::Arc::new),
         };
         Ok(match run.filter(|run| run.uid().as_deref() == Some(owner.uid.as_str())) {
-            Some(run) if views::is_live(&run) => RunFate::Live,
+            Some(run) if !run.has_ended() => RunFate::Live,
             Some(_) => RunFate::Ended,
             None => RunFate::Absent,
         })

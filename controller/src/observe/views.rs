@@ -93,12 +93,6 @@ fn created(object: &impl kube::ResourceExt) -> Result<Timestamp, ViewError> {
     object.creation_timestamp().map(|time| time.0).ok_or(ViewError::Metadata("creationTimestamp"))
 }
 
-/// Whether a run has not ended.
-pub(super) fn is_live(run: &AgentRun) -> bool {
-    let phase = run.status.as_ref().and_then(|status| status.phase.as_deref());
-    !matches!(phase, Some("Succeeded" | "Failed"))
-}
-
 /// What a run requests.
 pub(super) fn amounts(spec: &AgentRunSpec) -> Amounts {
     Amounts {

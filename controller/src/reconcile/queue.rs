@@ -106,8 +106,7 @@ impl Queue {
             Change::TaskGone(task) => self.task_gone(&task),
             Change::Run(run) => {
                 self.ready.push_back(task_of(&run));
-                let phase = run.status.as_ref().and_then(|status| status.phase.as_deref());
-                if matches!(phase, Some("Succeeded" | "Failed")) {
+                if run.has_ended() {
                     self.room_may_be_free();
                 }
             }
