@@ -112,8 +112,7 @@ impl Credentials {
                 };
                 secrets.insert(name, secret);
             }
-            let secret = &secrets[want.source.name.as_str()];
-            credentials.push(grant(want, secret, &self.settings)?);
+            credentials.push(grant(want, &secrets[name], &self.settings)?);
         }
         Ok(credentials)
     }

@@ -273,12 +273,8 @@ impl<'a> Replay<'a> {
 
     fn succeeded(&mut self, record: &Record<'a>) -> Option<Stand<'a>> {
         self.feedback = None;
-        match self.step {
-            StepName::Plan => self.enter(StepName::Implement),
-            StepName::Implement => self.enter(StepName::Test),
-            StepName::Test => self.enter(StepName::PullRequest),
-            StepName::PullRequest => return Some(Stand::Done(self.completed(record))),
-        }
+        let Some(next) = self.step.next() else { return Some(Stand::Done(self.completed(record))) };
+        self.enter(next);
         None
     }
 
