@@ -14,6 +14,7 @@ use std::{
 use agent_operator_supervisor::enforcer::{
     contract::{Answer, CloseOrder, VERSION},
     server::{obey, sweep},
+    tally::Tally,
     tools::{HostNetwork, Network as _},
 };
 use nix::sched::{CloneFlags, setns};
@@ -335,7 +336,7 @@ fn rules_stay_with_the_device_and_go_after_it() {
     }
     let rig = Rig::new();
     let chains = || rig.on_node(|| async { HostNetwork.chains().await.unwrap().len() });
-    let swept = || rig.on_node(|| async { sweep(&HostNetwork).await.unwrap() });
+    let swept = || rig.on_node(|| async { sweep(&HostNetwork, &Tally::default()).await.unwrap() });
     // The bridge learns the pod's address from its first packet.
     within(&rig.pod, || UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (NODE, 9)).unwrap());
     assert!(matches!(rig.obey(&rig.order()), Answer::Closed { .. }));

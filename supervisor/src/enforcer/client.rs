@@ -3,13 +3,12 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
     time::timeout,
 };
-
-use serde::{Serialize, de::DeserializeOwned};
 
 use super::contract::{
     Answer, CloseOrder, CountQuestion, Counted, Counts, LINE_BYTES_MAX, VERSION,

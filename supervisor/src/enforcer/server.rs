@@ -207,11 +207,7 @@ async fn find(network: &dyn Network, order: &CloseOrder) -> Result<Device, Close
 }
 
 async fn sweep_or_say(network: &dyn Network, tally: &Tally) {
-    // Before chains go: what they have counted goes with them.
-    if let Err(error) = count(network, tally).await {
-        tracing::warn!(error = %error_chain(&error), "counters cannot be read");
-    }
-    let swept = sweep(network).await;
+    let swept = sweep(network, tally).await;
     tally.swept(swept.is_ok());
     match swept {
         Ok(0) => {}
@@ -220,20 +216,20 @@ async fn sweep_or_say(network: &dyn Network, tally: &Tally) {
     }
 }
 
-/// Reads the kernel's counters.
-async fn count(network: &dyn Network, tally: &Tally) -> Result<(), ToolError> {
-    let none = network.chains().await?.is_empty();
-    let dropped = if none { Vec::new() } else { network.dropped().await? };
-    tally.dropped(&dropped);
-    Ok(())
-}
-
-/// Removes the chains whose device is gone; how many there were.
-pub async fn sweep(network: &dyn Network) -> Result<usize, ToolError> {
+/// Counts what was dropped, and removes the chains whose device is gone; how many there were.
+pub async fn sweep(network: &dyn Network, tally: &Tally) -> Result<usize, ToolError> {
     // Chains first: a device that comes in between is in the later list.
     let chains = network.chains().await?;
     if chains.is_empty() {
+        tally.dropped(&[]);
         return Ok(0);
+    }
+    // Before chains go: what they have counted goes with them.
+    match network.dropped().await {
+        Ok(dropped) => tally.dropped(&dropped),
+        Err(error) => {
+            tracing::warn!(error = %error_chain(&error), "counters cannot be read");
+        }
     }
     let links = network.links().await?;
     let gone = |chain: &String| {

@@ -207,7 +207,7 @@ async fn the_sweep_removes_the_rules_of_gone_devices_and_no_others() {
     let network = node();
     let names = ["from-7-a", "to-7-a", "from-9-b", "to-9-b", "foreign"];
     *network.chains.lock().unwrap() = names.map(str::to_owned).to_vec();
-    assert_eq!(sweep(&network).await.unwrap(), 2);
+    assert_eq!(sweep(&network, &Tally::default()).await.unwrap(), 2);
     let script = network.applied.lock().unwrap()[0].to_string();
     assert!(script.contains("from-9-b") && script.contains("to-9-b"), "{script}");
     assert!(!script.contains("-7-") && !script.contains("foreign"), "{script}");
