@@ -15,8 +15,8 @@ pub const PERSON_BYTES_MAX: usize = 512;
 pub const REFERENCES: [&str; 6] =
     ["/issues/", "/pull/", "/pulls/", "/merge_requests/", "/discussions/", "/commit/"];
 
-/// Zero-width space.
-const GAP: char = '\u{200b}';
+/// Zero-width space: what is split by it is read alike and acts no more.
+pub const GAP: char = '\u{200b}';
 /// What stands in brackets and keeps a forge from running its checks on a commit.
 const SKIPS: [&str; 6] =
     ["skip ci]", "ci skip]", "no ci]", "skip actions]", "actions skip]", "skip-ci]"];

@@ -1,5 +1,6 @@
-//! `/livez`, `/readyz` and `/metrics`, in which the enforcer's counts stand too. Alive and ready both mean that the runner answers: neither
-//! depends on the session or the gateway, for a supervisor without them still does its work.
+//! `/livez`, `/readyz` and `/metrics`, in which the enforcer's counts stand too. Alive and ready both
+//! mean that the runner answers: neither depends on the session or the gateway, for a supervisor
+//! without them still does its work.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

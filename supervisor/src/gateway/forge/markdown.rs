@@ -7,10 +7,7 @@
 //!
 //! Links stay links: a person decides whether to follow one.
 
-use agent_operator::domain::commit_text::REFERENCES;
-
-/// Zero-width space.
-const GAP: char = '\u{200b}';
+use agent_operator::domain::commit_text::{GAP, REFERENCES};
 
 /// `markdown` with a gap wherever it would be more than text.
 pub(super) fn neutralise(markdown: &str) -> String {
