@@ -136,6 +136,17 @@ pub(crate) fn credential() -> agent_operator::domain::Credential {
     }
 }
 
+/// A credential of the repository's forge with this value.
+pub(crate) fn git_credential(value: &str) -> agent_operator::domain::Credential {
+    agent_operator::domain::Credential {
+        id: "git/main".into(),
+        purpose: agent_operator::domain::secret::purpose::GIT.into(),
+        host: "github.com".into(),
+        scheme: "basic".into(),
+        value: agent_operator::domain::Secret::new(value),
+    }
+}
+
 /// Log lines of the tests' thread.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);

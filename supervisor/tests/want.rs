@@ -37,28 +37,10 @@ const NO_DESCRIPTORS: &str = "Too many open files";
 type Link = Framed<UnixStream, JsonLines<ToGateway>>;
 
 fn assignment() -> Assignment {
-    serde_json::from_value(json!({
-        "run": {"namespace": "agents", "name": "add-healthcheck-impl-1-0a1b2c3d", "uid": "run-uid"},
-        "task": {"name": "add-healthcheck", "uid": "task-uid"},
-        "step": "implement", "attempt": 1, "epoch": 3, "node": "node-a",
-        "timeoutSeconds": 3600, "startDeadlineSeconds": 3600, "graceSeconds": 10,
-        "pod": {
-            "image": "registry.test/agent:1", "imagePullSecrets": [],
-            "cpuLimit": "4", "memoryLimit": "8Gi", "storageLimit": "20Gi",
-            "cpuRequest": "100m", "memoryRequest": "256Mi",
-            "nodeSelector": {}, "tolerations": [], "runtimeClassName": null,
-        },
-        "work": {
-            "prompt": "p", "plan": null, "feedback": null, "agent": {"type": "claudeCode"},
-            "model": null, "maxTurns": null, "testCommand": null,
-        },
-        "repository": {
-            "name": "main", "url": "https://github.com/o/r.git", "baseBranch": "main",
-            "workBranch": "ai/x", "baseCommit": null, "headCommit": null,
-        },
-        "sandbox": {}, "budget": null,
-    }))
-    .unwrap()
+    let changes = json!({
+        "step": "implement", "epoch": 3, "timeoutSeconds": 3600, "startDeadlineSeconds": 3600,
+    });
+    serde_json::from_value(agent_operator_doubles::assignment::assignment(&changes)).unwrap()
 }
 
 /// A ledger with one attempt whose step runs.

@@ -504,16 +504,22 @@ async fn streams_are_uploaded_live_and_to_their_end() {
     assert_eq!(received, b"one\ntwo\n");
 }
 
-#[tokio::test]
-async fn streams_go_to_the_replica_that_has_the_session_and_not_to_whatever_the_service_leads_to() {
-    let mut rig = rig().await;
-    let (replica, _sessions, mut chunks) = serve().await;
+/// A session with the replica at this address, on a node that has something to upload.
+async fn with_a_log(rig: &mut Rig, replica: String) -> Peer {
     let attempt = rig.streams.attempt(&assignment().run, assignment().attempt).unwrap();
     attempt.log.append(b"one\n").unwrap();
     let Some(Input::Snapshot(answer)) = rig.inputs.recv().await else { panic!("snapshot") };
     answer.send(snapshot()).unwrap();
     let mut peer = rig.peer().await;
     peer.accept_at(3, replica).await;
+    peer
+}
+
+#[tokio::test]
+async fn streams_go_to_the_replica_that_has_the_session_and_not_to_whatever_the_service_leads_to() {
+    let mut rig = rig().await;
+    let (replica, _sessions, mut chunks) = serve().await;
+    let _peer = with_a_log(&mut rig, replica).await;
     tokio::time::timeout(LIMIT, chunks.recv()).await.expect("in time").expect("a chunk");
     assert!(rig.chunks.is_empty(), "nothing went to the address that was dialled");
 }
@@ -525,11 +531,6 @@ async fn streams_go_by_the_dialled_address_where_the_replicas_own_cannot_be_reac
     let nobody = tokio::net::TcpSocket::new_v4().unwrap();
     nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let replica = nobody.local_addr().unwrap().to_string();
-    let attempt = rig.streams.attempt(&assignment().run, assignment().attempt).unwrap();
-    attempt.log.append(b"one\n").unwrap();
-    let Some(Input::Snapshot(answer)) = rig.inputs.recv().await else { panic!("snapshot") };
-    answer.send(snapshot()).unwrap();
-    let mut peer = rig.peer().await;
-    peer.accept_at(3, replica).await;
+    let _peer = with_a_log(&mut rig, replica).await;
     tokio::time::timeout(LIMIT, rig.chunks.recv()).await.expect("in time").expect("a chunk");
 }

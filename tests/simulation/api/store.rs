@@ -232,10 +232,7 @@ impl Store {
         change: &Value,
         status: bool,
     ) -> Result<Value, Refusal> {
-        let before = self.objects.get(key).cloned().ok_or_else(|| Refusal::not_found(key))?;
-        let mut after = before.clone();
-        patch::merge(&mut after, change);
-        self.update(kind, key, before, after, status)
+        self.patched(kind, key, status, |object| patch::merge(object, change))
     }
 
     /// Patches an object by the strategy of its lists.
@@ -246,9 +243,19 @@ impl Store {
         change: &Value,
         status: bool,
     ) -> Result<Value, Refusal> {
+        self.patched(kind, key, status, |object| patch::strategic(object, change))
+    }
+
+    fn patched(
+        &mut self,
+        kind: &'static Kind,
+        key: &Key,
+        status: bool,
+        patch: impl FnOnce(&mut Value),
+    ) -> Result<Value, Refusal> {
         let before = self.objects.get(key).cloned().ok_or_else(|| Refusal::not_found(key))?;
         let mut after = before.clone();
-        patch::strategic(&mut after, change);
+        patch(&mut after);
         self.update(kind, key, before, after, status)
     }
 

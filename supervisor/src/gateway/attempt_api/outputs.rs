@@ -144,20 +144,15 @@ fn event(event: AgentEvent, secrets: &Watchlist) -> AgentEvent {
 
 #[cfg(test)]
 mod tests {
-    use agent_operator::domain::{Credential, Reason, Secret, Usage, report::PullRequest};
+    use agent_operator::domain::{Reason, Usage, report::PullRequest};
 
     use super::*;
+    use crate::testing::git_credential;
 
     const SECRET: &str = "canary-of-the-outputs";
 
     fn secrets() -> Watchlist {
-        Watchlist::of(&[Credential {
-            id: "git/main".to_owned(),
-            purpose: "git".to_owned(),
-            host: "github.com".to_owned(),
-            scheme: "basic".to_owned(),
-            value: Secret::new(SECRET),
-        }])
+        Watchlist::of(&[git_credential(SECRET)])
     }
 
     /// What a hostile sandbox puts into every field that takes text.

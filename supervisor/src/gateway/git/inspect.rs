@@ -322,14 +322,7 @@ mod tests {
 
     #[test]
     fn a_secret_that_the_pieces_cut_is_found_and_too_much_ends_the_look() {
-        let credential = agent_operator::domain::Credential {
-            id: "git/main".to_owned(),
-            purpose: "git".to_owned(),
-            host: "github.com".to_owned(),
-            scheme: "basic".to_owned(),
-            value: agent_operator::domain::Secret::new("0123456789abcdef"),
-        };
-        let secrets = Watchlist::of(&[credential]);
+        let secrets = Watchlist::of(&[crate::testing::git_credential("0123456789abcdef")]);
         let mut look = Look::new(&secrets, 1000);
         assert!(look.at(b"xx 01234567").is_continue());
         assert!(look.at(b"8").is_continue());

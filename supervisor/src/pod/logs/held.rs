@@ -74,21 +74,15 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    use agent_operator::domain::{Credential, Secret};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::git_credential;
 
     const SECRET: &str = "s3cr3t/with+odd chars";
 
     fn watching() -> Watchlist {
-        Watchlist::of(&[Credential {
-            id: "git/main".to_owned(),
-            purpose: "git".to_owned(),
-            host: "github.com".to_owned(),
-            scheme: "basic".to_owned(),
-            value: Secret::new(SECRET),
-        }])
+        Watchlist::of(&[git_credential(SECRET)])
     }
 
     /// What is spooled of these pieces, each of which ends with a record; and every place that was

@@ -343,14 +343,8 @@ fn parts(folder: &Path, parts: &[&str], end: Option<&str>) {
 }
 
 fn watch(streams: &AttemptStreams) {
-    use agent_operator::domain::{Credential, Secret};
-    streams.watch_for(crate::scrub::Watchlist::of(&[Credential {
-        id: "git/main".to_owned(),
-        purpose: "git".to_owned(),
-        host: "github.com".to_owned(),
-        scheme: "basic".to_owned(),
-        value: Secret::new("ghp_0123456789abcdef"),
-    }]));
+    let credential = crate::testing::git_credential("ghp_0123456789abcdef");
+    streams.watch_for(crate::scrub::Watchlist::of(&[credential]));
 }
 
 #[tokio::test]
