@@ -34,6 +34,18 @@ struct Held {
     probe: Option<ProbeOrder>,
     opened: Option<(IpAddr, Instant)>,
     stop: Option<StopOrder>,
+    /// The redemption was by an earlier process of this gateway.
+    after_restart: bool,
+}
+
+/// The gate is open.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// Until when the step may go on.
+    pub deadline: Instant,
+    /// What of the step's time is gone, where the gateway was restarted since the redemption; otherwise
+    /// none may be.
+    pub gone: Duration,
 }
 
 #[derive(Default)]
@@ -179,12 +191,19 @@ impl Gateway {
         Ok(run)
     }
 
-    /// The runner stands at the gate: until when it may go on; none: not yet.
-    pub fn gate(&self, run: &RunKey, ip: IpAddr) -> Result<Option<Instant>, Denied> {
+    /// The runner stands at the gate; none: it is not open yet.
+    pub fn gate(&self, run: &RunKey, ip: IpAddr) -> Result<Option<Opening>, Denied> {
         let mut inner = self.inner();
         let held = inner.held(run)?;
-        if let Some((of, end)) = held.opened {
-            return if of == ip { Ok(Some(end)) } else { Err(Denied::Refused) };
+        if let Some((of, deadline)) = held.opened {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let gone = held.grant.assignment.timeout().saturating_sub(left);
+            let gone = if held.after_restart { gone } else { Duration::ZERO };
+            return if of == ip {
+                Ok(Some(Opening { deadline, gone }))
+            } else {
+                Err(Denied::Refused)
+            };
         }
         let request = GateRequest { canary_before: Some(true), ..GateRequest::default() };
         if !std::mem::replace(&mut held.at_gate, true) {
@@ -261,9 +280,9 @@ impl Inner {
             held.probe.clone_from(&grant.probe);
             held.grant = Grant { redemption, ..grant };
         } else {
-            let probe = grant.probe.clone();
-            let held =
-                Held { grant, credentials: false, at_gate: false, probe, opened, stop: None };
+            let (probe, after_restart) = (grant.probe.clone(), grant.redemption.is_some());
+            let (credentials, at_gate, stop) = (false, false, None);
+            let held = Held { grant, credentials, at_gate, probe, opened, stop, after_restart };
             self.attempts.insert(run, held);
         }
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    gateway::{Denied, Gateway},
+    gateway::{Denied, Gateway, Opening},
     world::World,
 };
 
@@ -154,15 +154,15 @@ impl Runner<'_> {
     }
 
     async fn work(&mut self) -> Result<StepResult, Early> {
-        let deadline = loop {
+        let Opening { deadline, gone } = loop {
             match ask(|| self.gateway.gate(&self.run, self.ip)).await {
-                Ok(Some(deadline)) => break deadline,
+                Ok(Some(opening)) => break opening,
                 Ok(None) => self.sleep(None).await?,
                 Err(_) => return Err(Early::Refused),
             }
         };
         self.deadline = Some(deadline);
-        self.world.tell(Fact::Opened { run: self.run.uid.to_string() });
+        self.world.tell(Fact::Opened { run: self.run.uid.to_string(), gone });
         let grant = loop {
             match self.gateway.writer(&self.run) {
                 Ok(grant) => break grant,

@@ -2,6 +2,8 @@
 //!
 //! No record contains a token or a credential; one-time tokens appear as SHA-256 only.
 
+use std::time::Duration;
+
 use agent_operator::{
     attempt::{GateRequest, StepResult},
     domain::{
@@ -120,6 +122,14 @@ pub struct Stop {
     pub at: Moment,
     /// Milliseconds from then until SIGKILL.
     pub grace_millis: u64,
+}
+
+impl Stop {
+    /// Ends what had begun, with `grace` from `at` until SIGKILL.
+    pub fn new(reason: Reason, message: String, at: Moment, grace: Duration) -> Self {
+        let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        Self { reason, message, fault: None, at, grace_millis }
+    }
 }
 
 /// How the container ended by the kubelet's record.

@@ -71,6 +71,9 @@ pub enum Fact {
     Opened {
         /// Whose.
         run: String,
+        /// What of its time was gone when the sandbox heard of it, for the gateway that was told to open
+        /// it had been restarted. The step's clock starts with the supervisor's order.
+        gone: Duration,
     },
     /// The runner has told its gateway how the step ended.
     Reported {

@@ -95,7 +95,7 @@ async fn followed_from(class: &str, values: &str) {
     let cluster = Cluster::connect().await;
     let name = unique("kept");
     let script = format!(
-        "[ \"$AGENT_STEP\" = implement ] || exit 0; date > change.txt; \
+        "[ \"$AGENT_STEP\" = implement ] || {{ echo 'tell it'; exit 0; }}; date > change.txt; \
          i=0; while [ $i -lt {ROWS} ]; do echo \"row $i \"; i=$((i+1)); done"
     );
     let mut spec = command_agent(&script);

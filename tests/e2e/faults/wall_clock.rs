@@ -110,7 +110,8 @@ async fn timed_out_beside(cluster: &Cluster, seconds: i64) -> Duration {
 /// A whole task while both clocks are wrong; also shows that they are.
 async fn whole_task(cluster: &Cluster) {
     let name = unique("ahead");
-    let mut spec = command_agent("[ \"$AGENT_STEP\" != implement ] || date > change.txt; exit 0");
+    let mut spec =
+        command_agent("[ \"$AGENT_STEP\" != implement ] || date > change.txt; echo done");
     merge(&mut spec, &json!({"test": {"command": ["test", "-s", "change.txt"]}}));
     merge(&mut spec, &on(NODE));
     cluster.create(NAMESPACE, &task(&name, "Go on.", &spec)).await;

@@ -103,9 +103,8 @@ impl Step<'_> {
         fault: Option<StartFault>,
         grace: Duration,
     ) {
-        let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        let at = self.moment();
-        self.record(Record::Stopping(Stop { reason, message, fault, at, grace_millis }));
+        let stop = Stop::new(reason, message, self.moment(), grace);
+        self.record(Record::Stopping(Stop { fault, ..stop }));
     }
 
     /// Ends an attempt that cannot start.

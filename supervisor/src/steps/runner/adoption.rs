@@ -7,14 +7,15 @@
 //! | pod, live run, order (from the gateway or the controller) that makes this very pod | adopted: journalled as if it had never been lost |
 //! | pod, live run, no order yet | its deadline is guarded; the controller hands the order out again |
 //! | pod and an order that would make another | fails closed: guarded, counted, not adopted |
-//! | adopted and started, but its tokens are lost with the gateway's memory | ends as `Disrupted` |
+//! | adopted and started, but its tokens are lost with the gateway's memory | ends as `Disrupted`, also when its time is over: it may have ended long ago, by a loss of power |
 //! | pod, no such run or one with an outcome | pod deleted and released |
 //! | no pod, run had started | `ExitCodeUnknown` |
 //! | no pod, run pending | an ordinary assignment |
 //! | the run was made for this very order | the same, without a look: there is nothing to be lost |
 //!
-//! The deadline comes from the gateway's own clock where it remembers the attempt, else from the
-//! start time in the run's status, else from the start of the container.
+//! The deadline comes from the gateway's own clock where it remembers an open gate, else from the
+//! start time in the run's status, else, unless the gateway has kept the gate closed, from the start of
+//! the container.
 
 use agent_operator::{
     domain::{Assignment, Credential, Epoch, Reason, RunKey, RunPhase, RunRef, names},
@@ -37,12 +38,14 @@ use crate::{
         guard::Guarded,
         machine::{self, Machine},
         moment::{Moment, Now},
-        record::{Facts, Record},
+        record::{Facts, Record, Stop},
     },
 };
 
 /// Most strangers of one node: as many as it can have attempts, several times over.
 const STRANGERS_MAX: usize = 4096;
+/// Why an adopted attempt cannot go on.
+const TOKENS_LOST: &str = "the node lost its records of the attempt, and its tokens with them";
 
 /// Run and pod as the API server has them now.
 #[derive(Debug)]
@@ -260,6 +263,10 @@ impl Runner {
             let timeout = survivor?.assignment.timeout();
             return Some(Moment::ago(now, timeout.saturating_sub(left), &self.boot_id));
         }
+        // The gateway has kept it closed, and nobody has told of an opening.
+        if survivor.is_some() && server.started_at.is_none() {
+            return None;
+        }
         let wall = match server.phase {
             RunPhase::Running | RunPhase::Unknown => {
                 opened_at(server.started_at, container_started_at(pod))?
@@ -307,6 +314,11 @@ impl Runner {
         records.push(Record::PodCreated { uid });
         records.extend(redemption.map(Record::Redeemed));
         records.extend(opened.map(|at| Record::GateOpened { at }));
+        if tokens_lost {
+            let at = Moment::new(now, &self.boot_id);
+            let stop = Stop::new(Reason::Disrupted, TOKENS_LOST.to_owned(), at, assignment.grace());
+            records.push(Record::Stopping(stop));
+        }
         if let Some(survivor) = &stranger.survivor {
             let (usage, refusals) = (survivor.usage, survivor.refusals.clone());
             records.push(Record::Counters { usage, refusals });
@@ -315,12 +327,6 @@ impl Runner {
         tracing::info!(tokens_lost, "a lost attempt is adopted");
         self.metrics.adopted.inc();
         self.step(run, Event::Restarted { one_time_hash })?;
-        if tokens_lost {
-            let reason = Reason::Disrupted;
-            let message = "the node lost its records of the attempt, and its tokens with them";
-            let grace = assignment.grace();
-            self.step(run, Event::CancelOrdered { reason, message: message.to_owned(), grace })?;
-        }
         self.answer(stranger.order, None);
         Ok(())
     }

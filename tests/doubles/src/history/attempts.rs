@@ -98,8 +98,9 @@ pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
                     container.ended = Some((event.at, *exit_code));
                 }
             }
-            Fact::Opened { run } => {
-                runs.entry(run.clone()).or_default().seen_open.get_or_insert(event.at);
+            Fact::Opened { run, gone } => {
+                let opened = event.at.checked_sub(*gone).unwrap_or(event.at);
+                runs.entry(run.clone()).or_default().seen_open.get_or_insert(opened);
             }
             Fact::Reported { run, exit_code } => {
                 runs.entry(run.clone()).or_default().reported.push(*exit_code);

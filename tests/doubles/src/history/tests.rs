@@ -297,7 +297,7 @@ fn i4_a_gate_that_the_sandbox_saw_open_counts_before_the_record() {
     // A minute, ten seconds of grace, one of slack: 75 for a gate at 4.
     let late = |opened: i64| {
         move |f: &mut Vec<(i64, Fact)>| {
-            f.push((opened, Fact::Opened { run: "implement-1".into() }));
+            f.push((opened, Fact::Opened { run: "implement-1".into(), gone: Duration::ZERO }));
             let end = index(f, is_end_of("implement-1"));
             f[end].0 = 90;
             let record = index(f, is_record_of("implement-1"));
@@ -324,6 +324,25 @@ fn i4_a_step_that_its_deadline_ends_before_it_is_due() {
     assert_eq!(broken(ended_for_its_deadline(84)), []);
     assert_eq!(broken(ended_for_its_deadline(83)), []);
     assert_eq!(broken(ended_for_its_deadline(82)), [Invariant::I4]);
+}
+
+#[test]
+fn i4_what_was_gone_when_the_sandbox_heard_of_its_gate_was_its_own_time() {
+    // Heard at 44; with the twenty seconds before it, the minute is over at 84.
+    let heard = |gone: u64| {
+        move |f: &mut Vec<(i64, Fact)>| {
+            let gone = Duration::from_secs(gone);
+            f.push((44, Fact::Opened { run: "implement-1".into(), gone }));
+            let end = index(f, is_end_of("implement-1"));
+            f[end] = (84, ended("implement-1", "p3", 143));
+            let record = index(f, is_record_of("implement-1"));
+            f[record] = (84, recorded("implement-1", "TimedOut", Some(143), 24));
+            f.retain(|(_, fact)| !matches!(fact, Fact::TaskRecorded { .. }));
+            f.push((84, task_recorded("Complete", 1, 1)));
+        }
+    };
+    assert_eq!(broken(heard(20)), []);
+    assert_eq!(broken(heard(0)), [Invariant::I4]);
 }
 
 #[test]

@@ -5,8 +5,12 @@ use crate::{ledger::tests::SmallDisk, link::contract::Survivor};
 
 /// An attempt with an open gate whose supervisor was killed and whose ledger is gone.
 async fn killed_without_ledger(dir: &Path, pods: &Arc<FakePods>) {
+    killed_in_the_middle_of(assignment(), dir, pods).await;
+}
+
+async fn killed_in_the_middle_of(assignment: Assignment, dir: &Path, pods: &Arc<FakePods>) {
     let mut life = Life::start(dir, pods).await;
-    life.assign(assignment()).await;
+    life.assign(assignment).await;
     life.open_gate(pods).await;
     life.kill().await;
     std::fs::remove_file(dir.join("ledger.jsonl")).unwrap();
@@ -86,6 +90,49 @@ async fn an_attempt_whose_tokens_nobody_remembers_is_stopped_as_disrupted_and_no
     life.see(&pods.set_status(terminated(143))).await;
     assert_eq!(life.outcome().await.reason, Reason::Disrupted);
     assert_eq!(*pods.creations.lock().unwrap(), 1);
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_of_lost_tokens_whose_time_is_over_is_disrupted_for_it_may_have_ended_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    container_cgroup(dir.path());
+    // Less than the 20 s for which it has run by the run's status.
+    let short = Assignment { timeout_seconds: 5, ..assignment() };
+    killed_in_the_middle_of(short.clone(), dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    life.assign(Assignment { epoch: Epoch(4), ..short }).await;
+    life.see(&pods.set_status(terminated(255))).await;
+    assert_eq!(life.outcome().await.reason, Reason::Disrupted);
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_whose_gate_the_gateway_has_kept_closed_has_all_of_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    killed_without_ledger(dir.path(), &pods).await;
+    // Its container has run for a while, which says nothing of its gate.
+    let started = clock::now().wall.checked_sub(Duration::from_secs(30)).unwrap().to_string();
+    let state = json!({"running": {"startedAt": started}});
+    pods.set_status(json!({"containerStatuses": [{
+        "name": "agent", "image": "image", "imageID": "", "ready": true, "restartCount": 0, "state": state,
+    }]}));
+    *pods.phase.lock().unwrap() = Some(RunPhase::Unknown);
+    *pods.gateway_knows.lock().unwrap() = vec![assignment().key()];
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    life.told(|m| matches!(m, ToGateway::Synced)).await;
+    let closed = Survivor { open_remaining_millis: None, ..survivor(Duration::ZERO) };
+    life.send(Input::Gateway(FromGateway::Survivor(Box::new(closed)))).await;
+    let ToGateway::Register(grant) = life.told(|m| matches!(m, ToGateway::Register(_))).await
+    else {
+        unreachable!()
+    };
+    assert_eq!(grant.open_remaining_millis, None);
     life.kill().await;
 }
 
