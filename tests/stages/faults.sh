@@ -1,12 +1,8 @@
 # shellcheck shell=bash
 # Faults on real nodes. Sourced by tests/run.
 
-# What has been seen to pass. The others (slow link, full disk, volume, wall clock) are run by their names, or all by
-# AO_FAULTS_FILTER=faults::.
-FAULT_TESTS=(
-  faults::api_outage faults::deadlines faults::fence faults::follow_resumes faults::gateway_frozen faults::gateway_restart
-  faults::leadership faults::nodes faults::deck faults::lost_node faults::partitions
-)
+# All of them, and none of scenarios::start_faults; AO_FAULTS_FILTER names others.
+FAULT_TESTS=(faults:: --skip scenarios::)
 
 stage_faults() {
   cluster_for faults || return 0

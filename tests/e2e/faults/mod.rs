@@ -21,6 +21,7 @@ mod slow_link;
 pub(crate) mod trial;
 mod volume;
 mod wall_clock;
+mod want;
 mod witness;
 
 /// One line for whoever watches the run; a figure or the seed is worth it also when all goes well.

@@ -267,8 +267,13 @@ impl Runner {
             }
             return Ok(());
         };
-        if machine.finished() && machine.facts.pod_uid.is_none() {
-            // A creation that was called off took effect after all.
+        let stray = match &machine.facts.pod_uid {
+            // A creation that was repeated took effect once more, after its first pod had gone.
+            Some(uid) => *uid != digest.uid,
+            // One that was called off took effect after all.
+            None => machine.finished(),
+        };
+        if stray {
             let at = machine.facts.assignment.run.clone();
             self.workers.drop_pod(run, &at, digest.uid.clone());
             self.workers.remove_finalizer(run, &at, digest.uid);

@@ -6,6 +6,7 @@ pub(crate) mod disk;
 pub(crate) mod slow;
 pub(crate) mod victim;
 pub(crate) mod wall_clock;
+pub(crate) mod want;
 
 use std::process::{Command, Stdio};
 

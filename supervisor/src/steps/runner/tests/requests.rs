@@ -93,3 +93,20 @@ async fn a_first_order_for_a_run_whose_pod_shows_all_the_same_is_looked_at() {
     assert_eq!(*pods.creations.lock().unwrap(), 1);
     life.kill().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_creation_that_takes_effect_again_after_its_pod_has_gone_leaves_no_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let life = Life::start(dir.path(), &pods).await;
+    life.assign(assignment()).await;
+    wait_until(|| pods.only().is_some()).await;
+    let mut again = pods.set_status(started());
+    life.see(&again).await;
+    // What hung on its way for long.
+    again.metadata.uid = Some("uid-of-the-late-one".to_owned());
+    pods.pods.lock().unwrap().insert(again.metadata.name.clone().unwrap(), again.clone());
+    life.see(&again).await;
+    wait_until(|| pods.only().is_none()).await;
+    life.kill().await;
+}
