@@ -1,6 +1,6 @@
 //! A process that cannot open anything more.
 
-use std::process::Command;
+use std::{fs, path::Path};
 
 use super::{mend, victim::Victim};
 
@@ -11,6 +11,8 @@ const NO_MORE: u32 = 3;
 /// A process without a free file descriptor, until this goes. Its successor has its own limit.
 pub(crate) struct Want {
     pid: String,
+    /// Its user and group.
+    user: [String; 2],
     before: String,
 }
 
@@ -18,22 +20,46 @@ impl Want {
     /// Takes the descriptors away; none if the process does not run.
     pub(crate) fn of(victim: Victim) -> Option<Self> {
         let pid = victim.pid()?.to_string();
-        let told = Command::new("prlimit")
-            .args(["--pid", &pid, "--nofile", "--noheadings", "--raw", "--output=SOFT"])
-            .output()
-            .expect("prlimit runs");
-        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-        let before = String::from_utf8_lossy(&told.stdout).trim().to_owned();
-        super::must("prlimit", &["--pid", &pid, &format!("--nofile={NO_MORE}:")], "");
-        Some(Self { pid, before })
+        let before = soft_limit(&pid);
+        let want = Self { user: user(&pid), pid, before };
+        let (program, arguments) = want.order(&NO_MORE.to_string());
+        super::must(program, &arguments.each_ref().map(String::as_str), "");
+        Some(want)
     }
+
+    /// Sets the soft limit alone, which may be raised again. As the user that the process runs as: to limit that of
+    /// another, root needs CAP_SYS_RESOURCE, which a virtual machine's root may lack.
+    fn order(&self, soft: &str) -> (&'static str, [String; 7]) {
+        let Self { pid, user: [uid, gid], .. } = self;
+        let as_user = [format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()];
+        let [reuid, regid, groups] = as_user;
+        let limit = format!("--nofile={soft}:");
+        ("setpriv", [reuid, regid, groups, "prlimit".into(), "--pid".into(), pid.clone(), limit])
+    }
+}
+
+/// User and group of a process, as numbers.
+fn user(pid: &str) -> [String; 2] {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let of = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("Linux");
+        line.split_whitespace().next().expect("a number").to_owned()
+    };
+    [of("Uid:"), of("Gid:")]
+}
+
+fn soft_limit(pid: &str) -> String {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it runs");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    line.and_then(|line| line.split_whitespace().next()).expect("Linux").to_owned()
 }
 
 impl Drop for Want {
     fn drop(&mut self) {
         // A kubelet whose probes are not answered may have ended it.
-        if std::path::Path::new("/proc").join(&self.pid).exists() {
-            mend("prlimit", &["--pid", &self.pid, &format!("--nofile={}:", self.before)]);
+        if Path::new("/proc").join(&self.pid).exists() {
+            let (program, arguments) = self.order(&self.before);
+            mend(program, &arguments.each_ref().map(String::as_str));
         }
     }
 }
