@@ -2,6 +2,7 @@
 //!
 //! [`waiting_reasons`] is the one table of everything that a task waits for, with its remedy.
 
+use super::shared::Condition;
 use crate::domain::preflight::Problem;
 
 /// The task is valid and its namespace is enabled.
@@ -21,6 +22,11 @@ pub const SUCCEEDED: &str = "Succeeded";
 pub const STARTED: &str = "Started";
 /// The kubelet's record of an exit differs from the runner's report (on an `AgentRun`).
 pub const EXIT_MISMATCH: &str = "ExitMismatch";
+
+/// The condition of that type, if it was ever set.
+pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
 
 /// Reasons of [`ACCEPTED`] being false.
 pub mod accepted {

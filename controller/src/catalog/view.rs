@@ -121,7 +121,7 @@ impl TaskView {
 impl From<CodingTask> for TaskView {
     fn from(task: CodingTask) -> Self {
         let status = task.status.unwrap_or_default();
-        let condition = |type_| status.conditions.iter().find(|known| known.type_ == type_);
+        let condition = |type_| conditions::find(&status.conditions, type_);
         let finished = condition(conditions::FINISHED).is_some_and(|known| known.status == "True");
         let reason = condition(conditions::SUCCEEDED).filter(|_| finished);
         Self {

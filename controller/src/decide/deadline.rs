@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent_operator::{crd::conditions, domain::RunPhase};
 use jiff::Timestamp;
 
-use super::{Observed, RunView, status::condition};
+use super::{Observed, RunView};
 use crate::settings::OVERRUN_SLACK;
 
 /// `at` plus `duration`, at most the end of time.
@@ -24,7 +24,7 @@ pub fn until(now: Timestamp, at: Timestamp) -> Duration {
 /// on.
 pub fn task_deadline(observed: &Observed, now: Timestamp) -> Timestamp {
     let created = observed.task.created;
-    let start = match condition(&observed.task.status, conditions::SUSPENDED) {
+    let start = match conditions::find(&observed.task.status.conditions, conditions::SUSPENDED) {
         Some(suspended) if suspended.status == "True" => now,
         Some(suspended) => suspended.last_transition_time.max(created),
         None => created,

@@ -1,11 +1,8 @@
 //! What every plan must keep, checked by all tests of decisions.
 
-use agent_operator::{crd::conditions::PREFLIGHTED, domain::StepName};
+use agent_operator::{crd::conditions::{self, PREFLIGHTED}, domain::StepName};
 
-use super::{
-    Observed,
-    status::{condition, is_finished},
-};
+use super::{Observed, status::is_finished};
 use crate::plan::{Order, Plan};
 
 /// A broken invariant; numbers as in docs/reliability.md.
@@ -94,7 +91,8 @@ fn outcome_stays(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
 fn preflight_first(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
     let status = plan.status.as_deref().unwrap_or(&observed.task.status);
     let first = observed.runs.is_empty() && observed.task.status.agent_runs.is_empty();
-    let passed = condition(status, PREFLIGHTED).is_some_and(|known| known.status == "True");
+    let passed = conditions::find(&status.conditions, PREFLIGHTED)
+        .is_some_and(|known| known.status == "True");
     if let Some(create) = plan.run_creates.first().filter(|_| first && !passed) {
         found.push(Violation::Preflight(format!("{} is created before", create.name)));
     }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use agent_operator::{
-    crd::conditions::{PREFLIGHTED, preflighted},
+    crd::conditions::{self, PREFLIGHTED, preflighted},
     domain::{GoDuration, NodeName, Reason, RunPhase, StepName},
 };
 use jiff::Timestamp;
@@ -14,8 +14,7 @@ use super::{
     Observed, PreflightAnswer, deadline,
     progress::Progress,
     run::requeue,
-    status::{Draft, TaskPhase, condition},
-    task::unfinished,
+    status::{Draft, TaskPhase},
 };
 use crate::plan::Plan;
 
@@ -40,7 +39,8 @@ const IMAGE_TROUBLE: [&str; 6] = [
 /// Whether the task still needs one: it has not started anything and none has passed.
 pub(super) fn is_due(observed: &Observed, progress: &Progress<'_>) -> bool {
     progress.history.is_empty()
-        && condition(&observed.task.status, PREFLIGHTED).is_none_or(|known| known.status != "True")
+        && conditions::find(&observed.task.status.conditions, PREFLIGHTED)
+            .is_none_or(|known| known.status != "True")
 }
 
 /// Whether the task may start. Otherwise orders the preflight, if it is time, and says what the task
@@ -112,7 +112,7 @@ fn say(
     };
     draft.summary(TaskPhase::Pending, step, &text);
     draft.condition(PREFLIGHTED, false, reason, &text);
-    unfinished(draft, reason, &text);
+    draft.unfinished(reason, &text);
 }
 
 /// Reason and sentence: what was found, what puts it right, and when it is tried again.
@@ -142,7 +142,7 @@ fn is_too_old(observed: &Observed, node: &NodeName) -> bool {
 pub(super) fn note_first_pod(observed: &Observed, progress: &Progress<'_>, draft: &mut Draft<'_>) {
     let Some(last) = progress.history.last() else { return };
     let before = &observed.task.status;
-    let known = condition(before, PREFLIGHTED);
+    let known = conditions::find(&before.conditions, PREFLIGHTED);
     let of_image = known.is_some_and(|known| known.reason == preflighted::IMAGE_NOT_PULLABLE);
     // A run exists, so the preflight had passed: this process or the one before ended between the
     // two writes that say so. A task that lists runs and has no condition is older than preflights.

@@ -82,7 +82,7 @@ pub struct Unstarted {
 impl Unstarted {
     /// What the run's own condition says; none while nothing keeps it.
     fn of(run: &RunView) -> Option<Self> {
-        let started = run.status.conditions.iter().find(|c| c.type_ == conditions::STARTED)?;
+        let started = conditions::find(&run.status.conditions, conditions::STARTED)?;
         (started.status == "False")
             .then(|| Self { reason: started.reason.clone(), message: started.message.clone() })
     }

@@ -4,6 +4,7 @@ use agent_operator::{
     crd::{
         CodingTaskStatus,
         coding_task::{AgentRunSummary, PlanStatus, RepositoryStatus, RetryStatus},
+        conditions,
         shared::{Condition, UsageStatus},
     },
     domain::{RunPhase, StepName, limits::OUTPUT_BYTES_MAX, names, text::head_and_tail},
@@ -82,11 +83,6 @@ pub fn is_finished(status: &CodingTaskStatus) -> bool {
     matches!(status.phase.as_deref(), Some("Complete" | "Failed"))
 }
 
-/// The condition of that type.
-pub fn condition<'a>(status: &'a CodingTaskStatus, type_: &str) -> Option<&'a Condition> {
-    status.conditions.iter().find(|condition| condition.type_ == type_)
-}
-
 /// The least of a last status, for an API server that refuses the whole: plan text, runs and details of
 /// the repository are left out, which the runs' own statuses have.
 pub fn minimal(status: &CodingTaskStatus) -> CodingTaskStatus {
@@ -135,7 +131,7 @@ impl<'a> Draft<'a> {
     /// Sets a condition; its time changes only with its status.
     pub fn condition(&mut self, type_: &str, holds: bool, reason: &str, text: &str) {
         let status = if holds { "True" } else { "False" };
-        let at = condition(&self.status, type_)
+        let at = conditions::find(&self.status.conditions, type_)
             .filter(|old| old.status == status)
             .map_or(self.now, |old| old.last_transition_time);
         let new = Condition {
@@ -150,6 +146,12 @@ impl<'a> Draft<'a> {
             Some(old) => *old = new,
             None => self.status.conditions.push(new),
         }
+    }
+
+    /// The task goes on, or waits; the words say why it has not ended.
+    pub fn unfinished(&mut self, reason: &str, text: &str) {
+        self.condition(conditions::FINISHED, false, reason, text);
+        self.condition(conditions::SUCCEEDED, false, reason, text);
     }
 
     /// Sets phase, step and message.

@@ -15,7 +15,7 @@ use super::{
     progress::{Ending, Progress, Stand, Start, Unstarted, replay},
     resolve,
     run::{self, Contact, requeue},
-    status::{Draft, TaskPhase, condition, is_finished},
+    status::{Draft, TaskPhase, is_finished},
 };
 use crate::plan::{EventNote, NodeCommand, Order, Plan, RunCreate};
 
@@ -82,7 +82,7 @@ fn go_on(
             accept(draft);
             draft.summary(TaskPhase::of(progress.step), progress.step, why);
             draft.condition(conditions::SUSPENDED, true, "BudgetExceeded", why);
-            unfinished(draft, "BudgetExceeded", why);
+            draft.unfinished("BudgetExceeded", why);
         }
     }
 }
@@ -181,7 +181,7 @@ fn begin(
     if let Some((reason, why)) = refusal(observed) {
         draft.summary(phase, start.step, &why);
         draft.condition(conditions::ACCEPTED, false, reason, &why);
-        unfinished(draft, reason, &why);
+        draft.unfinished(reason, &why);
         wait_for_refusal(observed, now, plan);
         return wait_until_deadline(observed, now, plan);
     }
@@ -190,7 +190,7 @@ fn begin(
         let why = "spec.suspend is true; set it to false to go on";
         draft.summary(phase, start.step, why);
         draft.condition(conditions::SUSPENDED, true, "Suspended", why);
-        return unfinished(draft, "Suspended", why);
+        return draft.unfinished("Suspended", why);
     }
     resume(draft);
     wait_until_deadline(observed, now, plan);
@@ -201,7 +201,7 @@ fn begin(
         }
         let why = start.after_failure.clone().unwrap_or_default();
         draft.summary(phase, start.step, &format!("tried again soon: {why}"));
-        return unfinished(draft, "WaitingForRetry", &why);
+        return draft.unfinished("WaitingForRetry", &why);
     }
     let previous = progress.history.last().and_then(|last| last.run).map(RunView::node);
     let placed = placement::place(observed, start, previous.as_ref());
@@ -220,7 +220,7 @@ fn begin(
             );
             draft.summary(phase, start.step, &why);
             draft.condition(conditions::SCHEDULED, false, unplaced.reason, &why);
-            unfinished(draft, unplaced.reason, &why);
+            draft.unfinished(unplaced.reason, &why);
             plan.waits_for_node = true;
             requeue(plan, PLACEMENT_RETRY);
         }
@@ -252,7 +252,7 @@ fn with_node(draft: &mut Draft<'_>, step: StepName, attempt: Attempt, node: &Nod
     let text = message::handed_out(step, attempt, node);
     draft.summary(TaskPhase::of(step), step, &text);
     draft.condition(conditions::SCHEDULED, true, scheduled::ASSIGNED, &text);
-    unfinished(draft, IN_PROGRESS, "");
+    draft.unfinished(IN_PROGRESS, "");
 }
 
 /// A step that something keeps from starting: the same words over all its attempts, so that they change
@@ -261,7 +261,7 @@ fn held_up(draft: &mut Draft<'_>, phase: TaskPhase, step: StepName, unstarted: &
     let text = message::held_up(step, &unstarted.message, draft.task_timeout());
     draft.summary(phase, step, &text);
     draft.condition(conditions::SCHEDULED, false, &unstarted.reason, &text);
-    unfinished(draft, &unstarted.reason, &text);
+    draft.unfinished(&unstarted.reason, &text);
 }
 
 /// Looks after the live run.
@@ -282,7 +282,7 @@ fn tend(
         plan.commands.retain(|command| command.order != Order::Assign);
         draft.summary(TaskPhase::of(run.step), run.step, &why);
         draft.condition(conditions::ACCEPTED, false, reason, &why);
-        unfinished(draft, reason, &why);
+        draft.unfinished(reason, &why);
         return wait_for_refusal(observed, now, plan);
     }
     accept(draft);
@@ -294,7 +294,7 @@ fn tend(
         let why = run::silent(run);
         draft.summary(TaskPhase::of(progress.step), progress.step, &why);
         draft.condition(conditions::SCHEDULED, false, scheduled::NODE_UNKNOWN, &why);
-        unfinished(draft, scheduled::NODE_UNKNOWN, &why);
+        draft.unfinished(scheduled::NODE_UNKNOWN, &why);
     } else if let Some(unstarted) = &progress.unstarted {
         held_up(draft, TaskPhase::of(run.step), run.step, unstarted);
     } else {
@@ -348,14 +348,9 @@ fn finish(draft: &mut Draft<'_>, progress: &Progress<'_>, ending: &Ending, now: 
     draft.status.completion_time.get_or_insert(now);
 }
 
-pub(super) fn unfinished(draft: &mut Draft<'_>, reason: &str, text: &str) {
-    draft.condition(conditions::FINISHED, false, reason, text);
-    draft.condition(conditions::SUCCEEDED, false, reason, text);
-}
-
 /// Takes back a suspension; a task that was never suspended gets no such condition.
 fn resume(draft: &mut Draft<'_>) {
-    if condition(&draft.status, conditions::SUSPENDED).is_some() {
+    if conditions::find(&draft.status.conditions, conditions::SUSPENDED).is_some() {
         draft.condition(conditions::SUSPENDED, false, "Running", "");
     }
 }
@@ -366,7 +361,7 @@ fn wait_until_deadline(observed: &Observed, now: Timestamp, plan: &mut Plan) {
 
 /// Looks again after half the time waited so far: soon at first, seldom later.
 fn wait_for_refusal(observed: &Observed, now: Timestamp, plan: &mut Plan) {
-    let since = condition(&observed.task.status, conditions::ACCEPTED)
+    let since = conditions::find(&observed.task.status.conditions, conditions::ACCEPTED)
         .filter(|accepted| accepted.status == "False")
         .map_or(now, |accepted| accepted.last_transition_time);
     let wait = deadline::until(since, now) / 2;

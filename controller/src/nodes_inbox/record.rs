@@ -247,7 +247,7 @@ mod tests {
     }
 
     fn started(status: &AgentRunStatus) -> Option<(&str, &str)> {
-        let found = status.conditions.iter().find(|c| c.type_ == conditions::STARTED)?;
+        let found = conditions::find(&status.conditions, conditions::STARTED)?;
         Some((found.status.as_str(), found.reason.as_str()))
     }
 
@@ -279,7 +279,7 @@ mod tests {
         let ended = recorded(&AgentRunStatus::default(), &outcome(Reason::Completed), NOW).unwrap();
         let differs = RunState::ExitMismatch { reported: 0, recorded: 137 };
         let shown = recorded(&ended, &differs, NOW).unwrap();
-        let found = shown.conditions.iter().find(|c| c.type_ == conditions::EXIT_MISMATCH).unwrap();
+        let found = conditions::find(&shown.conditions, conditions::EXIT_MISMATCH).unwrap();
         assert_eq!(found.status, "True");
         assert!(found.message.contains("137"), "{}", found.message);
         let without = AgentRunStatus { conditions: vec![], ..shown.clone() };
