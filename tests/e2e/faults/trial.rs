@@ -7,7 +7,7 @@ use std::{
 };
 
 use agent_operator::{
-    crd::{AgentRun, CodingTask},
+    crd::{AgentRun, CodingTask, conditions::EXIT_MISMATCH},
     domain::{
         limits::{GRACE, INFRASTRUCTURE_RETRIES},
         names::default_work_branch,
@@ -232,6 +232,9 @@ impl Trial {
         }
         let now = clock::now().wall;
         let mut history = self.witnesses.history(now, &runs, &pods);
+        for run in runs.iter().filter(|run| has_mismatch(run)) {
+            history.push(now, Fact::Contradicted { run: run.name_any() });
+        }
         if let Some((from, until)) = quiet {
             history.push(from, Fact::Quiet { until });
         }
@@ -334,6 +337,12 @@ impl Trial {
             }
         }
     }
+}
+
+/// Whether report and record of a run's exit are shown to differ.
+fn has_mismatch(run: &AgentRun) -> bool {
+    let conditions = run.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| condition.type_ == EXIT_MISMATCH)
 }
 
 /// Name of the repository with this clone URL.
