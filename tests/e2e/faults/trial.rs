@@ -60,6 +60,8 @@ pub(crate) struct Trial {
     pub(super) witnesses: Witnesses,
     prefix: String,
     tasks: Mutex<Vec<Made>>,
+    /// Nodes that a person has fenced.
+    fences: Mutex<Vec<(Timestamp, String)>>,
 }
 
 /// A task of the trial.
@@ -79,7 +81,14 @@ impl Trial {
     pub(crate) async fn watch(prefix: &str) -> Self {
         let cluster = Cluster::connect().await;
         let witnesses = Witnesses::watch(prefix);
-        Self { cluster, witnesses, prefix: prefix.to_owned(), tasks: Mutex::default() }
+        let (tasks, fences) = (Mutex::default(), Mutex::default());
+        Self { cluster, witnesses, prefix: prefix.to_owned(), tasks, fences }
+    }
+
+    /// Takes down that a person is about to fence this node.
+    pub(super) fn fences(&self, node: &str) {
+        let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
+        fences.push((clock::now().wall, node.to_owned()));
     }
 
     /// Takes a task that was made elsewhere into the judgement. `rows`: what its implement step prints,
@@ -232,6 +241,11 @@ impl Trial {
         }
         let now = clock::now().wall;
         let mut history = self.witnesses.history(now, &runs, &pods);
+        let fences =
+            std::mem::take(&mut *self.fences.lock().unwrap_or_else(PoisonError::into_inner));
+        for (at, node) in fences {
+            history.push(at, Fact::Fenced { node });
+        }
         for run in runs.iter().filter(|run| has_mismatch(run)) {
             history.push(now, Fact::Contradicted { run: run.name_any() });
         }
