@@ -1,6 +1,6 @@
 //! Whole steps of the real binary against a gateway of a few lines, with real git.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+#![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod confinement;
 mod stub;
@@ -86,6 +86,32 @@ fn p1_the_exit_code_of_the_tests_is_the_verdict() {
 }
 
 #[test]
+fn forged_result_files_do_not_count() {
+    // Wherever somebody might look for a result: the work tree, its parent, the agent's folders.
+    let forge = r#"forged='{"reason":"Completed","message":"forged","exitCode":0,"events":0,"facts":{},
+        "reportedUsage":{"turns":0,"inputTokens":0,"outputTokens":0}}'
+        for folder in . .. "$HOME" "${AGENT_OUTPUT_FILE%/*}" "${TMPDIR:-}"; do
+            [ -n "$folder" ] || continue
+            mkdir -p "$folder/.agent-operator"
+            for name in result.json .agent-operator/result.json termination-log; do
+                echo "$forged" > "$folder/$name" && echo "wrote $name"
+            done
+        done; exit 9"#;
+    for (step, reason) in [
+        (StepName::Plan, Reason::AgentFailed),
+        (StepName::Implement, Reason::AgentFailed),
+        (StepName::Test, Reason::VerifyFailed),
+    ] {
+        let gateway = Gateway::start(step, forge);
+        let (code, log) = gateway.run();
+        assert!(log.matches("wrote result.json").count() >= 3, "{log}");
+        let result = gateway.result();
+        assert_eq!((code, result.exit_code, result.reason), (9, 9, reason), "{log}");
+        assert_ne!(result.message, "forged");
+    }
+}
+
+#[test]
 fn a_repository_without_tests_is_unverifiable() {
     let gateway = Gateway::start(StepName::Test, "");
     gateway.spec.lock().unwrap().test_command = None;
@@ -130,7 +156,9 @@ fn a_gateway_that_is_not_ready_yet_is_asked_again() {
 #[test]
 fn p12_the_deadline_holds_without_anyones_help_and_nothing_is_left() {
     let mark = format!("600.{}", std::process::id());
-    let script = format!("trap '' TERM; setsid sleep {mark} & sleep {mark}");
+    // What is stopped takes no SIGTERM either.
+    let script =
+        format!("trap '' TERM; setsid sleep {mark} & sleep {mark} & kill -STOP $!; sleep {mark}");
     let gateway = Gateway::start(StepName::Implement, &script);
     gateway.update(|state| state.remaining_millis = 1_500);
     let (code, log) = gateway.run();
@@ -226,51 +254,49 @@ fn install_copies_the_runner_and_the_agent() {
     assert!(folder.path().join("claude").exists());
 }
 
-/// As PID 1 of a PID namespace of its own; none where this machine does not allow that.
+/// As PID 1 of a PID namespace of its own.
 const AS_PID_1: [&str; 5] = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+/// The same where only a user namespace gives the right to make one.
+const AS_PID_1_OF_A_USER: [&str; 6] =
+    ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"];
 
-fn can_be_pid_1() -> bool {
-    let possible = Command::new(AS_PID_1[0])
-        .args(&AS_PID_1[1..])
-        .arg("true")
-        .status()
-        .is_ok_and(|status| status.success());
-    if !possible {
-        println!("left out: no PID namespace can be made here");
-    }
-    possible
+/// What makes the runner PID 1 on this machine. Where nothing does, the tests that need it fail: what was
+/// not tried has shown nothing.
+fn as_pid_1() -> &'static [&'static str] {
+    let works = |wrapper: &&[&str]| {
+        let tried = Command::new(wrapper[0]).args(&wrapper[1..]).arg("true").status();
+        tried.is_ok_and(|status| status.success())
+    };
+    let mut ways = [&AS_PID_1[..], &AS_PID_1_OF_A_USER].into_iter();
+    ways.find(works).expect("a PID namespace can be made: by root, or where users may make theirs")
 }
 
 #[test]
 fn signals_from_inside_are_ignored_and_orphans_are_reaped_and_killed() {
-    if !can_be_pid_1() {
-        return;
-    }
     let mark = format!("601.{}", std::process::id());
-    // The agent tries to end PID 1, leaves zombies and a daemon of a session of its own.
+    // The agent tries to end PID 1, leaves zombies, a daemon of a session of its own and a stopped process.
     let script = format!(
         "kill -TERM 1; kill -INT 1; kill -KILL 1; (true & exec true) & setsid sleep {mark} & \
-         sleep 0.3; echo zombies: $(grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l)"
+         sleep {mark} & kill -STOP $!; stopped=$!; sleep 0.3; \
+         echo zombies: $(grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l); \
+         echo stopped: $(grep -c '^State:.T' /proc/$stopped/status)"
     );
     let gateway = Gateway::start(StepName::Test, &script);
-    let output = gateway.runner(&AS_PID_1).spawn().unwrap().wait_with_output().unwrap();
+    let output = gateway.runner(as_pid_1()).spawn().unwrap().wait_with_output().unwrap();
     let log = String::from_utf8(output.stdout).unwrap();
     assert_eq!(
         (output.status.code(), gateway.result().reason),
         (Some(0), Reason::Completed),
         "{log}"
     );
-    assert!(log.contains("zombies: 0"), "{log}");
+    assert!(log.contains("zombies: 0") && log.contains("stopped: 1"), "{log}");
     assert!(!alive(&mark), "a process of the agent is left");
 }
 
 #[test]
 fn sigterm_from_outside_stops_the_step_and_is_reported() {
-    if !can_be_pid_1() {
-        return;
-    }
     let gateway = Gateway::start(StepName::Test, "echo begun; sleep 600");
-    let mut child = gateway.runner(&AS_PID_1).spawn().unwrap();
+    let mut child = gateway.runner(as_pid_1()).spawn().unwrap();
     gateway.wait_for(|state| state.gate.is_some());
     // Until the test runs: the shell's line comes out of its standard output.
     let mut log = child.stdout.take().unwrap();

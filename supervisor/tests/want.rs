@@ -16,7 +16,7 @@ use agent_operator_supervisor::{
     clock,
     ledger::{Entry, Ledger},
     link::{
-        contract::{DurableEvent, FromGateway, Grant, LINK_VERSION, ToGateway},
+        contract::{DurableEvent, FromGateway, Grant, LINK_VERSION, Redemption, ToGateway},
         frame::{JsonLines, framed},
     },
     steps::{moment::Moment, record::Record},
@@ -28,8 +28,10 @@ use tokio_util::codec::Framed;
 
 /// Longest wait for anything: far above what it takes.
 const LIMIT: Duration = Duration::from_mins(1);
-/// Bytes of a result for which memory has to be asked of the kernel.
-const RESULT_BYTES: usize = 4 << 20;
+/// The token of a runner that has redeemed its own before.
+const RUNNER_TOKEN: &str = "a-runner-token";
+/// Bytes of a message for which memory has to be asked of the kernel.
+const MESSAGE_BYTES: usize = 4 << 20;
 /// What the kernel says.
 const NO_DESCRIPTORS: &str = "Too many open files";
 
@@ -123,6 +125,17 @@ async fn hear(link: &mut Link, what: &str, wanted: impl Fn(&ToGateway) -> bool) 
     soon(what, hearing).await;
 }
 
+/// Waits until the process has ended for want of memory.
+async fn end_without_memory(process: &mut Process) {
+    let ending = async {
+        while process.is_alive().unwrap() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon("it ends", ending).await;
+    assert!(process.said().contains("memory allocation of"), "{}", process.said());
+}
+
 /// Waits until the process has said these words.
 async fn say(process: &Process, words: &str) {
     let saying = async {
@@ -202,17 +215,11 @@ async fn f37_a_supervisor_without_memory_ends_at_once_and_its_next_life_takes_th
     let result = || FromGateway::Durable {
         id: 1,
         run: run.clone(),
-        event: completed(&"x".repeat(RESULT_BYTES)),
+        event: completed(&"x".repeat(MESSAGE_BYTES)),
     };
     // It may be gone before it has read all of it.
     let _ = link.send(result()).await;
-    let ending = async {
-        while process.is_alive().unwrap() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    soon("it ends", ending).await;
-    assert!(process.said().contains("memory allocation of"), "{}", process.said());
+    end_without_memory(&mut process).await;
     assert_eq!(result_on_disk(&data, &run), None);
 
     // The gateway repeats what was not acknowledged.
@@ -272,13 +279,8 @@ async fn assert_knows(link: &mut Framed<UnixStream, JsonLines<FromGateway>>, run
     assert_eq!(soon("the gateway knows the attempt", answer).await, *run);
 }
 
-#[tokio::test]
-async fn f37_a_gateway_without_descriptors_keeps_what_it_knows_says_what_is_missing_and_recovers() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut process, listen) = start_gateway(dir.path());
-    let mut link = link_up(&dir.path().join("gateway.sock")).await;
-    let run = assignment().key();
-    let grant = Grant {
+fn grant() -> Grant {
+    Grant {
         assignment: assignment(),
         one_time_hash: "hash".to_owned(),
         redemption: None,
@@ -288,8 +290,16 @@ async fn f37_a_gateway_without_descriptors_keeps_what_it_knows_says_what_is_miss
         next_event: 0,
         canary: None,
         probe: None,
-    };
-    link.send(ToGateway::Register(Box::new(grant))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn f37_a_gateway_without_descriptors_keeps_what_it_knows_says_what_is_missing_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut process, listen) = start_gateway(dir.path());
+    let mut link = link_up(&dir.path().join("gateway.sock")).await;
+    let run = assignment().key();
+    link.send(ToGateway::Register(Box::new(grant()))).await.unwrap();
     link.send(ToGateway::Synced).await.unwrap();
     assert_knows(&mut link, &run).await;
     let refusal = Connection::open(listen).unwrap().get("/v1/step").unwrap();
@@ -305,5 +315,64 @@ async fn f37_a_gateway_without_descriptors_keeps_what_it_knows_says_what_is_miss
     process.give_descriptors().unwrap();
     assert_eq!(meanwhile.answer().unwrap(), refusal, "whoever waited is served");
     assert_knows(&mut link, &run).await;
+    assert!(process.is_alive().unwrap());
+}
+
+/// Waits until the gateway asks for the credentials of an attempt.
+async fn hear_need(link: &mut Framed<UnixStream, JsonLines<FromGateway>>, wanted: &RunKey) {
+    let hearing = async {
+        loop {
+            if let FromGateway::NeedCredentials { run } = link.next().await.unwrap().unwrap() {
+                return run;
+            }
+        }
+    };
+    assert_eq!(soon("it asks for credentials", hearing).await, *wanted);
+}
+
+#[tokio::test]
+async fn f37_a_gateway_without_memory_ends_at_once_and_its_next_life_asks_for_credentials_and_serves()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("gateway.sock");
+    let run = assignment().key();
+    let hash = |token: &str| agent_operator::domain::names::sha256_hex(token.as_bytes());
+    // An attempt in the middle of its step.
+    let live = Grant {
+        redemption: Some(Redemption {
+            nonce_hash: hash("nonce"),
+            pod_ip: "127.0.0.1".parse().unwrap(),
+            runner_hash: hash(RUNNER_TOKEN),
+            agent_hash: hash("an-agent-token"),
+        }),
+        open_remaining_millis: Some(3_600_000),
+        ..grant()
+    };
+    let is_open = |listen: SocketAddr| {
+        let mut connection = Connection::open(listen).unwrap();
+        connection.post("/v1/gate", RUNNER_TOKEN, r#"{"sandbox":{}}"#).unwrap() == 200
+    };
+    let (mut process, listen) = start_gateway(dir.path());
+    let mut link = link_up(&socket).await;
+    link.send(ToGateway::Register(Box::new(live.clone()))).await.unwrap();
+    link.send(ToGateway::Synced).await.unwrap();
+    hear_need(&mut link, &run).await;
+    assert!(is_open(listen));
+
+    process.take_memory().unwrap();
+    let mut large = grant();
+    large.assignment.work.prompt = "x".repeat(MESSAGE_BYTES);
+    // It may be gone before it has read all of it.
+    let _ = link.send(ToGateway::Register(Box::new(large))).await;
+    end_without_memory(&mut process).await;
+
+    // What it held in memory comes again from its supervisor; the credentials it has to ask for.
+    let (mut process, listen) = start_gateway(dir.path());
+    let mut link = link_up(&socket).await;
+    link.send(ToGateway::Register(Box::new(live))).await.unwrap();
+    link.send(ToGateway::Synced).await.unwrap();
+    hear_need(&mut link, &run).await;
+    assert_knows(&mut link, &run).await;
+    assert!(is_open(listen), "the runner goes on with the token that it has");
     assert!(process.is_alive().unwrap());
 }

@@ -104,6 +104,11 @@ pub enum Fact {
         /// When its gate opened, where no sandbox tells it.
         opened: Option<Timestamp>,
     },
+    /// A run has the condition that the kubelet's record contradicts its runner's report.
+    Contradicted {
+        /// The run.
+        run: String,
+    },
     /// The status of a task was written.
     TaskRecorded {
         /// The task.
@@ -206,7 +211,8 @@ pub enum Invariant {
     I1,
     /// One outcome per run, never changed, and not before its end.
     I2,
-    /// The exit code is the runtime's; no success by default.
+    /// The exit code is the runtime's; no success by default. Report and record of a runner that nobody
+    /// killed agree.
     I3,
     /// Dead by deadline, grace and slack, and not for its deadline before it.
     I4,
@@ -333,6 +339,7 @@ impl Fact {
             Self::Reported { .. } => "reports",
             Self::Ended { .. } => "container ends",
             Self::Recorded { .. } => "run status writes",
+            Self::Contradicted { .. } => "contradicted reports",
             Self::TaskRecorded { .. } => "task status writes",
             Self::TaskGone { .. } => "deleted tasks",
             Self::Fenced { .. } => "fences",

@@ -111,6 +111,17 @@ impl Connection {
         self.0.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())
     }
 
+    /// Posts JSON with a token, and gives the status code of the answer.
+    pub fn post(&mut self, path: &str, token: &str, body: &str) -> io::Result<u16> {
+        let length = body.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        self.0.write_all(request.as_bytes())?;
+        self.answer()
+    }
+
     /// The status code of the answer.
     pub fn answer(&mut self) -> io::Result<u16> {
         let mut head = Vec::new();

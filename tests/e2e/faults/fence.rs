@@ -6,6 +6,7 @@ use agent_operator::crd::AgentRun;
 use kube::ResourceExt as _;
 use serde_json::json;
 
+use super::trial::Trial;
 use crate::support::{
     cluster::{Cluster, NAMESPACE, SYSTEM, phase},
     eventually, processes,
@@ -19,7 +20,7 @@ const SCRIPT: &str = "echo in step $AGENT_STEP; [ \"$AGENT_STEP\" = implement ] 
 const LIMIT: Duration = Duration::from_mins(2);
 const LOST: &str = "node-b";
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the local cluster: tests/run faults"]
 async fn a_fenced_nodes_step_is_replaced_and_stopped_when_the_node_is_back() {
     let ended = tokio::spawn(lose_and_fence()).await;
@@ -29,28 +30,32 @@ async fn a_fenced_nodes_step_is_replaced_and_stopped_when_the_node_is_back() {
     must("kubectl", &["wait", "--for=condition=Ready", "node", LOST, "--timeout=180s"]).await;
     release::rolled_out(SYSTEM).await;
     let old = ended.expect("the test itself");
-    let cluster = Cluster::connect().await;
     eventually("the lost step's processes are stopped", LIMIT, || async {
         let left = processes::of_pod(&old.pod_uid);
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await;
-    let pulls = cluster.forge.pull_requests(&old.branch).await;
+    let pulls = old.trial.cluster.forge.pull_requests(&old.branch).await;
     assert_eq!(pulls.len(), 1, "nothing was published twice");
+    // Not before the old attempt has come to its end, which is a part of the history.
+    old.trial.judge(false).await;
 }
 
 struct Lost {
+    trial: Trial,
     pod_uid: String,
     branch: String,
 }
 
 async fn lose_and_fence() -> Lost {
-    let cluster = Cluster::connect().await;
     must("kubectl", &["cordon", "node-a"]).await;
     let name = unique("fenced");
+    let trial = Trial::watch(&name).await;
+    let cluster = &trial.cluster;
     let mut spec = command_agent(SCRIPT);
     merge(&mut spec, &json!({"test": {"command": ["test", "-s", "change.txt"]}}));
     cluster.create(NAMESPACE, &task(&name, "Survive.", &spec)).await;
+    trial.adopt(&name, None).await;
     let running = cluster.run_in_phase(NAMESPACE, &name, "implement", "Running").await;
     assert_eq!(running.spec.node_name, LOST, "the other node is cordoned");
     let pod_name = running.status.and_then(|status| status.pod_name).expect("a pod");
@@ -61,7 +66,7 @@ async fn lose_and_fence() -> Lost {
     release::part("stop", "kubelet-b").await;
     let label = "app.kubernetes.io/component=supervisor";
     for program in ["supervisor run", "supervisor gateway"] {
-        assert_eq!(processes::kill_program(&cluster, label, Some(LOST), program).await, 1);
+        assert_eq!(processes::kill_program(cluster, label, Some(LOST), program).await, 1);
     }
     eventually("the silence is visible", LIMIT, || async {
         let task = cluster.tasks(NAMESPACE).get(&name).await.map_err(|e| e.to_string())?;
@@ -75,7 +80,8 @@ async fn lose_and_fence() -> Lost {
     .await;
     assert_eq!(cluster.runs(NAMESPACE, &name).await.len(), 2, "silence alone replaces nothing");
 
-    let again = fence_and_wait(&cluster, &name).await;
+    trial.fences(LOST);
+    let again = fence_and_wait(cluster, &name).await;
     assert_eq!(again.spec.node_name, "node-a");
     eventually("the lost pod's finalizer is off", LIMIT, || async {
         let pod = cluster.pods(NAMESPACE).get_opt(&pod_name).await.map_err(|e| e.to_string())?;
@@ -98,7 +104,7 @@ async fn lose_and_fence() -> Lost {
     let status = done.status.expect("a status");
     assert_eq!(status.retries.map(|retries| retries.infrastructure), Some(1));
     let branch = status.repositories[0].work_branch.clone().expect("a work branch");
-    Lost { pod_uid, branch }
+    Lost { trial, pod_uid, branch }
 }
 
 /// A person fences the lost node; the attempt that takes the place of the lost one.

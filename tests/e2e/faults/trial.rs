@@ -7,7 +7,7 @@ use std::{
 };
 
 use agent_operator::{
-    crd::{AgentRun, CodingTask},
+    crd::{AgentRun, CodingTask, conditions::EXIT_MISMATCH},
     domain::{
         limits::{GRACE, INFRASTRUCTURE_RETRIES},
         names::default_work_branch,
@@ -60,6 +60,8 @@ pub(crate) struct Trial {
     pub(super) witnesses: Witnesses,
     prefix: String,
     tasks: Mutex<Vec<Made>>,
+    /// Nodes that a person has fenced.
+    fences: Mutex<Vec<(Timestamp, String)>>,
 }
 
 /// A task of the trial.
@@ -79,7 +81,14 @@ impl Trial {
     pub(crate) async fn watch(prefix: &str) -> Self {
         let cluster = Cluster::connect().await;
         let witnesses = Witnesses::watch(prefix);
-        Self { cluster, witnesses, prefix: prefix.to_owned(), tasks: Mutex::default() }
+        let (tasks, fences) = (Mutex::default(), Mutex::default());
+        Self { cluster, witnesses, prefix: prefix.to_owned(), tasks, fences }
+    }
+
+    /// Takes down that a person is about to fence this node.
+    pub(super) fn fences(&self, node: &str) {
+        let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
+        fences.push((clock::now().wall, node.to_owned()));
     }
 
     /// Takes a task that was made elsewhere into the judgement. `rows`: what its implement step prints,
@@ -232,6 +241,14 @@ impl Trial {
         }
         let now = clock::now().wall;
         let mut history = self.witnesses.history(now, &runs, &pods);
+        let fences =
+            std::mem::take(&mut *self.fences.lock().unwrap_or_else(PoisonError::into_inner));
+        for (at, node) in fences {
+            history.push(at, Fact::Fenced { node });
+        }
+        for run in runs.iter().filter(|run| has_mismatch(run)) {
+            history.push(now, Fact::Contradicted { run: run.name_any() });
+        }
         if let Some((from, until)) = quiet {
             history.push(from, Fact::Quiet { until });
         }
@@ -334,6 +351,12 @@ impl Trial {
             }
         }
     }
+}
+
+/// Whether report and record of a run's exit are shown to differ.
+fn has_mismatch(run: &AgentRun) -> bool {
+    let conditions = run.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| condition.type_ == EXIT_MISMATCH)
 }
 
 /// Name of the repository with this clone URL.

@@ -96,7 +96,7 @@ impl Attacks<'_> {
         names
     }
 
-    /// Which of them have got there; each whose implement step has run counts as carried out.
+    /// Which of them have got there; each whose push was judged counts as carried out.
     async fn upstream(&self, cluster: &Cluster, scene: &Scene, outcomes: &mut Outcomes) -> Effects {
         for (kind, _) in DIFFS {
             let runs = cluster.runs(NAMESPACE, &format!("{}-{kind}", scene.marker)).await;
@@ -104,11 +104,8 @@ impl Attacks<'_> {
                 continue;
             };
             let status = run.status.unwrap_or_default();
-            let changed = !matches!(
-                status.reason.as_deref(),
-                Some("Unstarted" | "NoChanges" | "AgentFailed")
-            );
-            let outcome = if changed { "sent" } else { "untried" };
+            let message = status.message.as_deref().unwrap_or_default();
+            let outcome = judge::of_change(status.reason.as_deref(), message);
             let evidence = [status.reason, status.message]
                 .into_iter()
                 .flatten()

@@ -2,6 +2,7 @@
 //! and time. What they get is judged as every attack is; that nobody beside them notices, by a neighbour that works
 //! all the while and by the promises of the reliability page.
 
+use agent_operator::crd::AgentRunStatus;
 use serde_json::{Value, json};
 
 use super::{
@@ -19,7 +20,7 @@ use crate::support::{
 };
 
 /// How long the step may take that will not end.
-const OUTLIVED: &str = "15s";
+const OUTLIVED_SECONDS: u32 = 15;
 /// Attacks in a step of this name alone; the task goes on behind it, if it is let.
 const ONE_STEP: &str = r#"[ "$AGENT_STEP" != implement ] || date > change.txt
 [ "$AGENT_STEP" = "$1" ] || { echo "nothing in $AGENT_STEP"; exit 0; }
@@ -74,7 +75,8 @@ impl Greedy<'_> {
             tasks.push(self.make(attack.id, "plan", &json!({})).await);
         }
         tasks.push(self.make("run-log-flood", "plan", &json!({})).await);
-        tasks.push(self.make("run-outlive", "plan", &json!({"stepTimeout": OUTLIVED})).await);
+        let timeout = json!({"stepTimeout": format!("{OUTLIVED_SECONDS}s")});
+        tasks.push(self.make("run-outlive", "plan", &timeout).await);
         tasks
     }
 
@@ -108,6 +110,11 @@ impl Greedy<'_> {
             list::keep(&mut outcomes, attack.id, seen);
         }
         let mut effects = Effects::new();
+        let outlived = self.outlived().await;
+        if outlived.outcome == "succeeded" {
+            effects.insert("run-outlive", outlived.evidence.clone());
+        }
+        list::keep(&mut outcomes, "run-outlive", outlived);
         let (reason, message) = self.end_of("run-outlive").await;
         if reason != "TimedOut" {
             effects.insert("run-outlive", format!("{reason}: {message}"));
@@ -124,10 +131,24 @@ impl Greedy<'_> {
         Seen { outcome: outcome.to_owned(), evidence: format!("{reason}: {message}") }
     }
 
+    /// Whether the step that goes on behind its deadline was still served.
+    async fn outlived(&self) -> Seen {
+        let status = self.first_status("run-outlive").await;
+        let opened = status.start_time.expect("it ran").as_millisecond();
+        #[allow(clippy::cast_precision_loss, reason = "milliseconds of this century fit")]
+        let deadline = opened as f64 / 1000.0 + f64::from(OUTLIVED_SECONDS);
+        let log = self.cluster.log(NAMESPACE, &status.pod_name.unwrap_or_default()).await;
+        judge::outlived(&log, deadline)
+    }
+
+    async fn first_status(&self, what: &str) -> AgentRunStatus {
+        let runs = self.cluster.runs(NAMESPACE, &format!("{}-{what}", self.scene.marker)).await;
+        runs.into_iter().next().and_then(|run| run.status).unwrap_or_default()
+    }
+
     /// Reason and message of the first step's end.
     async fn end_of(&self, what: &str) -> (String, String) {
-        let runs = self.cluster.runs(NAMESPACE, &format!("{}-{what}", self.scene.marker)).await;
-        let status = runs.into_iter().next().and_then(|run| run.status).unwrap_or_default();
+        let status = self.first_status(what).await;
         (status.reason.unwrap_or_default(), status.message.unwrap_or_default())
     }
 }

@@ -117,7 +117,14 @@ pub(super) fn table(groups: &[&str], control: &Outcomes, attack: &Outcomes) -> S
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, fs, path::Path};
+    use std::{
+        collections::BTreeSet,
+        fs,
+        net::TcpListener,
+        path::Path,
+        process::{Command, Stdio},
+        thread,
+    };
 
     use super::*;
 
@@ -164,11 +171,62 @@ mod tests {
             let Some(elsewhere) = attack.elsewhere else { continue };
             let (test, reason) = elsewhere.split_once(": ").expect("TEST: REASON");
             assert!(reason.len() > 20, "{attack:?}");
-            let (file, function) = test.split_once('#').unwrap_or((test, ""));
+            let (file, function) = test.split_once('#').expect("FILE#TEST");
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
             let content =
                 fs::read_to_string(&source).unwrap_or_else(|error| panic!("{file}: {error}"));
-            assert!(content.contains(function), "{test}");
+            assert!(content.contains(&format!("fn {function}(")), "{test}");
+        }
+    }
+
+    /// The program's outcomes of all attacks that a gateway has to answer, against one at this address.
+    fn against(gateway: &str) -> Outcomes {
+        let program = tempfile::tempdir().expect("a folder");
+        let files = fs::read_dir(folder()).expect("the program").flatten().map(|file| file.path());
+        for file in files.chain([folder().with_file_name("attacks.list")]).filter(|f| f.is_file()) {
+            let name = file.file_name().expect("a name");
+            fs::copy(&file, program.path().join(name)).expect("a copy");
+        }
+        let nowhere = ["192.0.2.1:1"];
+        let parameters = serde_json::json!({
+            "gateway": format!("http://{gateway}"), "token": "none", "marker": "none",
+            "gifts": {"oneTime": "a", "otherOneTime": "a", "other": "a", "dead": "a"},
+            "repository": "main", "otherRepository": "other", "canaries": [["a", "b"]],
+            "victimBranch": "victim", "forcedBranch": "forced", "models": nowhere,
+            "forges": nowhere, "sinks": nowhere, "apiServices": [], "kubelets": [],
+            "hostPorts": [], "metadata": [], "dns": nowhere,
+        });
+        let mut command = Command::new("python3");
+        command.arg(program.path().join("attack.py")).arg(parameters.to_string());
+        command.args(["gateway", "git", "diff"]);
+        command.args(of(&["limits"]).iter().map(|attack| attack.id).filter(|id| is_answered(id)));
+        let output = command.stderr(Stdio::inherit()).output().expect("python3");
+        outcomes(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    fn is_answered(id: &str) -> bool {
+        ["gw-", "git-", "diff-", "cred-gateway-"].iter().any(|prefix| id.starts_with(prefix))
+    }
+
+    #[test]
+    #[ignore = "needs python3 and git: tests/run hostile"]
+    fn no_attack_on_a_gateway_that_is_away_counts_as_refused() {
+        let closing = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let closed = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addresses = [&closing, &closed].map(|listener| listener.local_addr().expect("bound"));
+        drop(closed);
+        // It takes every connection and ends it without a word.
+        thread::spawn(move || closing.incoming().for_each(drop));
+        for address in addresses {
+            let outcomes = against(&address.to_string());
+            for attack in attacks().into_iter().filter(|attack| is_answered(attack.id)) {
+                // Who ends its half may be ended as a whole.
+                if attack.id == "gw-half-closed" && address == addresses[0] {
+                    continue;
+                }
+                let seen = outcomes.get(attack.id).unwrap_or_else(|| panic!("{attack:?}"));
+                assert_eq!(seen.outcome, "untried", "{attack:?}: {}", seen.evidence);
+            }
         }
     }
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 
 import gateway
-from frame import status
+from frame import Untried, raw_exchange, status
 
 ROW_SECONDS = 0.25
 ROWS_PER_BEAT = 4
@@ -20,7 +20,8 @@ FILE_BYTES = 1 << 20
 
 def beat():
     """A model call, a child, a file on disk."""
-    answer = gateway.request({}, "POST /llm/v1/messages", body=gateway.message({"marker": "beat"}))
+    body = gateway.message({"marker": "beat"})
+    answer = gateway.request({}, "POST /llm/v1/messages", body=body, send=raw_exchange)
     if status(answer) != 200:
         raise OSError("the model: %r" % answer[:80])
     subprocess.run(["true"], check=True, timeout=20)
@@ -42,7 +43,7 @@ def main():
         try:
             beat()
             print("beat well in %.3f seconds" % (time.monotonic() - began), flush=True)
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, Untried, subprocess.SubprocessError) as error:
             print("beat failed: %r" % error, flush=True)
 
 

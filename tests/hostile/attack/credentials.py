@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 
-from frame import Refused, agent_token, attack, first_form, gateway_address, raw_exchange
+from frame import Refused, agent_token, attack, exchange, first_form, judged
 
 FILE_BYTES_MAX = 4 << 20
 FOLDERS = ["/workspace", "/home", "/root", "/tmp", "/opt", "/etc", "/run", "/var", "/dev/shm", "/srv", "/mnt"]
@@ -110,7 +110,9 @@ def answers_of_the_gateway(parameters):
     text = b""
     for line in ("GET / ", "GET /healthz ", "GET /metrics ", "GET /v1/step ", "GET /llm/ ", "POST /llm/v1/messages "):
         request = "%sHTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        text += raw_exchange(gateway_address(parameters), (request % (line, token)).encode())
+        answer = exchange(parameters, (request % (line, token)).encode())
+        judged(parameters, line, answer)
+        text += answer
     found = look(parameters, "an answer of the gateway", text)
     if found:
         return found

@@ -61,7 +61,7 @@ KINDS = {
 
 
 def register():
-    from frame import Refused, Sent, attack
+    from frame import Sent, attack
     import git
 
     def push(parameters, kind):
@@ -74,7 +74,7 @@ def register():
             code, text = git.run(parameters, tree, "push", git.repository(parameters), branch)
             if code == 0:
                 raise Sent(text)
-            raise Refused(text)
+            raise git.refusal(text)
 
     for kind in KINDS:
         attack(kind, alone=True)(lambda parameters, kind=kind: push(parameters, kind))

@@ -2,12 +2,24 @@
 import base64
 import os
 import socket
+import time
 import urllib.parse
 
 ATTACKS = {}
 ALONE = set()
 # Longest wait for a packet: on one machine they take less than a millisecond.
 PACKET_SECONDS = 2.5
+# Answers that say nothing of an attack: none at all, too many requests, no upstream, not now. Whoever gets one of the
+# last three asks again.
+NO_VERDICT = (0, 429, 502, 503)
+AGAIN_SECONDS = (1, 2, 4)
+# Attacks that a server may rightly answer by the end of the connection alone; the gateway must answer a sound request
+# then, or it was away.
+CLOSED_IS_REFUSED = {
+    "gw-oversize-head": "who goes on sending when the answer is out loses it with the connection",
+    "gw-oversize-body": "who goes on sending when the answer is out loses it with the connection",
+}
+SOUND_REQUEST = b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 class Refused(Exception):
@@ -87,10 +99,18 @@ def address(text):
     return host.strip("[]"), int(port)
 
 
-def raw_exchange(target, payload, seconds=8.0, most=1 << 20, pause_after=None):
-    """Sends bytes and reads until the other side closes or is silent."""
+def to_gateway(parameters):
+    """A connection to the gateway. One that is not to be had shows nothing: the gateway must be there to refuse."""
+    try:
+        return socket.create_connection(gateway_address(parameters), timeout=PACKET_SECONDS)
+    except OSError as error:
+        raise Untried("the gateway cannot be reached: %r" % error)
+
+
+def raw_exchange(parameters, payload, seconds=8.0, most=1 << 20, pause_after=None):
+    """Sends bytes to the gateway and reads until it closes or is silent."""
     answer = b""
-    with socket.create_connection(target, timeout=PACKET_SECONDS) as stream:
+    with to_gateway(parameters) as stream:
         stream.settimeout(seconds)
         try:
             stream.sendall(payload)
@@ -112,3 +132,24 @@ def status(answer):
     if len(parts) > 1 and parts[0].startswith(b"HTTP/") and parts[1].isdigit():
         return int(parts[1])
     return 0
+
+
+def exchange(parameters, payload, **more):
+    """As `raw_exchange`; what is asked to come again does so."""
+    answer = raw_exchange(parameters, payload, **more)
+    for pause in AGAIN_SECONDS:
+        if status(answer) not in NO_VERDICT or status(answer) == 0:
+            break
+        time.sleep(pause)
+        answer = raw_exchange(parameters, payload, **more)
+    return answer
+
+
+def judged(parameters, what, answer, name=None):
+    """The words for an answer that is no success of the attack. One that says nothing of it is no defence either."""
+    code = status(answer)
+    if code == 0 and name in CLOSED_IS_REFUSED and status(exchange(parameters, SOUND_REQUEST)) == 200:
+        return "%s: closed" % what
+    if code in NO_VERDICT:
+        raise Untried("%s: %s" % (what, answer.split(b"\r\n", 1)[0][:60].decode("latin-1") or "no answer"))
+    return "%s: %d" % (what, code)

@@ -6,7 +6,7 @@ import socket
 import time
 
 from frame import (
-    PACKET_SECONDS, Refused, Sent, Untried, agent_token, attack, gateway_address, raw_exchange, status,
+    PACKET_SECONDS, Refused, Sent, Untried, agent_token, attack, exchange, gateway_address, judged, status,
 )
 
 # Larger than any header block and any request that a gateway has a reason to take.
@@ -24,7 +24,7 @@ def message(parameters, **more):
     return json.dumps(body).encode()
 
 
-def request(parameters, line, headers=(), body=b"", token=None):
+def request(parameters, line, headers=(), body=b"", token=None, send=exchange):
     """One request with the agent's own token, unless the attack brings another one."""
     token = agent_token(parameters) if token is None else token
     host, port = gateway_address(parameters)
@@ -33,13 +33,13 @@ def request(parameters, line, headers=(), body=b"", token=None):
         head.append("Authorization: Bearer " + token)
     head += ["anthropic-version: 2023-06-01", "Content-Type: application/json"]
     payload = "\r\n".join(head + list(headers)).encode() + b"\r\n\r\n" + body
-    return raw_exchange((host, port), payload)
+    return send(parameters, payload)
 
 
-def refused_unless(good, answer, what):
+def refused_unless(parameters, good, answer, what, name=None):
     if good:
         return "%s: %s" % (what, answer[:80])
-    raise Refused("%s: %s" % (what, answer.split(b"\r\n", 1)[0][:60]))
+    raise Refused(judged(parameters, what, answer, name))
 
 
 def gift(parameters, name):
@@ -64,7 +64,7 @@ def gift(parameters, name):
 def foreign_key(parameters):
     header = "x-api-key: %s-foreign" % parameters["marker"]
     answer = request(parameters, "POST /llm/v1/messages", [header], message(parameters))
-    raise Sent("answered %d" % status(answer))
+    raise Sent(judged(parameters, "answered", answer))
 
 
 @attack("gw-client-headers")
@@ -72,7 +72,7 @@ def client_headers(parameters):
     mark = parameters["marker"] + "-header"
     names = ("Cookie", "X-Forwarded-For", "Forwarded", "Via", "X-Real-IP", "Proxy-Authorization")
     answer = request(parameters, "POST /llm/v1/messages", ["%s: %s" % (name, mark) for name in names], message(parameters))
-    raise Sent("answered %d" % status(answer))
+    raise Sent(judged(parameters, "answered", answer))
 
 
 @attack("gw-model-path")
@@ -83,7 +83,7 @@ def other_path(parameters):
         answer = request(parameters, line)
         if 200 <= status(answer) < 300:
             return "%s: %d" % (line, status(answer))
-        answers.append("%s %d" % (line, status(answer)))
+        answers.append(judged(parameters, line, answer))
     raise Refused("; ".join(answers))
 
 
@@ -95,8 +95,8 @@ def path_escape(parameters):
         answer = request(parameters, "GET " + path)
         if status(answer) == 200:
             return path
-        answers.append(str(status(answer)))
-    raise Refused(" ".join(answers))
+        answers.append(judged(parameters, path, answer))
+    raise Refused("; ".join(answers))
 
 
 @attack("gw-host-header")
@@ -105,11 +105,11 @@ def host_header(parameters):
     answers = []
     for line, host in (("GET /api/healthz", forge), ("GET http://%s/api/healthz" % forge, forge)):
         payload = "%s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nAuthorization: Bearer %s\r\n\r\n"
-        answer = raw_exchange(gateway_address(parameters), (payload % (line, host, agent_token(parameters))).encode())
+        answer = exchange(parameters, (payload % (line, host, agent_token(parameters))).encode())
         if status(answer) == 200 and b'"status"' in answer:
             return line
-        answers.append(str(status(answer)))
-    raise Refused(" ".join(answers))
+        answers.append(judged(parameters, line, answer))
+    raise Refused("; ".join(answers))
 
 
 def tunnels(parameters, targets):
@@ -117,10 +117,10 @@ def tunnels(parameters, targets):
     answers = []
     for target in targets:
         payload = "CONNECT %s HTTP/1.1\r\nHost: %s\r\nProxy-Authorization: Basic %s\r\n\r\n" % (target, target, login)
-        answer = raw_exchange(gateway_address(parameters), payload.encode(), pause_after=lambda text: b"\r\n\r\n" in text)
+        answer = exchange(parameters, payload.encode(), pause_after=lambda text: b"\r\n\r\n" in text)
         if status(answer) == 200:
             return "a tunnel to " + target
-        answers.append("%s %d" % (target, status(answer)))
+        answers.append(judged(parameters, target, answer))
     raise Refused("; ".join(answers))
 
 
@@ -146,11 +146,11 @@ def two_in_one(parameters, heads, smuggled_line="GET /healthz"):
     for head in heads:
         text = "POST /llm/v1/messages HTTP/1.1\r\nHost: %s:%d\r\nAuthorization: Bearer %s\r\n%s\r\n\r\n"
         payload = (text % (host, port, agent_token(parameters), head)).encode() + b"0\r\n\r\n" + smuggled.encode()
-        answer = raw_exchange((host, port), payload, seconds=3.0)
+        answer = exchange(parameters, payload, seconds=3.0)
         if answer.count(b"HTTP/1.1 ") > 1:
             return "%r: %d answers" % (head, answer.count(b"HTTP/1.1 "))
-        answers.append(str(status(answer)))
-    raise Refused(" ".join(answers))
+        answers.append(judged(parameters, "%r" % head, answer))
+    raise Refused("; ".join(answers))
 
 
 @attack("gw-smuggle-both-lengths")
@@ -174,13 +174,13 @@ def websocket(parameters):
     headers = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
                "Sec-WebSocket-Version: 13"]
     answer = request(parameters, "GET /llm/v1/messages", headers)
-    return refused_unless(status(answer) == 101, answer, "upgrade")
+    return refused_unless(parameters, status(answer) == 101, answer, "upgrade")
 
 
 def redeem(parameters, token):
     body = json.dumps({"nonce": os.urandom(16).hex()}).encode()
     answer = request(parameters, "POST /v1/redeem", body=body, token=token)
-    return refused_unless(status(answer) == 200, answer, "redeem")
+    return refused_unless(parameters, status(answer) == 200, answer, "redeem")
 
 
 @attack("gw-replay-one-time")
@@ -201,7 +201,8 @@ def act(parameters, token):
     login = base64.b64encode(("agent:" + token).encode()).decode() if token else ""
     line = "GET /git/%s.git/info/refs?service=git-upload-pack" % parameters["repository"]
     refs = request(parameters, line, ["Authorization: Basic " + login] if login else [], token="")
-    return refused_unless(status(refs) == 200, refs, "model %d, git" % status(answer))
+    model = judged(parameters, "model", answer)
+    return refused_unless(parameters, status(refs) == 200, refs, model + ", git")
 
 
 @attack("gw-other-run-token")
@@ -233,8 +234,8 @@ def forged_report(parameters):
         answer = request(parameters, line, body=json.dumps(body).encode() if body is not None else b"")
         if 200 <= status(answer) < 300:
             return "%s: %d" % (line, status(answer))
-        answers.append(str(status(answer)))
-    raise Refused(" ".join(answers))
+        answers.append(judged(parameters, line, answer))
+    raise Refused("; ".join(answers))
 
 
 @attack("gw-server-tools")
@@ -250,21 +251,22 @@ def server_tools(parameters):
         answer = request(parameters, "POST /llm/v1/messages", body=message(parameters, **more))
         if status(answer) == 200:
             return json.dumps(more)
-        answers.append(str(status(answer)))
-    raise Refused(" ".join(answers))
+        answers.append(judged(parameters, next(iter(more)), answer))
+    raise Refused("; ".join(answers))
 
 
 @attack("gw-oversize-head")
 def oversize_head(parameters):
     answer = request(parameters, "POST /llm/v1/messages", ["X-Padding: " + "x" * HEAD_BYTES], message(parameters))
-    return refused_unless(status(answer) == 200, answer, "%d bytes of header" % HEAD_BYTES)
+    what = "%d bytes of header" % HEAD_BYTES
+    return refused_unless(parameters, status(answer) == 200, answer, what, "gw-oversize-head")
 
 
 @attack("gw-oversize-body", alone=True)
 def oversize_body(parameters):
     body = message(parameters, system="x" * BODY_BYTES)
     answer = request(parameters, "POST " + parameters.get("bodyPath", "/llm/v1/messages"), body=body)
-    return refused_unless(status(answer) == 200, answer, "%d bytes of body" % BODY_BYTES)
+    return refused_unless(parameters, status(answer) == 200, answer, "%d bytes of body" % BODY_BYTES, "gw-oversize-body")
 
 
 @attack("gw-connection-flood", alone=True)
@@ -289,4 +291,7 @@ def connection_flood(parameters):
         stream.close()
     if alive > CONNECTIONS_HELD:
         return "%d connections" % alive
+    if not alive:
+        # A limit lets some in; where nobody gets in, nobody was there.
+        raise Untried("none of %d stays open (%s)" % (len(held), failed))
     raise Refused("%d of %d stay open (%s)" % (alive, len(held), failed))

@@ -5,7 +5,12 @@ import subprocess
 import tempfile
 import uuid
 
-from frame import Refused, Sent, Untried, agent_token, attack, base_url, gateway_address, raw_exchange, status
+from frame import Refused, Sent, Untried, agent_token, attack, base_url, exchange, judged, status
+
+
+# Words of a push that was refused for what it is: by git on the gateway, ref by ref, and by the gateway to a step that may
+# not push at all. Any other failure shows nothing: the gateway was away, too busy, or its disk was full.
+REFUSALS = ("a hidden ref", "deletion prohibited", "this step may not push", "returned error: 403")
 
 
 def repository(parameters):
@@ -44,7 +49,12 @@ def push(parameters, *refspecs, options=()):
         if code == 0:
             # What counts is what the forge has afterwards.
             raise Sent("%s %s" % (commit, text.splitlines()[-1] if text else ""))
-        raise Refused(text)
+        raise refusal(text)
+
+
+def refusal(text):
+    """What a push that failed with these words is."""
+    return Refused(text) if any(words in text for words in REFUSALS) else Untried("no refusal: " + text)
 
 
 PUSHES = {
@@ -73,11 +83,11 @@ def other_repository(parameters):
                  "/git/%s.git/../%s.git" % (parameters["repository"], parameters["otherRepository"]),
                  "/git/jcwearn/%s.git" % parameters["otherRepository"]):
         text = "GET %s/info/refs?service=git-upload-pack HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Basic %s\r\n\r\n"
-        answer = raw_exchange(gateway_address(parameters), (text % (path, login)).encode())
+        answer = exchange(parameters, (text % (path, login)).encode())
         if status(answer) == 200 and b"service=git-upload-pack" in answer:
             return path
-        answers.append(str(status(answer)))
-    raise Refused(" ".join(answers))
+        answers.append(judged(parameters, path, answer))
+    raise Refused("; ".join(answers))
 
 
 @attack("git-plain-files", alone=True)
@@ -86,11 +96,11 @@ def plain_files(parameters):
     answers = []
     for path in ("/config", "/HEAD", "/objects/info/packs", "/hooks/update.sample", "/info/refs", "/description"):
         text = "GET /git/%s.git%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Basic %s\r\n\r\n"
-        answer = raw_exchange(gateway_address(parameters), (text % (parameters["repository"], path, login)).encode())
+        answer = exchange(parameters, (text % (parameters["repository"], path, login)).encode())
         if status(answer) == 200:
             return path
-        answers.append(str(status(answer)))
-    raise Refused(" ".join(answers))
+        answers.append(judged(parameters, path, answer))
+    raise Refused("; ".join(answers))
 
 
 @attack("git-read-refs", alone=True)

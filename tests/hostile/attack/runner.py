@@ -4,7 +4,8 @@ import signal
 import threading
 import time
 
-from frame import Sent, agent_token, attack, gateway_address, raw_exchange
+from frame import Sent, Untried, attack, raw_exchange, status
+from gateway import message, request
 
 FLOOD_BYTES = 64 << 20
 # How long the last word waits behind a flood, which would be left out with it.
@@ -79,13 +80,15 @@ def outlive(parameters):
     print("run-outlive tried sent it ignores its end", flush=True)
     if os.fork() == 0:
         os.setsid()
-    line = "HEAD / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nConnection: close\r\n\r\n"
-    ask = (line % agent_token(parameters)).encode()
     for _ in range(4):
         threading.Thread(target=lambda: time.sleep(7919)).start()
     while True:
         try:
-            raw_exchange(gateway_address(parameters), ask)
-        except OSError:
-            pass
-        time.sleep(0.05)
+            # With what only a live step may have: its token for the model.
+            body = message(parameters)
+            code = status(request(parameters, "POST /llm/v1/messages", body=body, send=raw_exchange))
+        except (OSError, Untried):
+            code = 0
+        # Who watches outside knows the deadline.
+        print("run-outlive answered %.3f %d" % (time.time(), code), flush=True)
+        time.sleep(0.25)

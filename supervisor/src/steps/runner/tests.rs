@@ -2,6 +2,7 @@
 //! server and of the gateway.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     path::Path,
     sync::{
@@ -32,12 +33,20 @@ use crate::{
         digest::digest,
         logs::Waker,
     },
-    steps::{machine::SEQUENCE_FINISHED, workers::GatewayAddress},
+    steps::{
+        machine::SEQUENCE_FINISHED,
+        moment::{BootTime, Now},
+        workers::GatewayAddress,
+    },
     streams::{Retention, Streams},
     testing::{assignment, completed, credential, redemption},
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// A restart moves no deadline by more than this.
+const DEADLINE_KEPT_TO: Duration = Duration::from_millis(100);
+/// How long a supervisor is away in tests of what it says of the time.
+const AWAY: Duration = Duration::from_secs(7);
 
 /// Pods by name, with finalizers and uids like a real server.
 #[derive(Default)]
@@ -58,6 +67,8 @@ struct FakePods {
     many: AtomicBool,
     /// The delivery that an argument sets.
     delivery: Mutex<Option<Delivery>>,
+    /// Where the clocks of the next life stand still; none: they are the system's.
+    still_at: Mutex<Option<Now>>,
 }
 
 impl FakePods {
@@ -71,9 +82,23 @@ impl FakePods {
         pods.values().next().cloned()
     }
 
+    /// Lets the clocks of the next life stand still, `later` than those of the one before; gives where.
+    fn stand_still(&self, later: Duration) -> Now {
+        let mut still_at = self.still_at.lock().unwrap();
+        let before = still_at.unwrap_or_else(clock::now);
+        let wall = before.wall.checked_add(later).unwrap();
+        *still_at.insert(Now { boot: before.boot.plus(later), wall })
+    }
+
     fn set_status(&self, status: serde_json::Value) -> Pod {
+        self.set_status_of("", status)
+    }
+
+    /// As [`Self::set_status`], of the pod whose name begins so.
+    fn set_status_of(&self, prefix: &str, status: serde_json::Value) -> Pod {
         let mut pods = self.pods.lock().unwrap();
-        let pod = pods.values_mut().next().expect("a pod");
+        let mut of_prefix = pods.iter_mut().filter(|(name, _)| name.starts_with(prefix));
+        let (_, pod) = of_prefix.next().expect("a pod");
         pod.spec.as_mut().unwrap().node_name = Some("node-a".into());
         pod.status = Some(serde_json::from_value(status).unwrap());
         pod.clone()
@@ -166,6 +191,39 @@ fn terminated(code: i32) -> serde_json::Value {
          "state": {"terminated": {"exitCode": code, "reason": "Error"}}}]})
 }
 
+thread_local! {
+    /// Where the clocks of a runner's thread stand still.
+    static STILL: Cell<Now> = const {
+        Cell::new(Now { boot: BootTime(0), wall: jiff::Timestamp::UNIX_EPOCH })
+    };
+}
+
+/// Runs on a thread of its own whose clocks stand still: what it says of the time that is left does not
+/// depend on when it comes to say it.
+fn run_still(
+    runner: Runner,
+    queue: mpsc::Receiver<Input>,
+    shutdown: &CancellationToken,
+    at: Now,
+) -> Result<(), RunnerError> {
+    std::thread::scope(|threads| {
+        let running = threads.spawn(|| {
+            STILL.set(at);
+            let boot_id = || unreachable!("a runner asks for it once, when it is made");
+            clock::simulate(clock::Simulated { now: || STILL.get(), boot_id });
+            runner.run_blocking(queue, shutdown)
+        });
+        running.join().expect("the runner itself does not fail")
+    })
+}
+
+/// Asserts that the time which was left at one moment and at a later one ends at the same moment.
+fn assert_kept((then, left_then): (Now, Duration), (now, left_now): (Now, Duration)) {
+    let (before, after) = (then.boot.plus(left_then), now.boot.plus(left_now));
+    let apart = before.since(after).max(after.since(before));
+    assert!(apart <= DEADLINE_KEPT_TO, "{apart:?} apart: {left_then:?} then, {left_now:?} now");
+}
+
 /// Leaves deadlines to the runner, whose own part these tests are about.
 struct NoHand;
 
@@ -240,7 +298,11 @@ impl Life {
         let runner = runner.with_tracer(tracer);
         let shutdown = CancellationToken::new();
         let of_runner = shutdown.clone();
-        let runner = tokio::task::spawn_blocking(move || runner.run_blocking(queue, &of_runner));
+        let still_at = *pods.still_at.lock().unwrap();
+        let runner = tokio::task::spawn_blocking(move || match still_at {
+            Some(at) => run_still(runner, queue, &of_runner, at),
+            None => runner.run_blocking(queue, &of_runner),
+        });
         let (to_gateway, gateway) = mpsc::channel(1024);
         let known = pods.gateway_knows.lock().unwrap().clone();
         inputs.send(Input::GatewayKnows(known)).await.unwrap();
@@ -311,8 +373,8 @@ impl Life {
         }
     }
 
-    /// Takes an assigned attempt to an open gate.
-    async fn open_gate(&mut self, pods: &FakePods) {
+    /// Takes an assigned attempt to an open gate; the time that it is told to have.
+    async fn open_gate(&mut self, pods: &FakePods) -> Duration {
         wait_until(|| pods.only().is_some()).await;
         let from_pod = Redemption { ..redemption() };
         self.durable(1, DurableEvent::Redeemed(from_pod)).await;
@@ -321,8 +383,10 @@ impl Life {
         loop {
             self.see(&pods.set_status(started())).await;
             let open = self.told(|message| matches!(message, ToGateway::OpenGate { .. }));
-            if tokio::time::timeout(Duration::from_millis(200), open).await.is_ok() {
-                return;
+            if let Ok(ToGateway::OpenGate { remaining_millis, .. }) =
+                tokio::time::timeout(Duration::from_millis(200), open).await
+            {
+                return Duration::from_millis(remaining_millis);
             }
         }
     }
@@ -425,19 +489,21 @@ async fn a_supervisor_killed_in_mid_step_comes_back_and_finishes_it() {
     let dir = tempfile::tempdir().unwrap();
     let pods = Arc::new(FakePods::default());
     let cgroup = container_cgroup(dir.path());
+    let opened = pods.stand_still(Duration::ZERO);
     let mut life = Life::start(dir.path(), &pods).await;
     life.assign(assignment()).await;
-    life.open_gate(&pods).await;
+    let left_at_first = life.open_gate(&pods).await;
     life.kill().await;
 
+    let back = pods.stand_still(AWAY);
     let mut life = Life::start(dir.path(), &pods).await;
     let ToGateway::Register(grant) = life.told(|m| matches!(m, ToGateway::Register(_))).await
     else {
         unreachable!()
     };
     assert_eq!(grant.redemption, Some(redemption()));
-    let left = grant.open_remaining_millis.expect("the gate is open");
-    assert!((30_000..=60_000).contains(&left), "{left}");
+    let left = Duration::from_millis(grant.open_remaining_millis.expect("the gate is open"));
+    assert_kept((opened, left_at_first), (back, left));
     life.told(|m| matches!(m, ToGateway::Synced)).await;
     life.durable(9, result_event()).await;
     std::fs::write(cgroup.join("pids.current"), "0\n").unwrap();

@@ -19,6 +19,8 @@ pub(super) struct Run {
     seen_open: Option<Timestamp>,
     /// Exit codes that its runner reported.
     pub(super) reported: Vec<i32>,
+    /// Whether the kubelet's record is shown to contradict the report.
+    pub(super) contradicted: bool,
     /// Status writes in order.
     pub(super) records: Vec<Record>,
 }
@@ -104,6 +106,9 @@ pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
             }
             Fact::Reported { run, exit_code } => {
                 runs.entry(run.clone()).or_default().reported.push(*exit_code);
+            }
+            Fact::Contradicted { run } => {
+                runs.entry(run.clone()).or_default().contradicted = true;
             }
             Fact::Recorded { run, phase, reason, exit_code, opened } => {
                 runs.entry(run.clone()).or_default().records.push(Record {

@@ -12,6 +12,8 @@ use super::{
 
 /// Exit codes above it stand for a signal.
 const SIGNALLED: i32 = 128;
+/// The exit code of a main process that SIGKILL ended.
+const KILLED: i32 = SIGNALLED + 9;
 
 pub(super) fn check(
     events: &[Event],
@@ -24,6 +26,7 @@ pub(super) fn check(
         found.extend(changed(name, run));
         found.extend(before_its_end(name, run, &fences, rules.skew));
         found.extend(exit_code(name, run, rules.witnesses.reports));
+        found.extend(contradicted(name, run));
     }
     found.extend(missing(events, runs));
     for (name, late) in lateness(runs, rules) {
@@ -130,6 +133,18 @@ fn exit_code(name: &str, run: &Run, all_reports: bool) -> Option<Violation> {
         _ => return None,
     };
     Some(violation(Invariant::I3, wrong))
+}
+
+/// A runner that nobody kills exits as it has reported. One that was killed may have reported before, and
+/// a code that the runtime itself has lost is none to agree with.
+fn contradicted(name: &str, run: &Run) -> Option<Violation> {
+    let ends = run.containers.iter().filter_map(|container| container.ended);
+    let seen: Vec<Option<i32>> = ends.map(|(_, code)| code).collect();
+    let killed = seen.iter().any(|code| code.is_none_or(|code| code == KILLED));
+    (run.contradicted && !killed).then(|| {
+        let what = format!("{name} has contradicting exit codes, and nobody killed it: {seen:?}");
+        violation(Invariant::I3, what)
+    })
 }
 
 /// How much later than deadline and grace each container ended; only those that were late at all.

@@ -257,6 +257,16 @@ fn i3_a_success_without_a_code_and_an_unknown_code_that_is_known() {
 }
 
 #[test]
+fn i3_a_contradicted_report_of_a_runner_that_nobody_killed() {
+    let contradicted = |run: &'static str| {
+        move |f: &mut Vec<(i64, Fact)>| f.push((35, Fact::Contradicted { run: run.to_owned() }))
+    };
+    assert_eq!(broken(contradicted("plan-2")), [Invariant::I3]);
+    // The runtime saw that this one was killed.
+    assert_eq!(broken(contradicted("plan-1")), []);
+}
+
+#[test]
 fn i3_where_the_runtime_has_lost_the_code_the_runners_word_stands() {
     let lost = |f: &mut Vec<(i64, Fact)>| {
         let end = index(f, is_end_of("plan-1"));

@@ -35,6 +35,7 @@ async fn an_attempt_that_only_pod_and_gateway_remember_is_adopted_with_its_deadl
     *pods.phase.lock().unwrap() = Some(RunPhase::Running);
     *pods.gateway_knows.lock().unwrap() = vec![assignment().key()];
 
+    let back = pods.stand_still(AWAY);
     let mut life = Life::start(dir.path(), &pods).await;
     life.told(|m| matches!(m, ToGateway::Describe { .. })).await;
     life.told(|m| matches!(m, ToGateway::Synced)).await;
@@ -49,7 +50,7 @@ async fn an_attempt_that_only_pod_and_gateway_remember_is_adopted_with_its_deadl
     let token = names_hash_of_pod_token(&pods);
     assert_eq!(grant.one_time_hash, token);
     let open = Duration::from_millis(grant.open_remaining_millis.unwrap());
-    assert!(open <= left && open + Duration::from_secs(20) > left, "{open:?}");
+    assert_kept((back, left), (back, open));
     life.durable(9, result_event()).await;
     std::fs::write(cgroup.join("pids.current"), "0\n").unwrap();
     assert_eq!(life.outcome().await.reason, Reason::Completed);
@@ -305,7 +306,36 @@ fn numbered(number: usize) -> Assignment {
     let mut numbered = assignment();
     numbered.run.name = format!("run-{number}");
     numbered.run.uid = RunUid::from(format!("run-{number}").as_str());
+    // So that no deadline passes for another's.
+    numbered.timeout_seconds = 3600 + 10 * number as u64;
     numbered
+}
+
+impl Life {
+    /// Takes numbered attempts whose pods are made to open gates; the time that each is told to have.
+    async fn open_gates(&mut self, pods: &FakePods, attempts: usize) -> BTreeMap<RunKey, Duration> {
+        let mut opened = BTreeMap::new();
+        for number in 0..attempts {
+            let run = numbered(number).key();
+            let events = [
+                DurableEvent::Redeemed(redemption()),
+                DurableEvent::AtGate(GateRequest::default()),
+            ];
+            for (id, event) in (1 + 2 * number as u64..).zip(events) {
+                let run = run.clone();
+                self.send(Input::Gateway(FromGateway::Durable { id, run, event })).await;
+            }
+            let pod = pods.set_status_of(&format!("run-{number}-"), started());
+            let digest = Box::new(digest(&pod));
+            self.send(Input::PodSeen { run: run.clone(), digest }).await;
+            let of_run = |told: &ToGateway| matches!(told, ToGateway::OpenGate { run: opened, .. } if *opened == run);
+            let ToGateway::OpenGate { remaining_millis, .. } = self.told(of_run).await else {
+                unreachable!()
+            };
+            opened.insert(run, Duration::from_millis(remaining_millis));
+        }
+        opened
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -314,6 +344,7 @@ async fn a_hundred_attempts_are_adopted_after_a_restart_with_none_killed_and_non
     let dir = tempfile::tempdir().unwrap();
     let pods = Arc::new(FakePods::default());
     pods.many.store(true, Ordering::SeqCst);
+    let first = pods.stand_still(Duration::ZERO);
     let mut life = Life::start(dir.path(), &pods).await;
     for number in 0..ATTEMPTS {
         life.assign(numbered(number)).await;
@@ -328,15 +359,17 @@ async fn a_hundred_attempts_are_adopted_after_a_restart_with_none_killed_and_non
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let opened = life.open_gates(&pods, ATTEMPTS).await;
     life.kill().await;
 
+    let back = pods.stand_still(AWAY);
     let began = clock::instant();
     let mut life = Life::start(dir.path(), &pods).await;
-    let mut registered = BTreeSet::new();
+    let mut registered = BTreeMap::new();
     loop {
         match life.told(|_| true).await {
             ToGateway::Register(grant) => {
-                registered.insert(grant.assignment.key());
+                registered.insert(grant.assignment.key(), grant.open_remaining_millis);
             }
             ToGateway::Synced => break,
             _ => {}
@@ -355,5 +388,9 @@ async fn a_hundred_attempts_are_adopted_after_a_restart_with_none_killed_and_non
         registered.len()
     );
     assert_eq!((registered.len(), killed, doubled), (ATTEMPTS, 0, 0));
+    for (run, left_at_first) in opened {
+        let left = registered[&run].expect("its gate is open");
+        assert_kept((first, left_at_first), (back, Duration::from_millis(left)));
+    }
     life.kill().await;
 }
