@@ -13,6 +13,8 @@ mod chart;
 mod conforms;
 #[path = "api_server/docs.rs"]
 mod docs;
+#[path = "api_server/identity.rs"]
+mod identity;
 #[path = "api_server/network.rs"]
 mod network;
 #[path = "api_server/pods.rs"]

@@ -3,6 +3,7 @@
 use std::{io::Write as _, process::ExitCode};
 
 use agent_operator::{
+    core_dumps,
     crd::all_crds,
     telemetry::{Tracer, logs},
 };
@@ -14,15 +15,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
-        Some(Command::Crd) => print_crds(),
-        Some(Command::Check(args)) => check_release(&args),
-        Some(Command::Uninstall(args)) => prepare_removal(&args),
-        Some(Command::AwaitPurge(args)) => await_purge(&args),
-        Some(Command::Run(args)) => start(*args),
-        None => start(cli.run),
-    };
+    let result = core_dumps::forbid().context("forbid core dumps");
+    let result = result.and_then(|()| obey(Cli::parse()));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -30,6 +24,17 @@ fn main() -> ExitCode {
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn obey(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Some(Command::Crd) => print_crds(),
+        Some(Command::Check(args)) => check_release(&args),
+        Some(Command::Uninstall(args)) => prepare_removal(&args),
+        Some(Command::AwaitPurge(args)) => await_purge(&args),
+        Some(Command::Run(args)) => start(*args),
+        None => start(cli.run),
     }
 }
 

@@ -295,7 +295,7 @@ pub struct LogStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusalStatus {
-    /// egress, model, git, auth or limit.
+    /// egress, model, git, auth, limit or protocol.
     #[schemars(length(max = 32))]
     pub kind: String,
     /// Host or path pattern.

@@ -1,7 +1,10 @@
 //! The supervisor's binary: the daemon of a node, and its gateway and its enforcer as processes of
 //! their own.
 
-use agent_operator::telemetry::{Tracer, logs};
+use agent_operator::{
+    core_dumps,
+    telemetry::{Tracer, logs},
+};
 use agent_operator_supervisor::{
     args::{Cli, Command},
     daemon, enforcer, gateway,
@@ -12,6 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> anyhow::Result<()> {
+    // First of all, for its children as well: git gets credentials too.
+    core_dumps::forbid().context("could not forbid core dumps")?;
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider was installed before"))?;

@@ -1,6 +1,6 @@
 //! F37: the real process in want. Without a free file descriptor it lives, keeps on disk what it is told,
 //! names what is missing, and goes on by itself once there are descriptors again. Without memory it ends at
-//! once, and its next life goes on from the disk.
+//! once, and its next life goes on from the disk. However it ends, its memory does not stay behind.
 
 // Helpers of tests fail by panicking, as the tests themselves do.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -11,7 +11,7 @@ use agent_operator::{
     attempt::StepResult,
     domain::{Assignment, Epoch, Reason, RunKey, Usage, ids::PodUid, report::StepFacts},
 };
-use agent_operator_doubles::process::{Connection, Process, free_port};
+use agent_operator_doubles::process::{Connection, Process, free_port, kubeconfig_of_an_outage};
 use agent_operator_supervisor::{
     clock,
     ledger::{Entry, Ledger},
@@ -72,13 +72,7 @@ fn result_on_disk(dir: &Path, run: &RunKey) -> Option<i32> {
 /// A supervisor whose API server and controller are away, as during an outage.
 fn start(dir: &Path, http: SocketAddr) -> Process {
     let text = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-    let nowhere = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "none",
-        "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
-        "clusters": [{"name": "none", "cluster": {"server": "http://127.0.0.1:1"}}],
-        "users": [{"name": "none", "user": {}}],
-    });
-    std::fs::write(dir.join("kubeconfig"), nowhere.to_string()).unwrap();
+    kubeconfig_of_an_outage(&dir.join("kubeconfig")).unwrap();
     std::fs::write(dir.join("token"), "token").unwrap();
     let arguments = [
         "run".to_owned(),
@@ -375,4 +369,19 @@ async fn f37_a_gateway_without_memory_ends_at_once_and_its_next_life_asks_for_cr
     assert_knows(&mut link, &run).await;
     assert!(is_open(listen), "the runner goes on with the token that it has");
     assert!(process.is_alive().unwrap());
+}
+
+#[tokio::test]
+async fn neither_supervisor_nor_gateway_leaves_its_memory_in_a_core() {
+    let [of_supervisor, of_gateway] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let supervisor = start(of_supervisor.path(), free_port().unwrap());
+    let (gateway, _) = start_gateway(of_gateway.path());
+    for process in [supervisor, gateway] {
+        let forbidding = async {
+            while !process.leaves_no_core().unwrap() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        soon("cores are forbidden", forbidding).await;
+    }
 }

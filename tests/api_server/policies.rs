@@ -32,9 +32,17 @@ impl Installed {
     }
 
     pub(crate) async fn new() -> Option<Self> {
+        let installed = Self::begin(Vec::new()).await?;
+        installed.wait_for_policies().await;
+        Some(installed)
+    }
+
+    /// With further values, and without waiting until the policies are in force.
+    pub(crate) async fn begin(values: Vec<String>) -> Option<Self> {
         let admin = client().await?;
         let namespace = namespace(&admin).await;
-        let mut documents = render(&namespace, &namespace, &in_namespace(&namespace));
+        let values = [in_namespace(&namespace), values].concat();
+        let mut documents = render(&namespace, &namespace, &values);
         let own = json!({"matchLabels": {"kubernetes.io/metadata.name": namespace}});
         for document in &mut documents {
             if document["kind"] == "ValidatingAdmissionPolicyBinding" {
@@ -45,9 +53,7 @@ impl Installed {
         let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), &namespace);
         let account = from_json(json!({"metadata": {"name": "default"}}));
         accounts.create(&PostParams::default(), &account).await.unwrap();
-        let installed = Self { admin, namespace };
-        installed.wait_for_policies().await;
-        Some(installed)
+        Some(Self { admin, namespace })
     }
 
     /// Policies reach the admission chain a moment after they are stored.
@@ -98,21 +104,27 @@ impl Installed {
             Some(node) => Some(self.bound_to(node).await),
             None => None,
         };
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.admin.clone(), &self.namespace);
-        let request: TokenRequest =
-            from_json(json!({"spec": {"audiences": [], "boundObjectRef": bound}}));
-        let account = format!("{}-supervisor", self.release());
-        let token = accounts.create_token_request(&account, &PostParams::default(), &request).await;
+        let token = self.token(&[], bound.as_ref()).await;
         let mut config = admin().await.unwrap();
         config.auth_info = kube::config::AuthInfo {
-            token: Some(token.unwrap().status.unwrap().token.into()),
+            token: Some(token.into()),
             ..kube::config::AuthInfo::default()
         };
         Client::try_from(config).unwrap()
     }
 
+    /// A token of the supervisor's account, for the API server itself where no audience is given.
+    pub(crate) async fn token(&self, audiences: &[&str], bound: Option<&Value>) -> String {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.admin.clone(), &self.namespace);
+        let request: TokenRequest =
+            from_json(json!({"spec": {"audiences": audiences, "boundObjectRef": bound}}));
+        let account = format!("{}-supervisor", self.release());
+        let token = accounts.create_token_request(&account, &PostParams::default(), &request).await;
+        token.unwrap().status.unwrap().token
+    }
+
     /// A supervisor's pod on `node`, as the reference of a bound token.
-    async fn bound_to(&self, node: &str) -> Value {
+    pub(crate) async fn bound_to(&self, node: &str) -> Value {
         let nodes: Api<Node> = Api::all(self.admin.clone());
         let object: Node = from_json(json!({"metadata": {"name": node}}));
         if let Err(error) = nodes.create(&PostParams::default(), &object).await {
@@ -132,7 +144,7 @@ impl Installed {
     }
 
     /// A client that acts as the controller's account.
-    async fn controller(&self) -> Client {
+    pub(crate) async fn controller(&self) -> Client {
         let mut config: Config = admin().await.unwrap();
         config.auth_info.impersonate =
             Some(format!("system:serviceaccount:{}:{}-controller", self.namespace, self.release()));

@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use agent_operator::core_dumps;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::ConfineError;
@@ -15,22 +16,15 @@ const TABLE_PART: u64 = 2;
 /// Processes of a pod, where its own cgroup tells no limit: the kubelet sets it further up, where
 /// nothing of the pod can see it, and mostly so.
 const PROCESSES: u64 = 1024;
-/// Most bytes of a core. Not 0: for any other limit a kernel that pipes cores to a program of the node starts that
-/// program, as root, with all the memory of whoever crashed.
-const CORE_BYTES: u64 = 1;
 
 /// Limits this process and its children to come.
 pub(super) fn restrict() -> Result<(), ConfineError> {
     let descriptors = descriptors(Path::new("/"));
-    lower(Resource::RLIMIT_NOFILE, |soft, hard| (soft.min(descriptors), hard.min(descriptors)))?;
-    lower(Resource::RLIMIT_CORE, |_, hard| (hard.min(CORE_BYTES), hard.min(CORE_BYTES)))
-}
-
-fn lower(resource: Resource, to: impl Fn(u64, u64) -> (u64, u64)) -> Result<(), ConfineError> {
     let failed = |error: nix::Error| ConfineError::Limits(error.to_string());
-    let (soft, hard) = getrlimit(resource).map_err(failed)?;
-    let (soft, hard) = to(soft, hard);
-    setrlimit(resource, soft, hard).map_err(failed)
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    setrlimit(Resource::RLIMIT_NOFILE, soft.min(descriptors), hard.min(descriptors))
+        .map_err(failed)?;
+    core_dumps::forbid().map_err(|error| ConfineError::Limits(error.to_string()))
 }
 
 /// Open files that a process may have: so many that the pod's processes together leave the node a

@@ -1,6 +1,9 @@
 //! What every plan must keep, checked by all tests of decisions.
 
-use agent_operator::{crd::conditions::{self, PREFLIGHTED}, domain::StepName};
+use agent_operator::{
+    crd::conditions::{self, PREFLIGHTED},
+    domain::StepName,
+};
 
 use super::{Observed, status::is_finished};
 use crate::plan::{Order, Plan};

@@ -6,12 +6,15 @@
 
 use std::{
     convert::Infallible,
+    error::Error as _,
+    io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use axum::body::Body;
 use http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::BodyExt as _;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -198,10 +201,17 @@ pub async fn serve(gateway: Shared, listener: TcpListener) {
 async fn connection(gateway: Shared, stream: TcpStream, peer: SocketAddr) {
     // Small answers go out at once; a failure only delays them.
     let _ = stream.set_nodelay(true);
+    let shared = &gateway;
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let gateway = Arc::clone(&gateway);
+        let gateway = Arc::clone(shared);
         async move {
-            let request = request.map(Body::new);
+            let counting = Arc::clone(&gateway);
+            let request = request.map(|body| {
+                Body::new(body.map_err(move |error| {
+                    unreadable(&counting, peer, &error);
+                    error
+                }))
+            });
             Ok::<_, Infallible>(Box::pin(answer(&gateway, peer, request)).await)
         }
     });
@@ -214,8 +224,31 @@ async fn connection(gateway: Shared, stream: TcpStream, peer: SocketAddr) {
         .with_upgrades()
         .await;
     if let Err(error) = served {
+        unreadable(&gateway, peer, &error);
         tracing::debug!(%peer, %error, "connection ended");
     }
+}
+
+/// Counts what hyper has refused before any route of ours saw it, for whoever has the address. A
+/// connection that broke off or fell silent is no refusal.
+fn unreadable(gateway: &Shared, peer: SocketAddr, error: &hyper::Error) {
+    let kind = match error {
+        error if error.is_parse_too_large() => RefusalKind::Limit,
+        error if error.is_parse() || is_misframed(error) => RefusalKind::Protocol,
+        _ => return,
+    };
+    if let Some(attempt) = gateway.grants.at_address(peer.ip().to_canonical()) {
+        // hyper's own words, of which there are few: nothing of the request is in them.
+        attempt.refuse(kind, &error.to_string());
+    }
+}
+
+/// Whether a body is not what its framing says.
+fn is_misframed(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| {
+        matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData)
+    })
 }
 
 /// Answers one request, and counts it.
@@ -269,7 +302,7 @@ fn admit(
         }
     };
     if let Some(message) = ambiguous(request) {
-        count(RefusalKind::Limit);
+        count(RefusalKind::Protocol);
         return Err(closing(respond::refused(StatusCode::BAD_REQUEST, message)));
     }
     let Some(route) = route else {
@@ -372,10 +405,13 @@ fn ambiguous(request: &Request<Body>) -> Option<&'static str> {
     if !connect && request.uri().authority().is_some() {
         return Some("requests to other hosts go through CONNECT");
     }
-    if headers.contains_key(header::TRANSFER_ENCODING)
-        && headers.contains_key(header::CONTENT_LENGTH)
+    // hyper looks at the last coding alone. A length beside it is not to be seen here: hyper drops it,
+    // and reads nothing more of the connection. What goes on upstream has a framing of our own.
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        || codings.next().is_some()
     {
-        return Some("both Transfer-Encoding and Content-Length");
+        return Some("a transfer coding other than chunked");
     }
     if connect && has_body(headers) {
         return Some("CONNECT has no body");

@@ -6,10 +6,12 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
+
+use serde_json::json;
 
 /// Longest wait for an answer: far above what it takes.
 const ANSWER_LIMIT: Duration = Duration::from_mins(1);
@@ -73,6 +75,15 @@ impl Process {
         self.limit("data", NO_MEMORY_BYTES)
     }
 
+    /// Whether the kernel makes no core of it, neither a file nor one for a program of the node: the
+    /// limit is 1 byte, and cannot be raised again.
+    pub fn leaves_no_core(&self) -> io::Result<bool> {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", self.child.id()))?;
+        let row = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+        let row = row.ok_or_else(|| io::Error::other(format!("no limit of cores in {limits}")))?;
+        Ok(row.split_whitespace().eq(["1", "1", "bytes"]))
+    }
+
     /// Sets a soft limit alone, which may be raised again.
     fn limit(&self, resource: &str, value: u32) -> io::Result<()> {
         let pid = self.child.id().to_string();
@@ -88,6 +99,17 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Writes a kubeconfig whose API server is away, as during an outage.
+pub fn kubeconfig_of_an_outage(path: &Path) -> io::Result<()> {
+    let nowhere = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "none",
+        "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+        "clusters": [{"name": "none", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "none", "user": {}}],
+    });
+    fs::write(path, nowhere.to_string())
 }
 
 /// A port of this machine that nobody has right now.

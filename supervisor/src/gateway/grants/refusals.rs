@@ -24,11 +24,14 @@ pub enum RefusalKind {
     Auth,
     /// A limit was reached.
     Limit,
+    /// What is no request, or could be read in more than one way.
+    Protocol,
 }
 
 impl RefusalKind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [Self::Egress, Self::Model, Self::Git, Self::Auth, Self::Limit];
+    pub const ALL: [Self; 6] =
+        [Self::Egress, Self::Model, Self::Git, Self::Auth, Self::Limit, Self::Protocol];
 
     /// The name in status.
     pub fn as_str(self) -> &'static str {
@@ -38,6 +41,7 @@ impl RefusalKind {
             Self::Git => "git",
             Self::Auth => "auth",
             Self::Limit => "limit",
+            Self::Protocol => "protocol",
         }
     }
 }
@@ -98,7 +102,7 @@ mod tests {
             let _ = counts.add(RefusalKind::Egress, &format!("host-{n}\u{1b}{}", "x".repeat(400)));
         }
         let list = counts.list();
-        assert!(list.len() <= TARGETS_MAX + 5);
+        assert!(list.len() <= TARGETS_MAX + RefusalKind::ALL.len());
         assert_eq!(list.iter().map(|refusal| refusal.count).sum::<u64>(), 10_000);
         assert!(list.iter().all(|refusal| refusal.target.len() <= TARGET_BYTES_MAX));
         assert!(list.iter().all(|refusal| !refusal.target.contains('\u{1b}')));

@@ -10,12 +10,15 @@ use serde_json::Value;
 const LINE_BYTES_MAX: usize = 256 * 1024;
 /// Longest JSON answer: an answer of the largest models is below 1 MiB.
 const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Longest answer in events. The longest of a model is 128,000 tokens, and with an event of 200 bytes
+/// for each it is below 26 MiB; what has no end but pings in time is no answer.
+pub(in crate::gateway) const EVENTS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of text that make one token, for answers that break off before their final figures.
 const BYTES_PER_TOKEN: u64 = 4;
 
-/// The answer cannot be counted, so it must not be passed on.
+/// The answer is longer than any honest one, so it is not passed on any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the model's answer exceeds {JSON_BYTES_MAX} bytes")]
+#[error("the model's answer is too long")]
 pub struct TooLong;
 
 /// How the answer ended.
@@ -35,6 +38,8 @@ pub struct Counted {
 #[derive(Debug)]
 pub struct Meter {
     format: Format,
+    /// Bytes of events so far.
+    bytes: usize,
     line: Vec<u8>,
     skipping: bool,
     seen: Seen,
@@ -58,7 +63,8 @@ struct Seen {
 impl Meter {
     /// A meter for server-sent events.
     pub fn events() -> Self {
-        Self { format: Format::Events, line: Vec::new(), skipping: false, seen: Seen::default() }
+        let (format, seen) = (Format::Events, Seen::default());
+        Self { format, bytes: 0, line: Vec::new(), skipping: false, seen }
     }
 
     /// A meter for one JSON document.
@@ -71,6 +77,10 @@ impl Meter {
         if self.format == Format::Json {
             self.line.extend_from_slice(bytes);
             return if self.line.len() > JSON_BYTES_MAX { Err(TooLong) } else { Ok(()) };
+        }
+        self.bytes = self.bytes.saturating_add(bytes.len());
+        if self.bytes > EVENTS_BYTES_MAX {
+            return Err(TooLong);
         }
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let ends = piece.ends_with(b"\n");

@@ -10,7 +10,10 @@ use http_body_util::BodyExt as _;
 use super::rig::{
     KEY, NONCE, OTHER_POD, Options, POD, PROMPT, Rig, Supervisor, bearer, eventually, grant, key,
 };
-use crate::link::contract::{Grant, ToGateway};
+use crate::{
+    gateway::llm::meter::EVENTS_BYTES_MAX,
+    link::contract::{Grant, ToGateway},
+};
 
 const START: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"model\":\"claude-x\",\"usage\":{\"input_tokens\":1000,\"output_tokens\":1}}}\n\n";
 const END: &str = "event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":50}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
@@ -166,6 +169,38 @@ async fn an_agent_that_hangs_up_pays_all_the_same() {
     drop(model);
     let usage = supervisor.counters(|usage, _| usage.turns == 1).await;
     assert_eq!(usage.output_tokens, 50);
+}
+
+#[tokio::test]
+async fn an_answer_without_end_breaks_off_and_what_was_seen_of_it_counts() {
+    let rig = Rig::start().await;
+    let (supervisor, tokens) = running(&rig, None).await;
+    let model = rig.model.answer(200, "text/event-stream");
+    let (ping, more) = (Bytes::from("x".repeat(1024 * 1024)), EVENTS_BYTES_MAX / (1024 * 1024) + 1);
+    let provider = tokio::spawn(async move {
+        model.send(Bytes::from(START)).await.unwrap();
+        for _ in 0..more {
+            if model.send(ping.clone()).await.is_err() {
+                return;
+            }
+        }
+        // Nothing of this is heard any more.
+        let _ = model.send(Bytes::from(END)).await;
+    });
+    let agent = bearer(&tokens.agent_token);
+    let mut answer = rig.open(POD, "POST", "/llm/v1/messages", &agent, PROMPT).await;
+    let mut bytes = 0;
+    let broken = loop {
+        match answer.body_mut().frame().await {
+            Some(Ok(frame)) => bytes += frame.into_data().unwrap().len(),
+            ended => break ended.is_some(),
+        }
+    };
+    assert!(broken, "it ended as if it were whole after {bytes} bytes");
+    assert!(bytes <= EVENTS_BYTES_MAX, "{bytes}");
+    provider.await.unwrap();
+    let usage = supervisor.counters(|usage, _| usage.input_tokens > 0).await;
+    assert_eq!((usage.input_tokens, usage.turns), (1000, 0));
 }
 
 #[tokio::test]

@@ -3,7 +3,10 @@
 use agent_operator::domain::StepName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::rig::{POD, Rig, grant};
+use super::{
+    rig::{POD, Rig, eventually, grant},
+    telemetry::page,
+};
 
 async fn send(rig: &Rig, request: &str) -> String {
     let mut stream = rig.dial(POD).await;
@@ -13,6 +16,28 @@ async fn send(rig: &Rig, request: &str) -> String {
         tokio::time::timeout(std::time::Duration::from_secs(1), stream.read_to_end(&mut answer))
             .await;
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// How many requests were refused for their form.
+async fn refused_for_form(rig: &Rig) -> u64 {
+    let page = page(rig).await;
+    let count = |kind: &str| {
+        let start = format!("agent_operator_gateway_refusals_total{{kind=\"{kind}\"}} ");
+        let count = page.lines().find_map(|line| line.strip_prefix(&start)).unwrap();
+        count.parse::<u64>().unwrap()
+    };
+    count("protocol") + count("limit")
+}
+
+/// Waits until so many were.
+async fn counted(rig: &Rig, what: &str, refused: u64) {
+    println!("{refused}: {what}");
+    let found = eventually(async || {
+        let found = refused_for_form(rig).await;
+        (found >= refused).then_some(found)
+    })
+    .await;
+    assert_eq!(found, refused, "{what}");
 }
 
 #[tokio::test]
@@ -27,12 +52,10 @@ async fn ambiguous_requests_are_refused_before_any_route() {
     );
     let smuggled = "0\r\n\r\nPOST /llm/v1/files HTTP/1.1\r\nHost: g\r\n\r\n";
     let prompt = super::rig::PROMPT;
+    let chunked = format!("{:x}\r\n{prompt}\r\n0\r\n\r\n", prompt.len());
+    let mut count = 0;
     for (what, rest) in [
         ("two lengths", format!("Content-Length: 5\r\nContent-Length: 50\r\n\r\n{prompt}")),
-        (
-            "both framings",
-            format!("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n{smuggled}"),
-        ),
         ("a list of lengths", format!("Content-Length: 5, 50\r\n\r\n{prompt}")),
         ("a signed length", format!("Content-Length: +50\r\n\r\n{prompt}")),
         ("a hidden coding", format!("Transfer-Encoding: xchunked\r\n\r\n{smuggled}")),
@@ -52,10 +75,9 @@ async fn ambiguous_requests_are_refused_before_any_route() {
         ("a coding behind a tab", format!("Transfer-Encoding:\tchunked, x\r\n\r\n{smuggled}")),
         (
             "a coding in two lines",
-            format!(
-                "Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n{smuggled}"
-            ),
+            format!("Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}"),
         ),
+        ("a coding before the last", format!("Transfer-Encoding: x, chunked\r\n\r\n{chunked}")),
         ("a NUL in a header", format!("X-A: a\0b\r\nContent-Length: 50\r\n\r\n{prompt}")),
         ("a NUL in a name", format!("X\0A: b\r\nContent-Length: 50\r\n\r\n{prompt}")),
         ("a bare CR in a header", format!("X-A: a\rX-B: b\r\nContent-Length: 50\r\n\r\n{prompt}")),
@@ -90,14 +112,20 @@ async fn ambiguous_requests_are_refused_before_any_route() {
             || answer.starts_with("HTTP/1.1 431");
         assert!(refused, "{what}: {answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), answer.len().min(1), "{what}: {answer}");
+        count += 1;
+        counted(&rig, what, count).await;
     }
     assert!(rig.model.seen.lock().unwrap().is_empty());
+    supervisor.refusal("limit", "message head is too large").await;
+    supervisor.refusal("protocol", "invalid HTTP header parsed").await;
 }
 
 #[tokio::test]
 async fn requests_to_other_hosts_and_odd_versions_are_refused() {
     let rig = Rig::start().await;
-    let _supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;
+    let supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;
+    rig.running(&supervisor, "a").await;
+    let mut count = 0;
     for request in [
         "GET http://169.254.169.254/latest HTTP/1.1\r\nHost: g\r\n\r\n",
         "POST http://api.anthropic.com/v1/messages HTTP/1.1\r\nHost: g\r\nContent-Length: 0\r\n\r\n",
@@ -114,6 +142,8 @@ async fn requests_to_other_hosts_and_odd_versions_are_refused() {
     ] {
         let answer = send(&rig, request).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{request:?}: {answer}");
+        count += 1;
+        counted(&rig, request, count).await;
     }
 }
 
@@ -142,6 +172,30 @@ async fn each_request_of_a_connection_stands_for_itself() {
     assert_eq!(statuses(&answers), ["200", "401", "401", "401"], "{answers}");
     let seen = rig.model.seen.lock().unwrap();
     assert_eq!(seen.len(), 1, "{seen:?}");
+}
+
+#[tokio::test]
+async fn of_two_framings_one_counts_and_nothing_after_it_is_read() {
+    let prompt = super::rig::PROMPT;
+    let (length, coding) = ("Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n");
+    for framings in [[length, coding].concat(), [coding, length].concat()] {
+        let rig = Rig::start().await;
+        let supervisor = rig.with_attempt(grant("a", StepName::Implement, None)).await;
+        let tokens = rig.running(&supervisor, "a").await;
+        rig.model.answer_json(1).await;
+        let head = format!(
+            "POST /llm/v1/messages HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {}\r\n",
+            tokens.agent_token
+        );
+        let body = format!("{:x}\r\n{prompt}\r\n0\r\n\r\n", prompt.len());
+        let next = format!("{head}Content-Length: {}\r\n\r\n{prompt}", prompt.len());
+        let answers = send(&rig, &format!("{head}{framings}\r\n{body}{next}")).await;
+        assert_eq!(statuses(&answers), ["200"], "{answers}");
+        let seen = rig.model.seen.lock().unwrap();
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert_eq!(seen[0].headers["content-length"], prompt.len().to_string().as_str());
+        assert!(!seen[0].headers.contains_key("transfer-encoding"));
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::{link::contract::ToGateway, testing::Lines};
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// The page that a scrape gets.
-async fn page(rig: &Rig) -> String {
+pub(super) async fn page(rig: &Rig) -> String {
     let mut stream = tokio::net::TcpStream::connect(rig.metrics).await.unwrap();
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
     let mut page = String::new();
