@@ -28,13 +28,12 @@ impl Want {
     }
 
     /// Sets the soft limit alone, which may be raised again. As the user that the process runs as: to limit that of
-    /// another, root needs CAP_SYS_RESOURCE, which a virtual machine's root may lack.
+    /// another, root needs `CAP_SYS_RESOURCE`, which a virtual machine's root may lack.
     fn order(&self, soft: &str) -> (&'static str, [String; 7]) {
         let Self { pid, user: [uid, gid], .. } = self;
-        let as_user = [format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()];
-        let [reuid, regid, groups] = as_user;
-        let limit = format!("--nofile={soft}:");
-        ("setpriv", [reuid, regid, groups, "prlimit".into(), "--pid".into(), pid.clone(), limit])
+        let (user, group) = (format!("--reuid={uid}"), format!("--regid={gid}"));
+        let (alone, limit) = ("--clear-groups".to_owned(), format!("--nofile={soft}:"));
+        ("setpriv", [user, group, alone, "prlimit".into(), "--pid".into(), pid.clone(), limit])
     }
 }
 
