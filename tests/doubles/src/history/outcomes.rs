@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     Event, Fact, Invariant, Rules, Violation,
-    attempts::{Run, fences},
+    attempts::{Fences, Run, fences},
     violation,
 };
 
@@ -72,12 +72,12 @@ fn changed(name: &str, run: &Run) -> Vec<Violation> {
 fn before_its_end(
     name: &str,
     run: &Run,
-    fences: &BTreeMap<&str, Timestamp>,
+    fences: &Fences<'_>,
     skew: Duration,
 ) -> Option<Violation> {
     let outcome = run.outcome()?;
     let live = run.containers.iter().find(|container| container.lives_at(outcome.at, skew))?;
-    let cut_off = fences.get(live.node.as_str()).is_some_and(|since| *since <= outcome.at);
+    let cut_off = fences.cut_off(run, live, outcome.at);
     (!cut_off).then(|| {
         let what = format!("{name} got its outcome while its container was running");
         violation(Invariant::I2, what)
