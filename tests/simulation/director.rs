@@ -36,6 +36,9 @@ const CANCEL: &str = "agents.wearn.dev/cancel";
 /// The annotation by which a person vouches that a node is down.
 const FENCE: &str = "agents.wearn.dev/fence";
 
+/// Later than any simulation lasts.
+const FOR_GOOD: Duration = Duration::from_hours(1000);
+
 /// What is mended, and when.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Mend {
@@ -402,6 +405,17 @@ impl Director {
         }
         if self.world.chance(500) {
             self.fence_what_runs(node);
+            self.later(20_000, 90_000, Mend::Fence(node.to_owned()));
+        }
+    }
+
+    /// A node is cut off, and fenced for it, until all is mended.
+    pub fn cut_off_and_fence(&mut self, node: &str) {
+        self.world.faults().cut_up.insert(node.to_owned());
+        self.world.faults().cut_down.insert(node.to_owned());
+        self.fence_what_runs(node);
+        for mend in [Mend::Up, Mend::Down, Mend::Fence] {
+            self.mends.push((Instant::now() + FOR_GOOD, mend(node.to_owned())));
         }
     }
 
@@ -415,14 +429,16 @@ impl Director {
         self.world.note(format!("{node} is fenced while it runs"));
         self.world.tell(Fact::Fenced { node: node.to_owned() });
         self.annotate_fence(node, true);
-        self.later(16_000, 60_000, Mend::Fence(node.to_owned()));
     }
 
     /// People do things.
     fn user(&mut self, pick: u32) {
         let world = Arc::clone(&self.world);
-        let pods = pick >= 97;
-        let objects = all(&world, if pods { "pods" } else { "codingtasks" });
+        let objects = match pick {
+            97 => all(&world, "agentruns"),
+            98.. => all(&world, "pods"),
+            _ => all(&world, "codingtasks"),
+        };
         if objects.is_empty() {
             return;
         }
