@@ -185,11 +185,7 @@ fn as_assigned(name: &str, run: &Run) -> Option<Violation> {
 }
 
 /// Two attempts of a task at once; what runs on a fenced node does not count from then on.
-fn one_live(
-    runs: &BTreeMap<String, Run>,
-    fences: &Fences<'_>,
-    skew: Duration,
-) -> Vec<Violation> {
+fn one_live(runs: &BTreeMap<String, Run>, fences: &Fences<'_>, skew: Duration) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut all: Vec<(&Run, &str, &Container)> = Vec::new();
     for (name, run) in runs {

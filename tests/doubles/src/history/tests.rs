@@ -235,6 +235,11 @@ fn i2_a_run_of_a_finished_task_without_an_outcome() {
         f.remove(index(f, is_record_of("plan-2")));
     };
     assert_eq!(broken(missing), [Invariant::I2]);
+    let deleted = |f: &mut Vec<(i64, Fact)>| {
+        f.remove(index(f, is_record_of("plan-2")));
+        f.push((26, Fact::RunGone { run: "plan-2".into() }));
+    };
+    assert_eq!(broken(deleted), []);
 }
 
 #[test]
