@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use agent_operator::{
     crd::{AgentRun, AgentRunSpec, AgentRunStatus, CodingTask, CodingTaskStatus},
-    domain::{Credential, Epoch, NodeName, RunKey, names},
+    domain::{Credential, Epoch, NodeName, Reason, RunKey, names},
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -22,7 +22,7 @@ use crate::{
     clock,
     decide::{Delivery, Observed, RunView},
     events::Events,
-    fleet::{Command, Nodes, SendError, memory::NodeMemory},
+    fleet::{Command, NodeView, Nodes, SendError, memory::NodeMemory},
     lease::Leadership,
     observe::{ViewError, World, run_view},
     plan::{EventNote, NodeCommand, Order, Plan, PodRelease, RunCreate, RunUpdate},
@@ -302,6 +302,19 @@ impl Applier {
         if before.has_ended() || before.uid().as_deref() != Some(run.uid.as_str()) {
             return Ok(());
         }
+        // What is written for a node's silence does not hold for one that is back: it is judged by what
+        // it has, and permitted to write by that.
+        let _giving_up = match reason {
+            None | Some(Reason::Disrupted) => {
+                let giving_up = self.memory.give_up().await;
+                let back = |node: &NodeView| node.name.as_str() == before.spec.node_name;
+                if self.nodes.snapshot().iter().any(back) {
+                    return Ok(());
+                }
+                Some(giving_up)
+            }
+            Some(_) => None,
+        };
         status.phase = Some(phase.as_str().to_owned());
         status.reason = reason.map(|reason| reason.as_str().to_owned());
         status.message = Some(message.clone());

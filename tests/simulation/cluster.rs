@@ -309,6 +309,7 @@ pub async fn scribe(world: Arc<World>) {
                 ("codingtasks", Some(after)) => {
                     tell_task(&world, name, change.before.as_ref(), &after);
                 }
+                ("agentruns", None) => tell_end_of_run(&world, change.before.as_ref()),
                 ("agentruns", Some(after)) => tell_run(&world, change.before.as_ref(), &after),
                 _ => {}
             }
@@ -336,6 +337,12 @@ fn tell_task(world: &World, task: String, before: Option<&Value>, after: &Value)
             .map(|count| u32::try_from(count).unwrap());
     let retries = Retries { application, infrastructure, provider };
     world.tell(Fact::TaskRecorded { task, phase: status.phase.unwrap_or_default(), retries });
+}
+
+/// A run that is deleted takes its outcome with it, if it has one.
+fn tell_end_of_run(world: &World, before: Option<&Value>) {
+    let uid = before.and_then(|run| run["metadata"]["uid"].as_str()).unwrap_or_default();
+    world.tell(Fact::RunGone { run: uid.to_owned() });
 }
 
 /// Runs go by their uid: it is what their sandboxes know.

@@ -36,6 +36,9 @@ const CANCEL: &str = "agents.wearn.dev/cancel";
 /// The annotation by which a person vouches that a node is down.
 const FENCE: &str = "agents.wearn.dev/fence";
 
+/// Later than any simulation lasts.
+const FOR_GOOD: Duration = Duration::from_hours(1000);
+
 /// What is mended, and when.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Mend {
@@ -47,6 +50,7 @@ enum Mend {
     Api(String),
     Up(String),
     Down(String),
+    Fence(String),
     Resume(String),
 }
 
@@ -232,10 +236,7 @@ impl Director {
             Mend::Power(node) => {
                 let parts = self.nodes.get_mut(&node).unwrap();
                 parts.place.machine.power_on();
-                let change = json!({"metadata": {"annotations": {FENCE: null}}});
-                let place = ("nodes", String::new(), node.clone());
-                let _ =
-                    world.api().with(|store| store.merge(kind("nodes"), &place, &change, false));
+                self.annotate_fence(&node, false);
                 self.mend(Mend::Gateway(node.clone()));
                 self.mend(Mend::Supervisor(node));
             }
@@ -249,6 +250,7 @@ impl Director {
             Mend::Down(node) => {
                 world.faults().cut_down.remove(&node);
             }
+            Mend::Fence(node) => self.annotate_fence(&node, false),
             Mend::Resume(task) => self.patch_task(&task, &json!({"spec": {"suspend": false}})),
         }
     }
@@ -306,13 +308,19 @@ impl Director {
         self.world.gateways[node].kill();
         self.later(5000, 60_000, Mend::Power(node.to_owned()));
         if self.world.chance(500) {
-            let place = ("nodes", String::new(), node.to_owned());
-            self.world.api().with(|store| {
-                let uid = store.get(&place).unwrap()["metadata"]["uid"].clone();
-                let change = json!({"metadata": {"annotations": {FENCE: uid}}});
-                let _ = store.merge(kind("nodes"), &place, &change, false);
-            });
+            self.annotate_fence(node, true);
         }
+    }
+
+    /// A person fences a node, or trusts it again.
+    fn annotate_fence(&self, node: &str, fenced: bool) {
+        let place = ("nodes", String::new(), node.to_owned());
+        self.world.api().with(|store| {
+            let uid = store.get(&place).unwrap()["metadata"]["uid"].clone();
+            let value = if fenced { uid } else { Value::Null };
+            let change = json!({"metadata": {"annotations": {FENCE: value}}});
+            let _ = store.merge(kind("nodes"), &place, &change, false);
+        });
     }
 
     fn patch_task(&self, task: &str, change: &Value) {
@@ -395,13 +403,42 @@ impl Director {
             self.world.faults().cut_down.insert(node.to_owned());
             self.later(500, 40_000, Mend::Down(node.to_owned()));
         }
+        if self.world.chance(500) {
+            self.fence_what_runs(node);
+            self.later(20_000, 90_000, Mend::Fence(node.to_owned()));
+        }
+    }
+
+    /// A node is cut off, and fenced for it, until all is mended.
+    pub fn cut_off_and_fence(&mut self, node: &str) {
+        self.world.faults().cut_up.insert(node.to_owned());
+        self.world.faults().cut_down.insert(node.to_owned());
+        self.fence_what_runs(node);
+        for mend in [Mend::Up, Mend::Down, Mend::Fence] {
+            self.mends.push((Instant::now() + FOR_GOOD, mend(node.to_owned())));
+        }
+    }
+
+    /// A person takes a node for dead that is only cut off, and all that runs there with it. With
+    /// leaders who know nothing of one another there is none that could be believed: the other one
+    /// has the session.
+    fn fence_what_runs(&mut self, node: &str) {
+        if self.apart || !self.nodes[node].place.machine.has_power() {
+            return;
+        }
+        self.world.note(format!("{node} is fenced while it runs"));
+        self.world.tell(Fact::Fenced { node: node.to_owned() });
+        self.annotate_fence(node, true);
     }
 
     /// People do things.
     fn user(&mut self, pick: u32) {
         let world = Arc::clone(&self.world);
-        let pods = pick >= 97;
-        let objects = all(&world, if pods { "pods" } else { "codingtasks" });
+        let objects = match pick {
+            97 => all(&world, "agentruns"),
+            98.. => all(&world, "pods"),
+            _ => all(&world, "codingtasks"),
+        };
         if objects.is_empty() {
             return;
         }

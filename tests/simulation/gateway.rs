@@ -54,6 +54,8 @@ struct Inner {
     instance: u64,
     attempts: BTreeMap<RunKey, Held>,
     named: BTreeSet<RunKey>,
+    /// Of these the supervisor has no record.
+    unclaimed: BTreeSet<RunKey>,
     synced: bool,
     permit: Option<(Epoch, Instant)>,
     pending: BTreeMap<u64, (RunKey, DurableEvent)>,
@@ -122,6 +124,7 @@ impl Gateway {
             }
             ToGateway::Describe { run } => {
                 inner.named.insert(run.clone());
+                inner.unclaimed.insert(run.clone());
                 inner.describe(&run);
             }
             ToGateway::Credentials { run, .. } => {
@@ -224,6 +227,7 @@ impl Gateway {
     pub fn writer(&self, run: &RunKey) -> Result<Grant, Denied> {
         let mut inner = self.inner();
         let permitted = inner.permit.is_some_and(|(_, until)| Instant::now() < until);
+        let permitted = permitted && !inner.unclaimed.contains(run);
         let held = inner.held(run)?;
         if !held.credentials {
             inner.say(FromGateway::NeedCredentials { run: run.clone() });
@@ -271,6 +275,7 @@ impl Inner {
     fn register(&mut self, grant: Grant) {
         let run = grant.assignment.key();
         self.named.insert(run.clone());
+        self.unclaimed.remove(&run);
         let left = grant.open_remaining_millis.map(Duration::from_millis);
         let ip = grant.redemption.as_ref().map(|redemption| redemption.pod_ip);
         let opened = ip.zip(left.map(|left| Instant::now() + left));

@@ -17,6 +17,7 @@ mod cluster;
 mod conformance;
 mod controller;
 mod director;
+mod fenced;
 mod gateway;
 mod kills;
 mod sandbox;

@@ -20,6 +20,8 @@ use super::{
 const ASKING: Duration = Duration::from_mins(1);
 /// Pause between two questions.
 const PACE: Duration = Duration::from_millis(250);
+/// Pause between two tries to write upstream: whoever comes first behind a permission gets through.
+const EAGER: Duration = Duration::from_millis(5);
 /// Exit code of a runner that was told to stop.
 const STOPPED: i32 = 143;
 /// Exit code of one that dies by itself.
@@ -206,7 +208,8 @@ impl Runner<'_> {
         };
         if matches!(assignment.step, StepName::Implement | StepName::PullRequest) {
             while self.gateway.writer(&self.run).is_err() {
-                self.sleep(Some(deadline)).await?;
+                tokio::time::sleep(EAGER).await;
+                self.look(Some(deadline))?;
             }
         }
         match assignment.step {

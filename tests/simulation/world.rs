@@ -12,7 +12,10 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{
-    api::{ApiServer, Call, End, Fate, Network, Refusal, Verb, server::Link},
+    api::{
+        ApiServer, Call, End, Fate, Network, Refusal, Verb,
+        server::{Link, Passage},
+    },
     clock,
     controller::Handle,
     gateway::{Forge, Gateway},
@@ -270,6 +273,15 @@ impl Network for Way {
             if is_tested(client) { Link::Cut } else { Link::Up }
         } else {
             Link::Up
+        }
+    }
+
+    fn passage_of_event(&self, client: &str) -> Passage {
+        let chaos = if is_tested(client) { self.0.faults().chaos } else { 0 };
+        match self.0.chance(chaos / 2) {
+            false => Passage::Once,
+            true if self.0.chance(500) => Passage::Twice,
+            true => Passage::Broken,
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
 
 use agent_operator::domain::{NodeName, RunKey, assignment::TaskBudget};
 use jiff::Timestamp;
+use tokio::sync::{RwLock, RwLockReadGuard};
 
 use super::preflights::Preflights;
 use crate::decide::Delivery;
@@ -20,6 +21,8 @@ pub struct NodeMemory {
     inner: Mutex<Inner>,
     /// Preflights that nodes were asked for.
     pub preflights: Preflights,
+    /// Held while runs of a silent node are written off.
+    giving_up: RwLock<()>,
 }
 
 #[derive(Default)]
@@ -50,12 +53,27 @@ impl NodeMemory {
     /// An empty memory of a process that started at `started`.
     pub fn new(started: Timestamp) -> Self {
         let inner = Inner { term_began: started, ..Inner::default() };
-        Self { inner: Mutex::new(inner), preflights: Preflights::default() }
+        Self {
+            inner: Mutex::new(inner),
+            preflights: Preflights::default(),
+            giving_up: RwLock::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic elsewhere leaves at worst an order that is sent twice.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to write something off for the silence of its node: hold this from the look whether the
+    /// node is still away until the write is done.
+    pub async fn give_up(&self) -> RwLockReadGuard<'_, ()> {
+        self.giving_up.read().await
+    }
+
+    /// Waits until all is written that was begun before this.
+    pub async fn giving_up_is_over(&self) {
+        drop(self.giving_up.write().await);
     }
 
     /// A session has opened: what its ledger names is known there, and nothing else is. What the node

@@ -4,6 +4,7 @@
 //! This is the boundary between the gRPC edge (which implements [`Nodes`] and emits [`NodeEvent`])
 //! and the deciding side (which uses them).
 
+pub mod judging;
 pub mod memory;
 pub mod preflights;
 pub mod sessions;
@@ -37,6 +38,8 @@ pub struct NodeView {
     /// Whether it is of a version that can be asked for a preflight.
     pub asks_preflights: bool,
 }
+
+pub use judging::Judging;
 
 /// An attempt that a supervisor named in its Hello.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +125,8 @@ pub enum NodeEvent {
         node: NodeView,
         /// What its ledger holds.
         known: Vec<KnownAttempt>,
+        /// Told when each of these has been judged, and the opening itself taken note of.
+        judging: Judging,
     },
     /// The session is gone, or silent for longer than the node lease.
     Disconnected {

@@ -13,7 +13,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Command, KnownAttempt, NodeEvent, NodeView, Nodes, SendError};
+use super::{
+    Command, Judging, KnownAttempt, NodeEvent, NodeView, Nodes, SendError, judging::Queued,
+};
 
 /// Commands that wait for one node. Far above what one pass decides for a node; a full queue means
 /// that the link stands still, and the next pass sends again.
@@ -33,7 +35,7 @@ pub enum Ending {
 struct Entry {
     serial: u64,
     view: NodeView,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Queued>,
     ending: watch::Sender<Option<Ending>>,
     /// When something last came; none while this process itself is slow to take it.
     heard: Option<Instant>,
@@ -57,8 +59,8 @@ pub struct Sessions {
 pub struct Session {
     node: NodeName,
     serial: u64,
-    /// Commands for the node.
-    pub commands: mpsc::Receiver<Command>,
+    /// Commands for the node, and from where on permits may go beside them.
+    pub commands: mpsc::Receiver<Queued>,
     /// Set when the session has to end.
     pub ending: watch::Receiver<Option<Ending>>,
 }
@@ -97,7 +99,8 @@ impl Sessions {
     ) -> Result<Session, EventsClosed> {
         // Reserved first, so that table and queue change under one lock and keep one order.
         let permit = self.events.reserve().await.map_err(|_| EventsClosed)?;
-        let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+        let (commands, queue) = mpsc::channel(COMMANDS_MAX + 1);
+        let judging = Judging::new(known.len(), commands.clone().try_reserve_owned().ok());
         let (ending, ended) = watch::channel(None);
         let mut table = self.lock();
         table.serial += 1;
@@ -107,7 +110,7 @@ impl Sessions {
         if let Some(older) = table.sessions.insert(node.clone(), entry) {
             older.ending.send_replace(Some(Ending::Replaced));
         }
-        permit.send(NodeEvent::Connected { node: view, known });
+        permit.send(NodeEvent::Connected { node: view, known, judging });
         Ok(Session { node, serial, commands: queue, ending: ended })
     }
 
@@ -204,7 +207,7 @@ impl Nodes for Sessions {
         let table = self.lock();
         let entry =
             table.sessions.get(node).ok_or_else(|| SendError::NotConnected(node.clone()))?;
-        entry.commands.try_send(command).map_err(|error| match error {
+        entry.commands.try_send(Queued::Command(command)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SendError::Congested(node.clone()),
             mpsc::error::TrySendError::Closed(_) => SendError::NotConnected(node.clone()),
         })
@@ -213,7 +216,7 @@ impl Nodes for Sessions {
 
 #[cfg(test)]
 mod tests {
-    use agent_operator::domain::{Attempt, Epoch, RunKey};
+    use agent_operator::domain::{Attempt, Epoch, RunKey, RunPhase, RunRef};
 
     use super::*;
     use crate::clock;
@@ -283,6 +286,43 @@ mod tests {
         assert_eq!(sessions.send(&node, forget()), Err(SendError::Congested(node.clone())));
         drop(session);
         assert_eq!(sessions.send(&node, forget()), Err(SendError::NotConnected(node)));
+    }
+
+    fn known(uid: &str) -> KnownAttempt {
+        KnownAttempt {
+            run: RunRef { namespace: "ns".into(), name: uid.into(), uid: uid.into() },
+            attempt: Attempt(1),
+            epoch: Epoch(1),
+            phase: RunPhase::Running,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_lets_permits_out_comes_behind_the_last_verdict_and_finds_room_in_a_full_queue() {
+        let (sessions, mut events) = sessions();
+        let all = vec![known("a"), known("b")];
+        let mut session = sessions.open(view("a"), all, clock::instant()).await.unwrap();
+        let Some(NodeEvent::Connected { judging, .. }) = events.recv().await else { panic!() };
+        judging.one_judged();
+        judging.one_judged();
+        while sessions.send(&"n1".into(), forget()).is_ok() {}
+        judging.one_judged();
+        for _ in 0..COMMANDS_MAX {
+            assert!(matches!(session.commands.try_recv(), Ok(Queued::Command(_))));
+        }
+        assert!(matches!(session.commands.try_recv(), Ok(Queued::Judged)));
+        assert!(session.commands.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn verdicts_on_a_session_that_was_replaced_let_no_permit_out_of_the_next() {
+        let (sessions, mut events) = sessions();
+        let _old = sessions.open(view("old"), vec![], clock::instant()).await.unwrap();
+        let Some(NodeEvent::Connected { judging, .. }) = events.recv().await else { panic!() };
+        let all = vec![known("a")];
+        let mut new = sessions.open(view("new"), all, clock::instant()).await.unwrap();
+        judging.one_judged();
+        assert!(new.commands.try_recv().is_err());
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agent_operator::{
     convert::{self, ConvertError},
-    domain::{NodeName, limits},
+    domain::{Epoch, NodeName, limits},
     proto::v1,
 };
 use futures::{Stream, StreamExt as _};
@@ -20,7 +20,7 @@ use super::{auth::Authority, status::from_convert, wire};
 use crate::{
     clock,
     fleet::{
-        Command,
+        judging::Queued,
         sessions::{Ending, SessionId, Sessions},
     },
     lease::{Leader, Leadership},
@@ -135,7 +135,7 @@ async fn run(
     let id = session.id();
     let end = tokio::select! {
         end = listen(context, &id, node, inbound) => end,
-        end = speak(&context.leadership, session.commands, answers) => end,
+        end = speak(&context.leadership, term.epoch, session.commands, answers) => end,
         end = ended(session.ending) => end,
         // A term that was lost ends no session: the node would find nobody. Another leader does.
         other = context.leadership.superseded() => not_leading(Some(other)),
@@ -170,25 +170,41 @@ async fn ended(mut ending: watch::Receiver<Option<Ending>>) -> End {
     }
 }
 
-/// Sends commands as they come, and the permission to write upstream for as long as we lead.
+/// Sends commands as they come and, from the place in their queue on that is marked for it, the
+/// permission to write upstream for as long as we lead.
+///
+/// What the gateway holds beyond the Hello needs no order before a permit: it lets an attempt that its
+/// supervisor has no record of write nothing, until that one has looked at the run and registers it.
 async fn speak(
     leadership: &Leadership,
-    mut commands: mpsc::Receiver<Command>,
+    epoch: Epoch,
+    mut commands: mpsc::Receiver<Queued>,
     answers: &Answers,
 ) -> End {
     let mut permits = tokio::time::interval(limits::HEARTBEAT_INTERVAL);
     permits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut judged = false;
     loop {
         let message = tokio::select! {
-            // Permits first: the first one goes out right behind Accepted, and no flood of commands
-            // can let a good permission run out.
+            // Permits first: no flood of commands can let a good permission run out.
             biased;
-            _ = permits.tick() => {
+            _ = permits.tick(), if judged => {
                 let now = clock::instant();
-                leadership.term(now).and_then(|term| wire::write_permit(term, now)).map(Down::WritePermit)
+                match leadership.term(now) {
+                    // Another leader between the two may have given up what runs there, and what the
+                    // node has was judged in the old one: it has to be named again.
+                    Some(term) if term.epoch != epoch => {
+                        return Status::unavailable("a new term has begun").into();
+                    }
+                    term => term.and_then(|term| wire::write_permit(term, now)).map(Down::WritePermit),
+                }
             }
-            command = commands.recv() => match command {
-                Some(command) => Some(wire::command(command)),
+            queued = commands.recv() => match queued {
+                Some(Queued::Command(command)) => Some(wire::command(command)),
+                Some(Queued::Judged) => {
+                    judged = true;
+                    None
+                }
                 // The table drops its end only when a newer session takes the place.
                 None => std::future::pending().await,
             },
@@ -288,19 +304,31 @@ async fn check_token(context: &Context, node: &NodeName, token: &str) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use agent_operator::domain::Epoch;
+    use agent_operator::domain::{Attempt, Reason, RunKey};
 
     use super::*;
-    use crate::lease::Term;
+    use crate::{fleet::Command, lease::Term};
+
+    type Heard = mpsc::Receiver<Result<v1::ControllerMessage, Status>>;
+
+    /// A session under epoch 3: its queue, its terms, what the node hears, and how it ends.
+    fn speaking()
+    -> (mpsc::Sender<Queued>, watch::Sender<Option<Term>>, Heard, tokio::task::JoinHandle<End>)
+    {
+        let (commands, queue) = mpsc::channel(4);
+        let (answers, heard) = mpsc::channel(64);
+        let valid_until = clock::instant() + Duration::from_secs(5);
+        let (terms, term) = watch::channel(Some(Term { epoch: Epoch(3), valid_until }));
+        let leadership = Leadership::new(term);
+        let speaking =
+            tokio::spawn(async move { speak(&leadership, Epoch(3), queue, &answers).await });
+        (commands, terms, heard, speaking)
+    }
 
     #[tokio::test(start_paused = true)]
     async fn permits_come_while_the_term_holds_never_outlive_it_and_stop_with_it() {
-        let (_commands, queue) = mpsc::channel(1);
-        let (answers, mut heard) = mpsc::channel(64);
-        let valid_until = clock::instant() + Duration::from_secs(5);
-        let (_terms, term) = watch::channel(Some(Term { epoch: Epoch(3), valid_until }));
-        let leadership = Leadership::new(term);
-        let speaking = tokio::spawn(async move { speak(&leadership, queue, &answers).await });
+        let (commands, _terms, mut heard, speaking) = speaking();
+        commands.send(Queued::Judged).await.unwrap();
         tokio::time::sleep(Duration::from_secs(30)).await;
         speaking.abort();
         let mut validities = Vec::new();
@@ -310,5 +338,35 @@ mod tests {
             validities.push(valid_for.as_millis());
         }
         assert_eq!(validities, [5000, 3500, 2000, 500]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_permit_goes_out_before_what_the_node_named_is_judged_and_told_to_end() {
+        let (commands, _terms, mut heard, _speaking) = speaking();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(heard.try_recv().is_err(), "not judged yet");
+        let cancel = Command::Cancel {
+            run: RunKey { uid: "u".into(), attempt: Attempt(1) },
+            epoch: Epoch(3),
+            reason: Reason::Cancelled,
+            message: "given up".to_owned(),
+        };
+        commands.send(Queued::Command(cancel)).await.unwrap();
+        commands.send(Queued::Judged).await.unwrap();
+        let mut next = async || heard.recv().await.unwrap().unwrap().message.unwrap();
+        assert!(matches!(next().await, Down::Cancel(_)));
+        assert!(matches!(next().await, Down::WritePermit(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_was_judged_in_an_older_term_gets_no_permit_of_the_next_and_ends() {
+        let (commands, terms, mut heard, speaking) = speaking();
+        commands.send(Queued::Judged).await.unwrap();
+        assert!(heard.recv().await.is_some());
+        let valid_until = clock::instant() + Duration::from_secs(5);
+        terms.send_replace(Some(Term { epoch: Epoch(5), valid_until }));
+        let End::Status(status) = speaking.await.unwrap() else { panic!() };
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(heard.recv().await.is_none(), "nothing more was sent");
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     apply::Applier,
     clock,
     credentials::Credentials,
-    fleet::{KnownAttempt, NodeEvent, NodeView},
+    fleet::{Judging, KnownAttempt, NodeEvent, NodeView},
     lease::EpochFloor,
     observe::{Change, Observer},
 };
@@ -87,7 +87,9 @@ impl Inbox {
 
     async fn take(&self, event: NodeEvent, workers: &Workers) -> Result<(), InboxError> {
         match event {
-            NodeEvent::Connected { node, known } => self.connected(node, known, workers).await,
+            NodeEvent::Connected { node, known, judging } => {
+                self.connected(node, known, judging, workers).await
+            }
             NodeEvent::Disconnected { node } => {
                 self.observer.memory.disconnected(&node, clock::timestamp());
                 self.observer.world.announce(Change::Session(node.to_string()));
@@ -126,6 +128,7 @@ impl Inbox {
         &self,
         node: NodeView,
         known: Vec<KnownAttempt>,
+        judging: Judging,
         workers: &Workers,
     ) -> Result<(), InboxError> {
         // The own epoch may come back too; it is no higher than the Lease's.
@@ -134,9 +137,13 @@ impl Inbox {
         self.observer.memory.connected(&node.name, keys);
         for attempt in known {
             let uid = attempt.run.uid.clone();
-            let job = Job::Known { node: node.name.clone(), attempt: Box::new(attempt) };
+            let (node, judging) = (node.name.clone(), judging.clone());
+            let job = Job::Known { node, attempt: Box::new(attempt), judging };
             workers.send(&uid, job).await?;
         }
+        // Nothing is permitted before the stores are filled, whatever the node names.
+        let opened = Job::Opened { node: node.name.clone(), judging };
+        workers.send(&RunUid::from(node.name.as_str()), opened).await?;
         self.observer.world.announce(Change::Session(node.name.to_string()));
         Ok(())
     }

@@ -27,7 +27,7 @@ use crate::{
     clock,
     credentials::{CredentialError, Credentials},
     decide::Delivery,
-    fleet::{Command, KnownAttempt},
+    fleet::{Command, Judging, KnownAttempt, SendError},
     observe::{Change, ObserveError, Observer},
 };
 
@@ -59,6 +59,15 @@ pub(super) enum Job {
         node: NodeName,
         /// The attempt.
         attempt: Box<KnownAttempt>,
+        /// Told of the verdict.
+        judging: Judging,
+    },
+    /// A session has opened.
+    Opened {
+        /// With whom.
+        node: NodeName,
+        /// Told that it was taken note of.
+        judging: Judging,
     },
     /// An assignment was not taken.
     Refused {
@@ -95,6 +104,7 @@ impl Job {
             Self::Known { attempt, .. } => (2, attempt.run.uid.to_string()),
             Self::Refused { run, .. } => (3, run.uid.to_string()),
             Self::Credentials { run, .. } => (4, run.uid.to_string()),
+            Self::Opened { node, .. } => (6, node.to_string()),
         }
     }
 }
@@ -108,6 +118,8 @@ enum JobError {
     Apply(#[from] ApplyError),
     #[error("read credentials")]
     Credentials(#[from] CredentialError),
+    #[error("have an attempt ended")]
+    Cancel(#[from] SendError),
 }
 
 impl JobError {
@@ -207,7 +219,8 @@ impl Worker {
         let named = |at: &RunRef| world.run(&at.namespace, &at.name);
         let (node, uid, run) = match job {
             Job::Report { node, report } => (node, &report.run.uid, named(&report.run)),
-            Job::Known { node, attempt } => (node, &attempt.run.uid, named(&attempt.run)),
+            Job::Known { node, attempt, .. } => (node, &attempt.run.uid, named(&attempt.run)),
+            Job::Opened { node, .. } => return tracing::error_span!("node", %node),
             Job::Refused { node, run, .. } | Job::Credentials { node, run } => {
                 (node, &run.uid, world.run_by_uid(&run.uid))
             }
@@ -248,7 +261,15 @@ impl Worker {
         self.applier.epoch()?;
         match job {
             Job::Report { node, report } => self.report(node, report).await,
-            Job::Known { node, attempt } => self.known(node, attempt).await,
+            Job::Known { node, attempt, judging } => {
+                self.known(node, attempt).await?;
+                judging.one_judged();
+                Ok(())
+            }
+            Job::Opened { judging, .. } => {
+                judging.one_judged();
+                Ok(())
+            }
             Job::Refused { node, run, reason, message } => {
                 self.refused(node, run, reason, message).await
             }
@@ -263,8 +284,14 @@ impl Worker {
         if let Some(run) = world.run(&wanted.namespace, &wanted.name).filter(|run| same(run)) {
             return Ok(Some(run));
         }
+        self.find_live(wanted).await
+    }
+
+    /// The run as the API server has it, if it exists with this uid.
+    async fn find_live(&self, wanted: &RunRef) -> Result<Option<Arc<AgentRun>>, JobError> {
+        let same = |run: &AgentRun| run.uid().as_deref() == Some(wanted.uid.as_str());
         let found = self.observer.live_run(&wanted.namespace, &wanted.name).await?;
-        Ok(found.filter(same).map(|run| world.wrote_run(run)))
+        Ok(found.filter(same).map(|run| self.observer.world.wrote_run(run)))
     }
 
     async fn report(&self, node: &NodeName, report: &Report) -> Result<(), JobError> {
@@ -276,9 +303,12 @@ impl Worker {
                 matches!(report.state, RunState::Finished(_) | RunState::ExitMismatch { .. });
             let live = !ended;
             self.acknowledge(node, &key, report.sequence);
-            self.drop_attempt(node, &key, live);
-            return Ok(());
+            return self.drop_attempt(node, &key, live);
         };
+        // It was taken up again from its pod when the Hello had been said, so that did not name it.
+        if run.has_ended() && matches!(report.state, RunState::Waiting(_) | RunState::Running(_)) {
+            self.end_given_up(node, key.clone())?;
+        }
         self.prepare_next(&run, &report.state);
         let mut tries = 0;
         loop {
@@ -376,14 +406,33 @@ impl Worker {
     }
 
     /// Ends and forgets an attempt that nothing asks for any more.
-    fn drop_attempt(&self, node: &NodeName, run: &RunKey, live: bool) {
+    fn drop_attempt(&self, node: &NodeName, run: &RunKey, live: bool) -> Result<(), JobError> {
         if live && let Ok(epoch) = self.applier.epoch() {
             let message = "the AgentRun is gone".to_owned();
             let reason = Reason::Deleted;
-            self.send(node, Command::Cancel { run: run.clone(), epoch, reason, message });
+            let cancel = Command::Cancel { run: run.clone(), epoch, reason, message };
+            self.order_end(node, cancel)?;
         } else {
             self.send(node, Command::Forget { run: run.clone() });
             self.observer.memory.forgotten(node, run);
+        }
+        Ok(())
+    }
+
+    fn end_given_up(&self, node: &NodeName, run: RunKey) -> Result<(), JobError> {
+        let epoch = self.applier.epoch()?;
+        let message = "the run was given up while its node was away".to_owned();
+        let cancel = Command::Cancel { run, epoch, reason: Reason::Cancelled, message };
+        self.order_end(node, cancel)?;
+        Ok(())
+    }
+
+    /// Queues an order to end. One that finds no room is tried again, and no permit to write goes out
+    /// before; without a session there is nobody to permit anything.
+    fn order_end(&self, node: &NodeName, cancel: Command) -> Result<(), SendError> {
+        match self.observer.nodes.send(node, cancel) {
+            Err(error @ SendError::Congested(_)) => Err(error),
+            Ok(()) | Err(SendError::NotConnected(_)) => Ok(()),
         }
     }
 
@@ -394,28 +443,30 @@ impl Worker {
         }
     }
 
+    /// Judges what a node has. Once this is done the node may be permitted to write upstream, so an
+    /// attempt that was given up has its order to end in the session's queue by then.
     async fn known(&self, node: &NodeName, attempt: &KnownAttempt) -> Result<(), JobError> {
         let key = super::key_of(attempt);
-        let run = self.find(&attempt.run).await?.filter(|run| belongs(run, node, &key));
         let live = !attempt.phase.is_terminal();
+        let mut run = self.find(&attempt.run).await?.filter(|run| belongs(run, node, &key));
+        if live && run.as_ref().is_some_and(|run| may_write(run) && !run.has_ended()) {
+            // A watch may be late with what another leader, or a pass of ours, has given up.
+            self.observer.memory.giving_up_is_over().await;
+            run = self.find_live(&attempt.run).await?.filter(|run| belongs(run, node, &key));
+        }
         let Some(run) = run else {
-            self.drop_attempt(node, &key, live);
-            return Ok(());
+            return self.drop_attempt(node, &key, live);
         };
         let mut status = run.status.clone().unwrap_or_default();
         match status.phase.as_deref() {
             // Given up while the node was away: what runs there has to end, and its push stays in
             // quarantine.
-            Some("Succeeded" | "Failed") if live => {
-                let epoch = self.applier.epoch()?;
-                let message = "the run was given up while its node was away".to_owned();
-                let reason = Reason::Cancelled;
-                self.send(node, Command::Cancel { run: key, epoch, reason, message });
-            }
+            Some("Succeeded" | "Failed") if live => self.end_given_up(node, key)?,
             Some("Unknown") if matches!(attempt.phase, RunPhase::Pending | RunPhase::Running) => {
                 status.phase = Some(attempt.phase.as_str().to_owned());
                 status.message = None;
-                let written = self.applier.write_run_status(&run, &status).await?;
+                // Whatever was decided of the silent node and is still on its way fails of this.
+                let written = self.write(&run, &status).await?;
                 self.tell(&written, &status);
                 self.observer.world.announce(Change::Run(written));
             }
@@ -465,8 +516,7 @@ impl Worker {
     async fn send_credentials(&self, node: &NodeName, key: &RunKey) -> Result<(), JobError> {
         let world = &self.observer.world;
         let Some(run) = world.run_by_uid(&key.uid).filter(|run| belongs(run, node, key)) else {
-            self.drop_attempt(node, key, true);
-            return Ok(());
+            return self.drop_attempt(node, key, true);
         };
         if run.has_ended() {
             return Ok(());
@@ -480,6 +530,12 @@ impl Worker {
         self.send(node, Command::Credentials { run: key.clone(), epoch, credentials });
         Ok(())
     }
+}
+
+/// Whether the run's step may write upstream.
+fn may_write(run: &AgentRun) -> bool {
+    let step: Option<StepName> = run.spec.step.parse().ok();
+    step.is_none_or(|step| step.may_push() || step == StepName::PullRequest)
 }
 
 /// Whether a node may speak for an attempt: its uid and number, given to that very node.

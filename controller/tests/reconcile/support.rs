@@ -21,7 +21,7 @@ use agent_operator::{
     },
 };
 use agent_operator_controller::{
-    fleet::{Command, KnownAttempt, NodeEvent, NodeView, Nodes, SendError},
+    fleet::{Command, Judging, KnownAttempt, NodeEvent, NodeView, Nodes, SendError},
     lease::{Election, ElectionConfig, EpochFloor, Leadership, Term, identity},
     metrics::Metrics,
     observe,
@@ -448,7 +448,8 @@ impl Fleet {
                 })
                 .collect();
             let node = self.view(name);
-            events.send(NodeEvent::Connected { node, known }).await.unwrap();
+            let judging = Judging::default();
+            events.send(NodeEvent::Connected { node, known, judging }).await.unwrap();
             for (assignment, outcome) in held {
                 if let Some(outcome) = outcome {
                     let report = finished(&assignment, outcome);

@@ -10,6 +10,7 @@ use std::{
 
 use agent_operator::domain::Epoch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// Longest validity that is believed: a permission must lapse soon after the leader is gone, also
 /// when a faulty sender names a huge number.
@@ -24,6 +25,9 @@ pub enum PermitError {
     /// The last one is too old.
     #[error("the permission to write upstream has lapsed; the commit waits in quarantine")]
     Lapsed,
+    /// It was asked for by an attempt that has to end.
+    #[error("the attempt was told to end; the commit stays in quarantine")]
+    Ended,
 }
 
 /// A permission with an older epoch than one already seen.
@@ -47,6 +51,8 @@ struct Given {
 #[derive(Clone, Debug, Default)]
 pub struct Permit {
     given: Arc<Mutex<Option<Given>>>,
+    /// Whoever this handle is for may write until then.
+    ended: CancellationToken,
 }
 
 impl Permit {
@@ -61,6 +67,13 @@ impl Permit {
         // A fresh permit has seen no epoch, so none is stale.
         let _ = permit.renew(epoch, valid, Instant::now());
         permit
+    }
+
+    /// The same permission for somebody who has it only until `ended`: an order to stop that comes while
+    /// a write is being prepared counts, although the node's own permission is renewed behind it.
+    #[must_use]
+    pub fn until(&self, ended: &CancellationToken) -> Self {
+        Self { given: Arc::clone(&self.given), ended: ended.clone() }
     }
 
     /// Takes a renewal that was received at `now` and holds for `valid`.
@@ -82,6 +95,7 @@ impl Permit {
     pub fn check_at(&self, now: Instant) -> Result<Epoch, PermitError> {
         let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         match *given {
+            _ if self.ended.is_cancelled() => Err(PermitError::Ended),
             None => Err(PermitError::Missing),
             Some(given) if given.valid_until <= now => Err(PermitError::Lapsed),
             Some(given) => Ok(given.epoch),
@@ -101,6 +115,17 @@ mod tests {
         assert_eq!(permit.check(), Ok(Epoch(2)));
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(permit.check(), Err(PermitError::Lapsed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_has_to_end_has_no_permission_whatever_its_node_has() {
+        let (permit, ended) = (Permit::none(), CancellationToken::new());
+        let of_attempt = permit.until(&ended);
+        permit.renew(Epoch(2), Duration::from_secs(5), Instant::now()).unwrap();
+        assert_eq!(of_attempt.check(), Ok(Epoch(2)));
+        ended.cancel();
+        assert_eq!(of_attempt.check(), Err(PermitError::Ended));
+        assert_eq!(permit.check(), Ok(Epoch(2)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -206,6 +206,19 @@ pub(crate) struct SmallDisk(std::sync::Arc<std::sync::Mutex<SmallDiskState>>);
 struct SmallDiskState {
     free: u64,
     broken: bool,
+    /// Bytes of each file that outlast a loss of power, by device and inode.
+    synced: std::collections::HashMap<(u64, u64), u64>,
+    /// The power goes right behind the write with this in it: a sync of its own still counts.
+    last_words: Option<String>,
+    /// Whether that write was done.
+    spoken: bool,
+    /// Whether the power is gone: nothing counts any more, which the process does not know.
+    dark: bool,
+}
+
+fn identity(file: &std::fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    (file.dev(), file.ino())
 }
 
 impl SmallDisk {
@@ -221,6 +234,30 @@ impl SmallDisk {
 
     pub(crate) fn set_broken(&self, broken: bool) {
         self.0.lock().unwrap().broken = broken;
+    }
+
+    /// The power goes right behind the write that has `words` in it, before any other write.
+    pub(crate) fn lose_power_behind(&self, words: &str) {
+        let mut state = self.0.lock().unwrap();
+        (state.last_words, state.spoken, state.dark) = (Some(words.to_owned()), false, false);
+    }
+
+    /// What a ledger in `dir` knows after the loss of power: only what was synced is left of it.
+    pub(crate) fn after_power_loss(&self, dir: &Path) -> (Memory, Oddities) {
+        let path = dir.join(FILE);
+        let of_file = identity(&std::fs::metadata(&path).unwrap());
+        let kept = self.0.lock().unwrap().synced.get(&of_file).copied().unwrap_or_default();
+        let mut content = std::fs::read(path).unwrap();
+        content.truncate(usize::try_from(kept).unwrap());
+        let replayed = format::replay(&content);
+        (replayed.memory, replayed.oddities)
+    }
+
+    fn note_write(&self, bytes: &[u8]) {
+        let mut state = self.0.lock().unwrap();
+        state.dark |= state.spoken;
+        let words = state.last_words.clone();
+        state.spoken |= words.is_some_and(|words| String::from_utf8_lossy(bytes).contains(&words));
     }
 
     fn take(&self, wanted: u64) -> Result<(), (u64, std::io::Error)> {
@@ -239,6 +276,7 @@ impl SmallDisk {
 
 impl Disk for SmallDisk {
     fn write(&self, file: &mut File, bytes: &[u8]) -> std::io::Result<()> {
+        self.note_write(bytes);
         match self.take(bytes.len() as u64) {
             Ok(()) => RealDisk.write(file, bytes),
             Err((part, error)) => {
@@ -251,7 +289,13 @@ impl Disk for SmallDisk {
 
     fn sync(&self, file: &File) -> std::io::Result<()> {
         self.take(0).map_err(|(_, error)| error)?;
-        RealDisk.sync(file)
+        RealDisk.sync(file)?;
+        let metadata = file.metadata()?;
+        let mut state = self.0.lock().unwrap();
+        if !state.dark {
+            state.synced.insert(identity(&metadata), metadata.len());
+        }
+        Ok(())
     }
 
     fn reserve(&self, path: &Path, bytes: u64) -> std::io::Result<()> {
@@ -270,6 +314,31 @@ impl Disk for SmallDisk {
         self.0.lock().unwrap().free += RESERVE_BYTES;
         std::fs::remove_file(path)
     }
+}
+
+#[test]
+fn what_was_appended_with_sync_outlasts_a_loss_of_power_and_the_rest_may_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::with_free(2 * RESERVE_BYTES);
+    let (mut ledger, _, _) = Ledger::open_on(Box::new(disk.clone()), dir.path()).unwrap();
+    let kept = || {
+        let (memory, oddities) = disk.after_power_loss(dir.path());
+        assert_eq!(oddities, Oddities::default());
+        memory.highest_epoch
+    };
+    ledger.append(&one_fact(1), true).unwrap();
+    ledger.append(&one_fact(2), false).unwrap();
+    assert_eq!(kept(), Epoch(1));
+    // A sync takes along what was written before, and a compacted ledger is on disk as a whole.
+    ledger.append(&one_fact(3), true).unwrap();
+    assert_eq!(kept(), Epoch(3));
+    ledger.compact(&one_fact(4)).unwrap();
+    assert_eq!(kept(), Epoch(4));
+    // What comes behind the loss does not count, whatever the process believes.
+    disk.lose_power_behind("5");
+    ledger.append(&one_fact(5), false).unwrap();
+    ledger.append(&one_fact(6), true).unwrap();
+    assert_eq!(kept(), Epoch(4));
 }
 
 fn one_fact(epoch: u64) -> [Entry; 1] {

@@ -123,6 +123,11 @@ pub enum Fact {
         /// The task.
         task: String,
     },
+    /// A run was deleted, with whatever stood in it.
+    RunGone {
+        /// The run.
+        run: String,
+    },
     /// A person declared that nothing of this node has an effect any more.
     Fenced {
         /// The node.
@@ -342,6 +347,7 @@ impl Fact {
             Self::Contradicted { .. } => "contradicted reports",
             Self::TaskRecorded { .. } => "task status writes",
             Self::TaskGone { .. } => "deleted tasks",
+            Self::RunGone { .. } => "deleted runs",
             Self::Fenced { .. } => "fences",
             Self::Published { .. } => "published commits",
             Self::PullRequest { .. } => "pull requests",

@@ -71,6 +71,18 @@ pub enum Link {
     Dead,
 }
 
+/// What becomes of an event on its way to a client that watches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Passage {
+    /// It arrives.
+    #[default]
+    Once,
+    /// It arrives, and then again.
+    Twice,
+    /// The stream breaks instead.
+    Broken,
+}
+
 /// Pause between two looks whether a broken line has been mended.
 const MENDED: Duration = Duration::from_millis(200);
 
@@ -91,6 +103,12 @@ pub trait Network: Send + Sync {
     fn link(&self, client: &str) -> Link {
         let _ = client;
         Link::Up
+    }
+
+    /// What becomes of an event on its way to this client.
+    fn passage_of_event(&self, client: &str) -> Passage {
+        let _ = client;
+        Passage::Once
     }
 
     /// Time that an event takes to reach this client.

@@ -9,7 +9,7 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{
     call::Call,
     selector::Selector,
-    server::{ApiServer, Link},
+    server::{ApiServer, Link, Passage},
     store::Change,
 };
 
@@ -52,8 +52,15 @@ pub(super) async fn feed(server: ApiServer, call: Call, lines: mpsc::Sender<Byte
                 return;
             }
             server.network().delay_of_event(&call.client).await;
-            if lines.send(line).await.is_err() {
-                return;
+            let times = match server.network().passage_of_event(&call.client) {
+                Passage::Once => 1,
+                Passage::Twice => 2,
+                Passage::Broken => return,
+            };
+            for line in std::iter::repeat_n(line, times) {
+                if lines.send(line).await.is_err() {
+                    return;
+                }
             }
         }
         tokio::select! {

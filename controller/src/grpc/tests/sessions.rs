@@ -43,7 +43,7 @@ async fn rejection(port: &Port, token: &str, hello: v1::Hello) -> v1::Rejected {
 }
 
 #[tokio::test]
-async fn a_hello_is_accepted_and_followed_at_once_by_the_permit_to_write() {
+async fn a_hello_is_accepted_and_the_permit_to_write_follows_once_what_it_names_is_judged() {
     let mut port = Port::start().await;
     let mut talk = port.session("node:n1").await.unwrap();
     let known = v1::KnownAttempt {
@@ -55,14 +55,19 @@ async fn a_hello_is_accepted_and_followed_at_once_by_the_permit_to_write() {
     talk.say(Up::Hello(v1::Hello { known_attempts: vec![known], ..hello("n1") })).await;
     let Down::Accepted(accepted) = talk.hear().await else { panic!() };
     assert_eq!(accepted.epoch, 7);
+    let NodeEvent::Connected { node, known, judging } = port.event().await else { panic!() };
+    assert_eq!((node.name.as_str(), node.slots, node.running), ("n1", 2, 1));
+    assert_eq!(node.highest_epoch, Epoch(3));
+    assert_eq!(known[0].phase, RunPhase::Running);
+    // The attempt and the opening: what stands in the queue before the second goes out first.
+    judging.one_judged();
+    port.sessions.send(&"n1".into(), Command::Forget { run: key() }).unwrap();
+    judging.one_judged();
+    assert!(matches!(talk.hear().await, Down::Forget(_)));
     let Down::WritePermit(permit) = talk.hear().await else { panic!() };
     assert_eq!(permit.epoch, 7);
     let seconds = permit.valid_for.unwrap().seconds;
     assert!((1..600).contains(&seconds), "{seconds}");
-    let NodeEvent::Connected { node, known } = port.event().await else { panic!() };
-    assert_eq!((node.name.as_str(), node.slots, node.running), ("n1", 2, 1));
-    assert_eq!(node.highest_epoch, Epoch(3));
-    assert_eq!(known[0].phase, RunPhase::Running);
     // The next permit comes by itself.
     assert!(matches!(talk.hear().await, Down::WritePermit(_)));
     drop(talk);

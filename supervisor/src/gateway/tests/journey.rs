@@ -205,6 +205,35 @@ async fn a_replaced_attempt_on_a_cut_off_node_neither_publishes_nor_pushes_when_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_supervisor_has_lost_its_records_of_publishes_nothing_until_it_is_taken_up_again()
+{
+    let journey = Journey::start(StepName::Implement, TOKEN).await;
+    let step: StepSpec = journey.step().await.json();
+    journey.open_gate().await;
+    let (_, commit) = committed(&journey, &step).await;
+    // Its Hello did not name the attempt, so the permission was given without a verdict on it.
+    let forgetful = journey.rig.connect().await;
+    forgetful.say(ToGateway::Describe { run: key("a") }).await;
+    forgetful.say(ToGateway::Synced).await;
+    forgetful.say(ToGateway::Permit { epoch: Epoch(5), valid_millis: 30_000 }).await;
+    let held = eventually(async || {
+        let held = journey.publish(&commit).await;
+        held.text().contains("lost its records").then_some(held)
+    })
+    .await;
+    assert!(held.status == 503 && held.json::<ApiError>().retryable, "{held:?}");
+    let bare = journey.upstream.root.join("o/r.git");
+    assert_eq!(run(&bare, "git", &["branch", "--list", "ai/*"]), "");
+    forgetful.say(ToGateway::Register(Box::new(grant("a", StepName::Implement, None)))).await;
+    let published = eventually(async || {
+        let answer = journey.publish(&commit).await;
+        (answer.status != 503).then_some(answer)
+    })
+    .await;
+    assert_eq!(published.status, 200, "{published:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn git_goes_through_a_proxy_with_a_password_to_an_upstream_under_a_private_authority() {
     let network = company(Some("user:p@ss")).await;
     let journey = Journey::start_with(StepName::Implement, TOKEN, |address| {

@@ -125,15 +125,29 @@ pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
     runs
 }
 
-/// When each node was fenced first.
-pub(super) fn fences(events: &[Event]) -> BTreeMap<&str, Timestamp> {
-    let mut fences = BTreeMap::new();
+/// When each node was fenced.
+pub(super) fn fences(events: &[Event]) -> Fences<'_> {
+    let mut fences = Fences::default();
     for event in events {
         if let Fact::Fenced { node } = &event.fact {
-            fences.entry(node.as_str()).or_insert(event.at);
+            fences.0.entry(node.as_str()).or_default().push(event.at);
         }
     }
     fences
+}
+
+/// The fences of all nodes.
+#[derive(Debug, Default)]
+pub(super) struct Fences<'a>(BTreeMap<&'a str, Vec<Timestamp>>);
+
+impl Fences<'_> {
+    /// Whether what runs in this container was cut off by `moment`. A fence speaks of what its node had
+    /// been given before, and not of what it is given once it is trusted again.
+    pub(super) fn cut_off(&self, run: &Run, container: &Container, moment: Timestamp) -> bool {
+        let given = run.assigned.as_ref().map_or(container.started, |assigned| assigned.at);
+        let of_node = self.0.get(container.node.as_str()).into_iter().flatten();
+        of_node.copied().any(|since| (given..=moment).contains(&since))
+    }
 }
 
 pub(super) fn check(
@@ -176,23 +190,18 @@ fn as_assigned(name: &str, run: &Run) -> Option<Violation> {
 }
 
 /// Two attempts of a task at once; what runs on a fenced node does not count from then on.
-fn one_live(
-    runs: &BTreeMap<String, Run>,
-    fences: &BTreeMap<&str, Timestamp>,
-    skew: Duration,
-) -> Vec<Violation> {
+fn one_live(runs: &BTreeMap<String, Run>, fences: &Fences<'_>, skew: Duration) -> Vec<Violation> {
     let mut found = Vec::new();
-    let mut all: Vec<(&str, &str, &Container)> = Vec::new();
+    let mut all: Vec<(&Run, &str, &Container)> = Vec::new();
     for (name, run) in runs {
         for container in &run.containers {
-            all.push((run.task.as_str(), name, container));
+            all.push((run, name, container));
         }
     }
-    all.sort_by_key(|(task, _, container)| (*task, container.started));
-    for (index, (task, name, later)) in all.iter().enumerate() {
-        for (_, other, earlier) in all[..index].iter().filter(|(of, ..)| of == task) {
-            let cut_off =
-                fences.get(earlier.node.as_str()).is_some_and(|since| *since <= later.started);
+    all.sort_by_key(|(run, _, container)| (run.task.as_str(), container.started));
+    for (index, (Run { task, .. }, name, later)) in all.iter().enumerate() {
+        for (of, other, earlier) in all[..index].iter().filter(|(of, ..)| of.task == *task) {
+            let cut_off = fences.cut_off(of, earlier, later.started);
             if other != name && earlier.lives_at(later.started, skew) && !cut_off {
                 let what = format!("{name} started while {other} was running ({task})");
                 found.push(violation(Invariant::I1, what));

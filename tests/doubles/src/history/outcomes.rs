@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     Event, Fact, Invariant, Rules, Violation,
-    attempts::{Run, fences},
+    attempts::{Fences, Run, fences},
     violation,
 };
 
@@ -72,15 +72,10 @@ fn changed(name: &str, run: &Run) -> Vec<Violation> {
 }
 
 /// The outcome waits for the end of the container, but for what a fence has cut off.
-fn before_its_end(
-    name: &str,
-    run: &Run,
-    fences: &BTreeMap<&str, Timestamp>,
-    skew: Duration,
-) -> Option<Violation> {
+fn before_its_end(name: &str, run: &Run, fences: &Fences<'_>, skew: Duration) -> Option<Violation> {
     let outcome = run.outcome()?;
     let live = run.containers.iter().find(|container| container.lives_at(outcome.at, skew))?;
-    let cut_off = fences.get(live.node.as_str()).is_some_and(|since| *since <= outcome.at);
+    let cut_off = fences.cut_off(run, live, outcome.at);
     (!cut_off).then(|| {
         let what = format!("{name} got its outcome while its container was running");
         violation(Invariant::I2, what)
@@ -97,8 +92,13 @@ fn missing(events: &[Event], runs: &BTreeMap<String, Run>) -> Vec<Violation> {
         })
         .collect();
     finished.retain(|task| !super::ends::is_gone(events, task));
+    let deleted = |name: &str| {
+        let gone = |fact: &Fact| matches!(fact, Fact::RunGone { run } if run == name);
+        events.iter().any(|event| gone(&event.fact))
+    };
     runs.iter()
         .filter(|(_, run)| finished.contains(&run.task.as_str()) && run.outcome().is_none())
+        .filter(|(name, _)| !deleted(name))
         .map(|(name, _)| violation(Invariant::I2, format!("{name} has no outcome")))
         .collect()
 }

@@ -160,6 +160,12 @@ fn i1_what_runs_on_a_fenced_node_does_not_count() {
         f.push((13, Fact::Fenced { node: "a".into() }));
     };
     assert_eq!(broken(fenced_late), [Invariant::I1, Invariant::I2]);
+    let fenced_long_before = |f: &mut Vec<(i64, Fact)>| {
+        let end = index(f, is_end_of("plan-1"));
+        f[end].0 = 15;
+        f.insert(0, (0, Fact::Fenced { node: "a".into() }));
+    };
+    assert_eq!(broken(fenced_long_before), [Invariant::I1, Invariant::I2]);
 }
 
 #[test]
@@ -229,6 +235,11 @@ fn i2_a_run_of_a_finished_task_without_an_outcome() {
         f.remove(index(f, is_record_of("plan-2")));
     };
     assert_eq!(broken(missing), [Invariant::I2]);
+    let deleted = |f: &mut Vec<(i64, Fact)>| {
+        f.remove(index(f, is_record_of("plan-2")));
+        f.push((26, Fact::RunGone { run: "plan-2".into() }));
+    };
+    assert_eq!(broken(deleted), []);
 }
 
 #[test]

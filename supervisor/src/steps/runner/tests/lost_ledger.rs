@@ -286,6 +286,46 @@ async fn a_full_disk_refuses_assignments_by_name_and_acknowledges_nothing_that_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_outlasts_a_loss_of_power_in_the_same_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let disk = SmallDisk::with_free(64 * 1024 * 1024);
+    let run = assignment().key();
+    let left = || disk.after_power_loss(dir.path()).0;
+    let attempt = || left().attempts.remove(&run).expect("the attempt");
+
+    disk.lose_power_behind("\"epoch\":3");
+    let mut life = Life::start_on(Box::new(disk.clone()), dir.path(), &pods).await;
+    // The queue is in order: with this answered, the session is up and its leader obeyed.
+    life.delivery().await;
+    assert_eq!(left().highest_epoch, Epoch(3));
+
+    disk.lose_power_behind("\"record\":\"accepted\"");
+    life.assign(assignment()).await;
+    assert!(matches!(life.said().await, Outgoing::AssignmentAck { refused: None, .. }));
+    assert_eq!(attempt().assignment.key(), run);
+
+    wait_until(|| pods.only().is_some()).await;
+    disk.lose_power_behind("\"record\":\"redeemed\"");
+    life.durable(1, DurableEvent::Redeemed(redemption())).await;
+    assert!(attempt().redemption.is_some());
+
+    disk.lose_power_behind("\"record\":\"gateOpened\"");
+    life.open_gate(&pods).await;
+    assert!(attempt().opened.is_some(), "before anybody may begin");
+
+    disk.lose_power_behind("\"record\":\"published\"");
+    let (work_branch, head_commit) = ("ai/x".to_owned(), "c0ffee".to_owned());
+    life.durable(6, DurableEvent::Published { work_branch, head_commit }).await;
+    assert!(attempt().published.is_some());
+
+    disk.lose_power_behind("\"record\":\"result\"");
+    life.durable(7, result_event()).await;
+    assert!(attempt().result.is_some());
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_assignment_is_refused_while_the_reserve_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let pods = Arc::new(FakePods::default());
