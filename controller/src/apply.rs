@@ -7,7 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use agent_operator::{
     crd::{AgentRun, AgentRunSpec, AgentRunStatus, CodingTask, CodingTaskStatus},
-    domain::{Credential, Epoch, NodeName, Reason, RunKey, names},
+    domain::{Credential, Epoch, NodeName, Reason, RunKey, StepName, names},
+    telemetry::audit::Subject,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -20,6 +21,7 @@ use serde_json::json;
 use crate::{
     assignment::{assignment, preflight_order},
     clock,
+    credentials::record_read,
     decide::{Delivery, Observed, RunView},
     events::Events,
     fleet::{Command, NodeView, Nodes, SendError, memory::NodeMemory},
@@ -235,6 +237,17 @@ impl Applier {
         let node = run.node();
         let sent = self.nodes.send(&node, command);
         if noted(&sent) {
+            let task = &observed.task;
+            let of = Subject {
+                namespace: &task.namespace,
+                task: &task.name,
+                task_uid: &task.uid,
+                run: &run.run.name,
+                run_uid: run.run.uid.as_str(),
+                step: run.step.as_str(),
+                attempt: run.attempt.0,
+            };
+            record_read(of, &node, &task.spec, credentials);
             self.memory.sent(&node, &run.key(), Delivery::Sent);
             self.memory.tell_budget(&node, &run.key(), budget);
         }
@@ -250,9 +263,19 @@ impl Applier {
         let key =
             self.memory.preflights.ask(name, (&task.uid, task.generation), (node, epoch), now);
         let order = Box::new(preflight_order(observed, key));
-        noted(
-            &self.nodes.send(node, Command::Preflight { order, credentials: credentials.to_vec() }),
-        );
+        let command = Command::Preflight { order, credentials: credentials.to_vec() };
+        if noted(&self.nodes.send(node, command)) {
+            let of = Subject {
+                namespace: &task.namespace,
+                task: &task.name,
+                task_uid: &task.uid,
+                run: "",
+                run_uid: "",
+                step: StepName::Plan.as_str(),
+                attempt: 0,
+            };
+            record_read(of, node, &task.spec, credentials);
+        }
     }
 
     fn command(&self, observed: &Observed, command: &NodeCommand, credentials: &[Credential]) {

@@ -16,8 +16,10 @@ use std::{
 use agent_operator::{
     crd::{CodingTaskSpec, conditions::accepted, shared::SecretKeyRef},
     domain::{
-        Credential, Secret, StepName, TaskUid, names::ANNOTATION_ALLOWED_HOSTS, secret::purpose,
+        Credential, NodeName, Secret, StepName, TaskUid, names::ANNOTATION_ALLOWED_HOSTS,
+        secret::purpose,
     },
+    telemetry::audit::{self, Act, Subject},
 };
 use k8s_openapi::api::core::v1 as core;
 use kube::{Api, Client};
@@ -58,6 +60,22 @@ pub enum CredentialError {
     /// The API server did not answer in time; tried again.
     #[error("wait for Secret {0}")]
     Wait(String),
+}
+
+/// Records that the Secrets of `credentials`, which are for `spec`, were read and went to `node`.
+pub fn record_read(
+    of: Subject<'_>,
+    node: &NodeName,
+    spec: &CodingTaskSpec,
+    credentials: &[Credential],
+) {
+    for Credential { id, host, .. } in credentials {
+        let SecretKeyRef { name, key } = match id.as_str() {
+            MODEL_ID => &spec.anthropic_api_key_ref,
+            _ => &spec.git_credentials_ref,
+        };
+        audit::record(of, &Act::SecretRead { secret: name, key, host, node: node.as_str() });
+    }
 }
 
 /// Reads Secrets by name.

@@ -21,6 +21,7 @@ use std::{sync::Arc, time::Duration};
 
 use agent_operator::{
     crd::AgentRun,
+    crd::CodingTask,
     domain::{
         Attempt, Epoch, Reason, RunKey, RunRef, StepName,
         preflight::{Finding, Problem},
@@ -46,9 +47,29 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::json;
-use support::{Controller, Fleet, all_well, eventually, ground, hang_at, outcome};
+use support::{Controller, Fleet, all_well, audited, eventually, ground, hang_at, outcome};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// What was read of Secrets stands in the audit once for each run that got it, and never what was in them.
+fn assert_reads_audited(task: &CodingTask, controller: &Controller) {
+    for (assignment, credentials) in controller.fleet.assignments() {
+        let mut records = audited(task, "secret_read");
+        records.retain(|record| record["run_uid"] == assignment.run.uid.as_str());
+        let read: Vec<_> = records
+            .iter()
+            .map(|record| [&record["secret"], &record["key"], &record["host"], &record["node"]])
+            .collect();
+        let wanted: Vec<_> =
+            [("github-token", "github.com"), ("anthropic-api-key", "api.anthropic.com")]
+                .into_iter()
+                .take(credentials.len())
+                .map(|(key, host)| json!(["agent-secrets", key, host, assignment.node.as_str()]))
+                .collect();
+        assert_eq!(json!(read), json!(wanted), "{:?}", assignment.step);
+        assert!(!format!("{records:?}").contains("canary"));
+    }
+}
 
 #[tokio::test]
 #[ignore = "needs a kube-apiserver: tests/run api"]
@@ -77,7 +98,7 @@ async fn the_sample_completes_with_one_status_write_for_each_step() {
     });
     ground.task("sample", json!({})).await;
     let task = ground.phase("sample", "Complete").await;
-    let status = task.status.unwrap();
+    let status = task.status.clone().unwrap();
     assert_eq!(status.pull_request.unwrap().number, 7);
     assert_eq!(status.usage.unwrap().turns, 4);
     assert_eq!(status.plan.unwrap().text, "output of plan 1");
@@ -111,6 +132,8 @@ async fn the_sample_completes_with_one_status_write_for_each_step() {
         assert!(!serde_json::to_string(&assignment).unwrap().contains("canary"));
     }
 
+    assert_reads_audited(&task, &controller);
+
     // Converged: nothing is written any more (I6).
     let before = task.metadata.resource_version;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -125,6 +148,54 @@ async fn the_sample_completes_with_one_status_write_for_each_step() {
         .collect();
     for phase in ["Planning", "Implementing", "Testing", "PullRequest", "Complete", "Running"] {
         assert!(reasons.iter().any(|reason| reason == phase), "{phase} in {reasons:?}");
+    }
+    controller.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn reserved_keys_of_a_task_reach_neither_its_runs_nor_the_orders_that_pods_are_made_of() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.secret().await;
+    let fleet = Fleet::new(&["node-a"], all_well());
+    let controller = Controller::leading(&ground, fleet, Epoch(1)).await;
+    let keys = json!({
+        "agents.wearn.dev/task": "planted", "agents.wearn.dev/run": "planted",
+        "agents.wearn.dev/step": "planted", "agents.wearn.dev/attempt": "planted",
+        "agents.wearn.dev/epoch": "planted", "agents.wearn.dev/spec-hash": "planted",
+        "agents.wearn.dev/allowed-hosts": "planted", "app.kubernetes.io/managed-by": "planted",
+    });
+    let owner = json!([{
+        "apiVersion": "agents.wearn.dev/v1alpha1", "kind": "AgentRun", "name": "planted",
+        "uid": "planted", "controller": true, "blockOwnerDeletion": true,
+    }]);
+    let metadata = json!({"labels": keys, "annotations": keys, "ownerReferences": owner});
+    let task = ground.task_with("sample", metadata, json!({})).await;
+    assert_eq!(task.labels()["agents.wearn.dev/task"], "planted", "the API server takes them");
+    ground.phase("sample", "Complete").await;
+
+    let runs = ground.all_runs().await;
+    assert_eq!(runs.len(), 4);
+    for run in runs {
+        let labels: Vec<_> = run.labels().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let wanted = [
+            ("agents.wearn.dev/step", run.spec.step.as_str()),
+            ("agents.wearn.dev/task", "sample"),
+            ("app.kubernetes.io/managed-by", "agent-operator"),
+        ];
+        assert_eq!(labels, wanted);
+        assert!(run.annotations().is_empty(), "{:?}", run.annotations());
+        let [owner] = run.owner_references() else { panic!("{:?}", run.owner_references()) };
+        let of_task = ("CodingTask", "sample", task.metadata.uid.as_deref().unwrap());
+        assert_eq!((owner.kind.as_str(), owner.name.as_str(), owner.uid.as_str()), of_task);
+        assert!(!serde_json::to_string(&run).unwrap().contains("planted"));
+    }
+    // A pod is made of its assignment and of nothing else.
+    let assignments = controller.fleet.assignments();
+    assert_eq!(assignments.len(), 4);
+    for (assignment, _) in assignments {
+        assert!(!serde_json::to_string(&assignment).unwrap().contains("planted"));
     }
     controller.stop().await;
 }

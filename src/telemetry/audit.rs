@@ -5,14 +5,58 @@
 //! never what was in it: no prompt, no body, no credential.
 
 use super::ids::trace_of;
-use crate::domain::{Assignment, Epoch};
+use crate::domain::{Assignment, Epoch, TaskUid};
 
 /// Target of the lines.
 pub const TARGET: &str = "audit";
 
+/// Whom an act is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject<'a> {
+    /// Namespace of the task and its runs.
+    pub namespace: &'a str,
+    /// The task.
+    pub task: &'a str,
+    /// Its uid.
+    pub task_uid: &'a TaskUid,
+    /// The run; empty for what is done before there is one.
+    pub run: &'a str,
+    /// Its uid; empty with it.
+    pub run_uid: &'a str,
+    /// The step.
+    pub step: &'a str,
+    /// The attempt; 0 where there is no run.
+    pub attempt: u32,
+}
+
+impl<'a> From<&'a Assignment> for Subject<'a> {
+    fn from(of: &'a Assignment) -> Self {
+        Self {
+            namespace: &of.run.namespace,
+            task: &of.task.name,
+            task_uid: &of.task.uid,
+            run: &of.run.name,
+            run_uid: of.run.uid.as_str(),
+            step: of.step.as_str(),
+            attempt: of.attempt.0,
+        }
+    }
+}
+
 /// What was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act<'a> {
+    /// The controller has read a key of a Secret, to send it to a node.
+    SecretRead {
+        /// Name of the Secret.
+        secret: &'a str,
+        /// The key in it.
+        key: &'a str,
+        /// The only host that it goes to.
+        host: &'a str,
+        /// The node that gets it.
+        node: &'a str,
+    },
     /// A node has taken an attempt on; it stands in the node's journal.
     Assigned {
         /// The node.
@@ -57,6 +101,7 @@ impl Act<'_> {
     /// The word of the field `act`.
     pub fn as_str(&self) -> &'static str {
         match self {
+            Self::SecretRead { .. } => "secret_read",
             Self::Assigned { .. } => "assigned",
             Self::CredentialHandedOut { .. } => "credential_handed_out",
             Self::Pushed { .. } => "pushed",
@@ -67,26 +112,30 @@ impl Act<'_> {
 }
 
 /// Writes the record of `act` for the attempt `of`.
-pub fn record(of: &Assignment, act: &Act<'_>) {
+pub fn record<'a>(of: impl Into<Subject<'a>>, act: &Act<'_>) {
+    let of = of.into();
     // Each call site of the macro has one list of fields, so the common ones are repeated by a macro.
     macro_rules! line {
         ($($field:tt)*) => {
             tracing::info!(
                 target: TARGET,
                 act = act.as_str(),
-                namespace = of.run.namespace,
-                task = of.task.name,
-                task_uid = %of.task.uid,
-                run = of.run.name,
-                run_uid = %of.run.uid,
-                step = of.step.as_str(),
-                attempt = of.attempt.0,
-                trace_id = %trace_of(&of.task.uid),
+                namespace = of.namespace,
+                task = of.task,
+                task_uid = %of.task_uid,
+                run = of.run,
+                run_uid = of.run_uid,
+                step = of.step,
+                attempt = of.attempt,
+                trace_id = %trace_of(of.task_uid),
                 $($field)*
             )
         };
     }
     match *act {
+        Act::SecretRead { secret, key, host, node } => {
+            line!(secret, key, host, node, "secret read");
+        }
         Act::Assigned { node, epoch } => line!(node, epoch = epoch.0, "attempt taken on"),
         Act::CredentialHandedOut { id, purpose, host } => {
             line!(credential = id, purpose, host, "credential handed out");

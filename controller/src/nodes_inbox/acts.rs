@@ -1,5 +1,5 @@
 //! What an ended run did and was refused, as events: so that `kubectl describe agentrun` tells it in
-//! short. The records themselves are the audit lines of supervisors and gateways.
+//! short. The records themselves are audit lines.
 
 use agent_operator::crd::{AgentRunStatus, agent_run::RefusalStatus};
 

@@ -5,10 +5,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use agent_operator::{
     crd::{AgentRun, AgentRunSpec, AgentRunStatus, conditions},
     domain::{
-        NodeName, Reason, RunKey, RunPhase, RunRef, StepName,
+        NodeName, Reason, RunKey, RunPhase, RunRef, StepName, TaskUid,
         report::{Report, RunState},
     },
-    telemetry::logs,
+    telemetry::{audit::Subject, logs},
 };
 use kube::ResourceExt as _;
 use tokio::{
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     apply::{Applier, ApplyError, run_event},
     clock,
-    credentials::{CredentialError, Credentials},
+    credentials::{CredentialError, Credentials, record_read},
     decide::Delivery,
     fleet::{Command, Judging, KnownAttempt, SendError},
     observe::{Change, ObserveError, Observer},
@@ -523,10 +523,21 @@ impl Worker {
         }
         let namespace = run.namespace().unwrap_or_default();
         let Some(task) = world.task(&namespace, &run.spec.task_ref.name) else { return Ok(()) };
-        let Ok(step) = run.spec.step.parse() else { return Ok(()) };
-        let of = task.uid().unwrap_or_default().into();
+        let Ok(step) = run.spec.step.parse::<StepName>() else { return Ok(()) };
+        let of = TaskUid::from(task.uid().unwrap_or_default());
         let credentials = self.credentials.read(&of, &namespace, &task.spec, step).await?;
         let epoch = self.applier.epoch()?;
+        let name = run.name_any();
+        let subject = Subject {
+            namespace: &namespace,
+            task: &run.spec.task_ref.name,
+            task_uid: &of,
+            run: &name,
+            run_uid: key.uid.as_str(),
+            step: step.as_str(),
+            attempt: key.attempt.0,
+        };
+        record_read(subject, node, &task.spec, &credentials);
         self.send(node, Command::Credentials { run: key.clone(), epoch, credentials });
         Ok(())
     }

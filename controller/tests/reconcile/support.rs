@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     path::PathBuf,
     sync::{Arc, Mutex, Once},
     time::Duration,
@@ -19,6 +20,7 @@ use agent_operator::{
         },
         step::StepName,
     },
+    telemetry::logs,
 };
 use agent_operator_controller::{
     fleet::{Command, Judging, KnownAttempt, NodeEvent, NodeView, Nodes, SendError},
@@ -53,6 +55,34 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// A task is seen by every controller of the cluster, so tests take turns.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// What has been logged; the audit always is.
+static LOGGED: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// Keeps what is logged, and shows it with a test that fails.
+struct Log;
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LOGGED.lock().unwrap().extend_from_slice(bytes);
+        eprint!("{}", String::from_utf8_lossy(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Audit records of one act for the runs of a task.
+pub fn audited(task: &CodingTask, act: &str) -> Vec<Value> {
+    let logged = String::from_utf8(LOGGED.lock().unwrap().clone()).unwrap();
+    let lines = logged.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let uid = task.metadata.uid.as_deref().unwrap();
+    lines
+        .filter(|line| line["target"] == "audit" && line["act"] == act && line["task_uid"] == uid)
+        .collect()
+}
+
 /// One test's part of the API server, or none after saying that the test is skipped.
 pub struct Ground {
     pub client: Client,
@@ -78,12 +108,9 @@ async fn client() -> Option<Client> {
     static INSTALLED: OnceCell<()> = OnceCell::const_new();
     PROVIDER.call_once(|| {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_ansi(false)
-            .with_test_writer()
-            .init();
+        let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned());
+        let log = logs::json_to(&filter, || Log).unwrap();
+        tracing::subscriber::set_global_default(log).unwrap();
     });
     // A developer's own cluster is never taken: KUBECONFIG counts only beside the folder that
     // `deploy/local/apiserver` prints.
@@ -226,6 +253,11 @@ impl Ground {
     }
 
     pub async fn task(&self, name: &str, more: Value) -> CodingTask {
+        self.task_with(name, json!({}), more).await
+    }
+
+    /// Creates a task with further metadata as well.
+    pub async fn task_with(&self, name: &str, metadata: Value, more: Value) -> CodingTask {
         let mut object = json!({
             "apiVersion": "agents.wearn.dev/v1alpha1",
             "kind": "CodingTask",
@@ -240,6 +272,9 @@ impl Ground {
         });
         for (field, value) in more.as_object().into_iter().flatten() {
             object["spec"][field] = value.clone();
+        }
+        for (field, value) in metadata.as_object().into_iter().flatten() {
+            object["metadata"][field] = value.clone();
         }
         self.tasks().create(&PostParams::default(), &from_json(object)).await.unwrap()
     }
