@@ -5,10 +5,14 @@ use std::{
     process::Command,
 };
 
-use kube::api::{Patch, PatchParams};
+use kube::{
+    Api,
+    api::{DynamicObject, GroupVersionKind, Patch, PatchParams, TypeMeta},
+    discovery::{self, Scope},
+};
 use serde_json::Value;
 
-use crate::server::{client, namespace, untyped};
+use crate::server::{client, namespace};
 
 /// Every page below `docs`.
 fn pages() -> Vec<PathBuf> {
@@ -53,12 +57,18 @@ async fn objects_in_the_documentation_are_accepted_by_the_server() {
     let mut seen = 0;
     for page in pages() {
         for mut object in documents(&page).into_iter().filter(|it| it.get("kind").is_some()) {
-            object["metadata"]["namespace"] = namespace.as_str().into();
-            let kind = object["kind"].as_str().unwrap().to_owned();
             let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+            let types: TypeMeta = serde_json::from_value(object.clone()).unwrap();
+            let kind = GroupVersionKind::try_from(types).unwrap();
+            let (resource, capabilities) = discovery::pinned_kind(&client, &kind).await.unwrap();
+            let api: Api<DynamicObject> = if capabilities.scope == Scope::Namespaced {
+                object["metadata"]["namespace"] = namespace.as_str().into();
+                Api::namespaced_with(client.clone(), &namespace, &resource)
+            } else {
+                Api::all_with(client.clone(), &resource)
+            };
             let params = PatchParams::apply("docs").dry_run().validation_strict();
-            untyped(&client, &kind, &namespace)
-                .patch(&name, &params, &Patch::Apply(&object))
+            api.patch(&name, &params, &Patch::Apply(&object))
                 .await
                 .unwrap_or_else(|error| panic!("{}: {name}: {error}", page.display()));
             seen += 1;

@@ -15,7 +15,11 @@ use std::{
 
 use agent_operator::{
     attempt::{ENV_TOKEN, StepResult},
-    domain::{Reason, RunKey, StepName, Usage, report::PullRequest, report::StepFacts},
+    domain::{
+        Reason, RunKey, StepName, Usage,
+        limits::GATEWAY_RETRY,
+        report::{PullRequest, StepFacts},
+    },
 };
 use agent_operator_supervisor::link::{
     contract::{DurableEvent, FromGateway, LINK_VERSION, ToGateway},
@@ -177,7 +181,16 @@ impl Kubelet {
         let Some(token) = env.iter().find(|env| env.name == ENV_TOKEN) else { return 0 };
         let (token, nonce) = (token.value.clone().unwrap(), pod.uid().unwrap());
         let ip: IpAddr = ip.parse().unwrap();
-        let Some(run) = ask(|| self.gateway.redeem(&token, &nonce, ip)).await else { return 1 };
+        // As agent-runner does: a pod that starts in no time may be ahead of its token's registration.
+        let redeeming = async {
+            loop {
+                match self.gateway.redeem(&token, &nonce, ip) {
+                    Ok(run) => return run,
+                    Err(_) => tokio::time::sleep(PACE).await,
+                }
+            }
+        };
+        let Ok(run) = tokio::time::timeout(GATEWAY_RETRY, redeeming).await else { return 1 };
         while ask(|| self.gateway.gate(&run, ip)).await.is_some_and(|opened| opened.is_none()) {
             tokio::time::sleep(PACE).await;
         }
