@@ -175,9 +175,13 @@ fn control_what_a_repository_plants_works_where_the_cli_loads_it() {
     for trace in PLANTED {
         assert!(traces.has(trace), "{trace:?} has rotted: it proves nothing any more");
     }
-    let mut connections = None;
-    bare(|repository| connections = Some(plant_base_url(repository)), 5, None);
-    assert!(connections.unwrap().load(Ordering::SeqCst) > 0, "the base URL has rotted");
+    // It never ends by itself there; a busy machine needs more of the time that it is given.
+    let connects = |seconds| {
+        let mut connections = None;
+        bare(|repository| connections = Some(plant_base_url(repository)), seconds, None);
+        connections.unwrap().load(Ordering::SeqCst) > 0
+    };
+    assert!([5, 20, 60].into_iter().any(connects), "the base URL has rotted");
 }
 
 #[test]
