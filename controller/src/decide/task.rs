@@ -48,6 +48,9 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Plan {
     let mut draft = Draft::new(observed, &progress, now);
     preflight::note_first_pod(observed, &progress, &mut draft);
     match (&progress.stand, &observed.task.cancel) {
+        (Stand::Done(ending), None) if is_of_time(observed, ending, now) => {
+            time_out(&mut draft, &progress, now);
+        }
         (Stand::Done(ending), _) => finish(&mut draft, &progress, ending, now),
         (_, Some(why)) => cancel(observed, why, &progress, now, &mut draft, &mut plan),
         (stand, None) => go_on(observed, stand, &progress, now, &mut draft, &mut plan),
@@ -322,6 +325,14 @@ fn overdue_run(
     }
     time_out(draft, progress, now);
     run::end(observed, run, (Reason::Cancelled, "the task's time is up"), now, plan);
+}
+
+/// Whether a task has ended because its last run was cancelled when the task's time was up: the words then
+/// say what it was waiting for, as they do where there was no run.
+fn is_of_time(observed: &Observed, ending: &Ending, now: Timestamp) -> bool {
+    let cancelled =
+        matches!(ending, Ending::Failed { reason, .. } if reason == Reason::Cancelled.as_str());
+    cancelled && now >= deadline::task_deadline(observed, now)
 }
 
 fn time_out(draft: &mut Draft<'_>, progress: &Progress<'_>, now: Timestamp) {

@@ -98,6 +98,7 @@ fn a_task_over_its_time_ends_its_run_and_then_itself() {
     model.end_live(Reason::Cancelled, None);
     model.settle();
     assert_eq!(model.phase(), "Failed");
+    assert_eq!(model.condition("Finished"), Some(("True", "TaskTimedOut")));
 
     let mut silent = until(StepName::Implement);
     silent.start_live();
