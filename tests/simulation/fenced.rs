@@ -41,8 +41,8 @@ fn published(history: &History, run: &str) -> bool {
 
 /// Plays it; whether the attempt had not published by the time it was given up, and what came of it.
 fn run(seed: u64) -> (bool, bool, Verdict) {
-    let dir = std::env::temp_dir().join(format!("agent-operator-fenced-{}", std::process::id()));
-    let dir = dir.join(seed.to_string());
+    let dir =
+        std::env::temp_dir().join(format!("agent-operator-fenced-{}-{seed}", std::process::id()));
     let played = on_paused_time(async {
         let mut director = Director::start(seed, &dir, 1, false);
         director.pass(Duration::from_secs(2)).await;

@@ -23,9 +23,8 @@ struct Run {
 fn run(kill: Option<KillAt>) -> Run {
     let name =
         kill.map_or_else(|| "calm".to_owned(), |kill| format!("{}-{}", kill.write, kill.applied));
-    let dir = std::env::temp_dir()
-        .join(format!("agent-operator-kills-{}", std::process::id()))
-        .join(name);
+    let dir =
+        std::env::temp_dir().join(format!("agent-operator-kills-{}-{name}", std::process::id()));
     let run = on_paused_time(async {
         let mut director = Director::start(1, &dir, 1, false);
         director.world.faults().kill_at = kill;
