@@ -22,7 +22,7 @@ use crate::{
     assignment::{assignment, preflight_order},
     clock,
     credentials::record_read,
-    decide::{Delivery, Observed, RunView},
+    decide::{Delivery, Observed, RunView, TaskView},
     events::Events,
     fleet::{Command, NodeView, Nodes, SendError, memory::NodeMemory},
     lease::Leadership,
@@ -238,16 +238,7 @@ impl Applier {
         let sent = self.nodes.send(&node, command);
         if noted(&sent) {
             let task = &observed.task;
-            let of = Subject {
-                namespace: &task.namespace,
-                task: &task.name,
-                task_uid: &task.uid,
-                run: &run.run.name,
-                run_uid: run.run.uid.as_str(),
-                step: run.step.as_str(),
-                attempt: run.attempt.0,
-            };
-            record_read(of, &node, &task.spec, credentials);
+            record_read(subject(task, Some(run)), &node, &task.spec, credentials);
             self.memory.sent(&node, &run.key(), Delivery::Sent);
             self.memory.tell_budget(&node, &run.key(), budget);
         }
@@ -265,16 +256,7 @@ impl Applier {
         let order = Box::new(preflight_order(observed, key));
         let command = Command::Preflight { order, credentials: credentials.to_vec() };
         if noted(&self.nodes.send(node, command)) {
-            let of = Subject {
-                namespace: &task.namespace,
-                task: &task.name,
-                task_uid: &task.uid,
-                run: "",
-                run_uid: "",
-                step: StepName::Plan.as_str(),
-                attempt: 0,
-            };
-            record_read(of, node, &task.spec, credentials);
+            record_read(subject(task, None), node, &task.spec, credentials);
         }
     }
 
@@ -425,6 +407,19 @@ impl Applier {
 
     fn runs(&self, namespace: &str) -> Api<AgentRun> {
         Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+/// Whom a reading of Secrets is for. A preflight, before the plan, has no run yet.
+fn subject<'a>(task: &'a TaskView, run: Option<&'a RunView>) -> Subject<'a> {
+    Subject {
+        namespace: &task.namespace,
+        task: &task.name,
+        task_uid: &task.uid,
+        run: run.map_or("", |run| &run.run.name),
+        run_uid: run.map_or("", |run| run.run.uid.as_str()),
+        step: run.map_or(StepName::Plan, |run| run.step).as_str(),
+        attempt: run.map_or(0, |run| run.attempt.0),
     }
 }
 

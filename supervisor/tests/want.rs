@@ -11,7 +11,9 @@ use agent_operator::{
     attempt::StepResult,
     domain::{Assignment, Epoch, Reason, RunKey, Usage, ids::PodUid, report::StepFacts},
 };
-use agent_operator_doubles::process::{Connection, Process, free_port, kubeconfig_of_an_outage};
+use agent_operator_doubles::process::{
+    Connection, NO_DESCRIPTORS, Process, free_port, kubeconfig_of_an_outage,
+};
 use agent_operator_supervisor::{
     clock,
     ledger::{Entry, Ledger},
@@ -32,8 +34,6 @@ const LIMIT: Duration = Duration::from_mins(1);
 const RUNNER_TOKEN: &str = "a-runner-token";
 /// Bytes of a message for which memory has to be asked of the kernel.
 const MESSAGE_BYTES: usize = 4 << 20;
-/// What the kernel says.
-const NO_DESCRIPTORS: &str = "Too many open files";
 
 /// A gateway's end of the link.
 type Link = Framed<UnixStream, JsonLines<ToGateway>>;

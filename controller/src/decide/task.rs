@@ -317,14 +317,13 @@ fn overdue_run(
 ) {
     let patience = observed.settings.grace.get() + crate::settings::OVERRUN_SLACK;
     let last = deadline::after(deadline::task_deadline(observed, now), patience);
+    run::end(observed, run, (Reason::Cancelled, "the task's time is up"), now, plan);
     let connected = run::contact(observed, run, now) == Contact::Connected;
     if connected && now < last {
-        run::end(observed, run, (Reason::Cancelled, "the task's time is up"), now, plan);
         requeue(plan, deadline::until(now, last));
-        return;
+    } else {
+        time_out(draft, progress, now);
     }
-    time_out(draft, progress, now);
-    run::end(observed, run, (Reason::Cancelled, "the task's time is up"), now, plan);
 }
 
 /// Whether a task has ended because its last run was cancelled when the task's time was up: the words then

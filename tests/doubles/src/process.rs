@@ -3,6 +3,7 @@
 
 use std::{
     ffi::OsStr,
+    fmt,
     fs::{self, OpenOptions},
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -19,7 +20,9 @@ const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The first number that no standard stream has: below it every number is taken, so nothing more can be
 /// opened. What is open stays so.
-const NO_MORE: u32 = 3;
+pub const NO_MORE: u32 = 3;
+/// What the kernel says to a process that opens something all the same.
+pub const NO_DESCRIPTORS: &str = "Too many open files";
 /// Less than any process has already.
 const NO_MEMORY_BYTES: u32 = 1;
 /// As many as a process needs in any test.
@@ -78,9 +81,7 @@ impl Process {
     /// Whether the kernel makes no core of it, neither a file nor one for a program of the node: the
     /// limit is 1 byte, and cannot be raised again.
     pub fn leaves_no_core(&self) -> io::Result<bool> {
-        let limits = fs::read_to_string(format!("/proc/{}/limits", self.child.id()))?;
-        let row = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
-        let row = row.ok_or_else(|| io::Error::other(format!("no limit of cores in {limits}")))?;
+        let row = limits_of(self.child.id(), "Max core file size")?;
         Ok(row.split_whitespace().eq(["1", "1", "bytes"]))
     }
 
@@ -99,6 +100,14 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Soft limit, hard limit and unit of one of a process' limits, as `/proc/PID/limits` has them.
+pub fn limits_of(pid: impl fmt::Display, name: &str) -> io::Result<String> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let row = limits.lines().find_map(|line| line.strip_prefix(name));
+    let row = row.ok_or_else(|| io::Error::other(format!("no {name:?} in {limits}")))?;
+    Ok(row.trim().to_owned())
 }
 
 /// Writes a kubeconfig whose API server is away, as during an outage.

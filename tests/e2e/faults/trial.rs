@@ -7,7 +7,10 @@ use std::{
 };
 
 use agent_operator::{
-    crd::{AgentRun, CodingTask, conditions::EXIT_MISMATCH},
+    crd::{
+        AgentRun, CodingTask,
+        conditions::{self, EXIT_MISMATCH},
+    },
     domain::{
         limits::{GRACE, INFRASTRUCTURE_RETRIES},
         names::default_work_branch,
@@ -355,8 +358,7 @@ impl Trial {
 
 /// Whether report and record of a run's exit are shown to differ.
 fn has_mismatch(run: &AgentRun) -> bool {
-    let conditions = run.status.iter().flat_map(|status| &status.conditions);
-    conditions.into_iter().any(|condition| condition.type_ == EXIT_MISMATCH)
+    run.status.iter().any(|status| conditions::find(&status.conditions, EXIT_MISMATCH).is_some())
 }
 
 /// Name of the repository with this clone URL.

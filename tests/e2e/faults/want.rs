@@ -1,6 +1,7 @@
 //! A controller that cannot open anything more, in the middle of two tasks: it says what it lacks, and goes
 //! on by itself once it has it (class 37). Supervisor and gateway are tried so in `supervisor/tests/want.rs`.
 
+use agent_operator_doubles::process::NO_DESCRIPTORS;
 use kube::{
     ResourceExt as _,
     api::{ListParams, LogParams},
@@ -23,8 +24,6 @@ use crate::support::{
 const NODE: Node = Node::A;
 /// Rows of the step in whose middle it happens, four a second: longer than the other task's timeout.
 const ROWS: u64 = 160;
-/// What the kernel says.
-const NO_DESCRIPTORS: &str = "Too many open files";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the local cluster: tests/run faults"]

@@ -1,8 +1,8 @@
 //! The two writes upstream that a runner may ask for: the work branch and the pull request.
 //!
 //! Both need the step to be running (an order to stop ends them too, so a deleted task writes
-//! nothing afterwards), a supervisor that has a record of it, and the controller's permission. Both go on when the runner's connection
-//! breaks, so that what was done upstream is always reported.
+//! nothing afterwards), a supervisor that has a record of it, and the controller's permission. Both
+//! go on when the runner's connection breaks, so that what was done upstream is always reported.
 
 use std::{future::Future, sync::Arc};
 

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::{
     ledger::disk::{Disk, RealDisk},
-    link::contract::{DurableEvent, Redemption},
+    link::contract::{DurableEvent, Grant, Redemption},
     pod::{
         adoption::RunOnServer,
         cgroup::Cgroups,
@@ -373,6 +373,13 @@ impl Life {
         }
     }
 
+    /// The next grant that the gateway is told.
+    async fn registered(&mut self) -> Box<Grant> {
+        let told = self.told(|message| matches!(message, ToGateway::Register(_))).await;
+        let ToGateway::Register(grant) = told else { unreachable!() };
+        grant
+    }
+
     /// Takes an assigned attempt to an open gate; the time that it is told to have.
     async fn open_gate(&mut self, pods: &FakePods) -> Duration {
         wait_until(|| pods.only().is_some()).await;
@@ -458,10 +465,7 @@ async fn the_token_in_the_pod_is_the_one_that_the_grant_names_and_is_not_in_the_
     let pods = Arc::new(FakePods::default());
     let mut life = Life::start(dir.path(), &pods).await;
     life.assign(assignment()).await;
-    let ToGateway::Register(grant) = life.told(|m| matches!(m, ToGateway::Register(_))).await
-    else {
-        unreachable!()
-    };
+    let grant = life.registered().await;
     wait_until(|| pods.only().is_some()).await;
     let env = pods.only().unwrap().spec.unwrap().containers[0].env.clone().unwrap();
     let token = env.iter().find(|e| e.name == "AGENT_OPERATOR_TOKEN").unwrap().value.clone();
@@ -497,10 +501,7 @@ async fn a_supervisor_killed_in_mid_step_comes_back_and_finishes_it() {
 
     let back = pods.stand_still(AWAY);
     let mut life = Life::start(dir.path(), &pods).await;
-    let ToGateway::Register(grant) = life.told(|m| matches!(m, ToGateway::Register(_))).await
-    else {
-        unreachable!()
-    };
+    let grant = life.registered().await;
     assert_eq!(grant.redemption, Some(redemption()));
     let left = Duration::from_millis(grant.open_remaining_millis.expect("the gate is open"));
     assert_kept((opened, left_at_first), (back, left));

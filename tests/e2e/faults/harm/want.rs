@@ -2,11 +2,9 @@
 
 use std::{fs, path::Path};
 
-use super::{mend, victim::Victim};
+use agent_operator_doubles::process::{NO_MORE, limits_of};
 
-/// The first number that no standard stream has: below it every number is taken, so nothing more can be
-/// opened. What is open stays so.
-const NO_MORE: u32 = 3;
+use super::{mend, victim::Victim};
 
 /// A process without a free file descriptor, until this goes. Its successor has its own limit.
 pub(crate) struct Want {
@@ -48,9 +46,8 @@ fn user(pid: &str) -> [String; 2] {
 }
 
 fn soft_limit(pid: &str) -> String {
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it runs");
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    line.and_then(|line| line.split_whitespace().next()).expect("Linux").to_owned()
+    let row = limits_of(pid, "Max open files").expect("it runs");
+    row.split_whitespace().next().expect("Linux").to_owned()
 }
 
 impl Drop for Want {

@@ -116,8 +116,7 @@ async fn a_raised_budget_reaches_the_gateway_once_and_outlives_the_supervisor() 
     life.kill().await;
 
     let mut life = Life::start(dir.path(), &pods).await;
-    let message = life.told(|message| matches!(message, ToGateway::Register(_))).await;
-    let ToGateway::Register(grant) = message else { unreachable!() };
+    let grant = life.registered().await;
     assert_eq!(grant.assignment.budget, of(500));
     // A controller that was away while the budget was raised says it with the assignment.
     life.assign(Assignment { budget: of(900), ..under(4) }).await;

@@ -41,10 +41,7 @@ async fn an_attempt_that_only_pod_and_gateway_remember_is_adopted_with_its_deadl
     life.told(|m| matches!(m, ToGateway::Synced)).await;
     let left = Duration::from_secs(33);
     life.send(Input::Gateway(FromGateway::Survivor(Box::new(survivor(left))))).await;
-    let ToGateway::Register(grant) = life.told(|m| matches!(m, ToGateway::Register(_))).await
-    else {
-        unreachable!()
-    };
+    let grant = life.registered().await;
     assert_eq!(grant.redemption, Some(redemption()));
     assert_eq!(grant.usage.turns, 5);
     let token = names_hash_of_pod_token(&pods);
@@ -75,10 +72,7 @@ async fn an_attempt_whose_tokens_nobody_remembers_is_stopped_as_disrupted_and_no
     let mut life = Life::start(dir.path(), &pods).await;
     let no_grace = Assignment { epoch: Epoch(4), ..assignment() };
     life.assign(no_grace).await;
-    let ToGateway::Register(grant) = life.told(|m| matches!(m, ToGateway::Register(_))).await
-    else {
-        unreachable!()
-    };
+    let grant = life.registered().await;
     // 20 s ago by the run's status, whose clock has whole seconds.
     let open = Duration::from_millis(grant.open_remaining_millis.unwrap());
     assert!(open + Duration::from_secs(19) <= assignment().timeout(), "{open:?}");
@@ -117,11 +111,10 @@ async fn an_attempt_whose_gate_the_gateway_has_kept_closed_has_all_of_its_time()
     let pods = Arc::new(FakePods::default());
     killed_without_ledger(dir.path(), &pods).await;
     // Its container has run for a while, which says nothing of its gate.
-    let started = clock::now().wall.checked_sub(Duration::from_secs(30)).unwrap().to_string();
-    let state = json!({"running": {"startedAt": started}});
-    pods.set_status(json!({"containerStatuses": [{
-        "name": "agent", "image": "image", "imageID": "", "ready": true, "restartCount": 0, "state": state,
-    }]}));
+    let begun = clock::now().wall.checked_sub(Duration::from_secs(30)).unwrap();
+    let mut status = started();
+    status["containerStatuses"][0]["state"]["running"]["startedAt"] = json!(begun);
+    pods.set_status(status);
     *pods.phase.lock().unwrap() = Some(RunPhase::Unknown);
     *pods.gateway_knows.lock().unwrap() = vec![assignment().key()];
 
@@ -129,10 +122,7 @@ async fn an_attempt_whose_gate_the_gateway_has_kept_closed_has_all_of_its_time()
     life.told(|m| matches!(m, ToGateway::Synced)).await;
     let closed = Survivor { open_remaining_millis: None, ..survivor(Duration::ZERO) };
     life.send(Input::Gateway(FromGateway::Survivor(Box::new(closed)))).await;
-    let ToGateway::Register(grant) = life.told(|m| matches!(m, ToGateway::Register(_))).await
-    else {
-        unreachable!()
-    };
+    let grant = life.registered().await;
     assert_eq!(grant.open_remaining_millis, None);
     life.kill().await;
 }
