@@ -3,7 +3,9 @@
 # The mount namespace hides the folders that a kubelet and its DaemonSets share with a whole machine, so that two
 # nodes on one machine do not see each other's.
 
-NODE_OWN_DIRS=(/var/log/pods /var/log/containers /run/containerd /var/lib/agent-operator /run/agent-operator)
+# /var/lib/kubelet although each kubelet has a --root-dir: the socket for device plugins is always made there, and of
+# two kubelets that start in the same moment one finds it taken and ends.
+NODE_OWN_DIRS=(/var/log/pods /var/log/containers /var/lib/kubelet /run/containerd /var/lib/agent-operator /run/agent-operator)
 
 node_dir() { printf '%s/node-%s' "$AO_STATE" "$1"; }
 node_cgroup() { printf 'ao-node-%s' "$1"; }
