@@ -28,7 +28,18 @@ fn processes() -> [Option<i32>; 2] {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the local cluster: tests/run faults"]
 async fn f22_a_full_disk_refuses_new_steps_and_keeps_deadlines_and_outcomes_of_live_ones() {
-    let trial = Trial::begin("full").await;
+    holds_beside_a_full_disk("full", SmallDisk::fill).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the local cluster: tests/run faults"]
+async fn f22_a_disk_without_inodes_refuses_new_steps_and_keeps_deadlines_and_outcomes_of_live_ones()
+{
+    holds_beside_a_full_disk("inodes", SmallDisk::fill_inodes).await;
+}
+
+async fn holds_beside_a_full_disk(name: &str, fill: fn(&SmallDisk)) {
+    let trial = Trial::begin(name).await;
     let disk = SmallDisk::mount(NODE, MEBIBYTES);
     eventually("both processes run on the small disk", SOON, || async {
         if processes().iter().all(Option::is_some) { Ok(()) } else { Err("not yet".to_owned()) }
@@ -36,7 +47,7 @@ async fn f22_a_full_disk_refuses_new_steps_and_keeps_deadlines_and_outcomes_of_l
     .await;
     let (ticking, sleeping) = trial.two_on(NODE, ROWS).await;
     let before = processes();
-    disk.fill();
+    fill(&disk);
 
     assert_eq!(phase(&trial.end_of(&sleeping).await), "Failed", "its deadline holds");
     let other = trial.ticking(1, &json!({})).await;

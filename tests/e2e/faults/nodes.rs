@@ -1,20 +1,28 @@
-//! Nodes that are drained or full.
+//! Nodes that are drained, full, or wanted by somebody more important.
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use agent_operator::crd::AgentRun;
+use agent_operator_controller::settings::quantity_milli;
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    scheduling::v1::PriorityClass,
+};
 use kube::{
-    Api,
-    api::{DeleteParams, PostParams},
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams, ObjectMeta, PostParams},
 };
 use serde_json::json;
 use tokio::process::Command;
 
 use crate::support::{
-    cluster::{Cluster, NAMESPACE, TASK_LIMIT},
+    cluster::{Cluster, NAMESPACE, TASK_LIMIT, run_phase},
     eventually,
     task::{command_agent, task, unique},
 };
+
+/// Shorter than what panics within, so that the node is given back before the test fails.
+const MOVED_LIMIT: Duration = Duration::from_mins(3);
 
 async fn kubectl(arguments: &[&str]) -> String {
     let output = Command::new("kubectl").args(arguments).output().await.expect("kubectl runs");
@@ -42,55 +50,118 @@ async fn f19_a_drained_node_gives_its_step_to_the_other_one() {
         "--timeout=60s",
     ])
     .await;
-    let second = tokio::time::timeout(
-        TASK_LIMIT,
-        eventually("a second attempt runs", TASK_LIMIT, || async {
-            let runs = cluster.runs(NAMESPACE, &name).await;
-            let running = |run: &&agent_operator::crd::AgentRun| {
-                let status = run.status.clone().unwrap_or_default();
-                run.spec.attempt == 2 && status.phase.as_deref() == Some("Running")
-            };
-            let second = runs.iter().find(running).cloned();
-            second.ok_or(cluster.describe(NAMESPACE, &name).await)
-        }),
-    )
-    .await;
+    let second = tokio::time::timeout(MOVED_LIMIT, another_attempt(&cluster, &name)).await;
     assert_eq!(kubectl(&["uncordon", &node]).await, "");
     assert_eq!(drained, "", "the drain went through");
 
     let second = second.expect("a second attempt");
     assert_ne!(second.spec.node_name, node, "a cordoned node gets no step");
-    let first = cluster.runs(NAMESPACE, &name).await.remove(0).status.expect("a status");
+    charged_to_the_infrastructure(&cluster, &name, "").await;
+    cluster.delete(NAMESPACE, &name).await;
+}
+
+/// Waits until another attempt at the task's first step runs. It need not be the second: one that was given to a
+/// node that had no room for it never started.
+async fn another_attempt(cluster: &Cluster, name: &str) -> AgentRun {
+    eventually("another attempt runs", TASK_LIMIT, || async {
+        let runs = cluster.runs(NAMESPACE, name).await;
+        match runs.into_iter().find(|run| run.spec.attempt > 1 && run_phase(run) == "Running") {
+            Some(running) => Ok(running),
+            None => Err(cluster.describe(NAMESPACE, name).await),
+        }
+    })
+    .await
+}
+
+/// The first attempt was disrupted, in these words among others, and nobody's agent pays for it.
+async fn charged_to_the_infrastructure(cluster: &Cluster, name: &str, words: &str) {
+    let first = cluster.runs(NAMESPACE, name).await.remove(0).status.expect("a status");
     assert_eq!(first.reason.as_deref(), Some("Disrupted"), "{first:?}");
-    let task = cluster.tasks(NAMESPACE).get(&name).await.expect("the task");
+    assert!(first.message.as_deref().unwrap_or_default().contains(words), "{first:?}");
+    let task = cluster.tasks(NAMESPACE).get(name).await.expect("the task");
     let retries = task.status.and_then(|status| status.retries).expect("counts");
     assert_eq!((retries.application, retries.infrastructure), (0, 1));
+}
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run faults"]
+async fn f19_a_step_that_a_more_important_pod_preempts_is_replaced_at_the_cost_of_the_infrastructure()
+ {
+    let cluster = Cluster::connect().await;
+    let name = unique("preempted");
+    let spec = command_agent("echo in step $AGENT_STEP; sleep 7910");
+    cluster.create(NAMESPACE, &task(&name, "Wait.", &spec)).await;
+    let run = cluster.run_in_phase(NAMESPACE, &name, "plan", "Running").await;
+    let node = run.spec.node_name;
+
+    // Fits once a single small pod is gone; of equals the youngest goes first, and that is the step's.
+    let classes: Api<PriorityClass> = Api::all(cluster.client.clone());
+    let class = PriorityClass {
+        metadata: ObjectMeta { name: Some(unique("important")), ..ObjectMeta::default() },
+        value: 1000,
+        ..PriorityClass::default()
+    };
+    let class = classes.create(&PostParams::default(), &class).await.expect("a class").name_any();
+    let free = milli_of(&cluster, &node).await - milli_requested(&cluster, &node).await;
+    let (pods, important) = (cluster.pods("default"), unique("important"));
+    let pod = pod_of_size(&important, &node, free + 1, Some(&class));
+    pods.create(&PostParams::default(), &pod).await.expect("the important pod");
+    let second = tokio::time::timeout(MOVED_LIMIT, another_attempt(&cluster, &name)).await;
+    let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    pods.delete(&important, &at_once).await.expect("its end");
+    classes.delete(&class, &DeleteParams::default()).await.expect("the end of its class");
+
+    second.expect("a second attempt");
+    charged_to_the_infrastructure(&cluster, &name, "preempted by a pod of higher priority").await;
     cluster.delete(NAMESPACE, &name).await;
+}
+
+/// Thousandths of a CPU that the node has for pods.
+async fn milli_of(cluster: &Cluster, node: &str) -> u64 {
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let allocatable = nodes.get(node).await.expect("the node").status.and_then(|s| s.allocatable);
+    quantity_milli(&allocatable.expect("amounts")["cpu"].0).expect("an amount")
+}
+
+/// Thousandths of a CPU that the pods on the node have requested.
+async fn milli_requested(cluster: &Cluster, node: &str) -> u64 {
+    let pods: Api<Pod> = Api::all(cluster.client.clone());
+    let there = ListParams::default()
+        .fields(&format!("spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"));
+    let pods = pods.list(&there).await.expect("its pods").items;
+    let containers = pods.iter().flat_map(|pod| &pod.spec.as_ref().expect("a spec").containers);
+    containers
+        .filter_map(|container| container.resources.as_ref()?.requests.as_ref()?.get("cpu"))
+        .map(|cpu| quantity_milli(&cpu.0).expect("an amount"))
+        .sum()
+}
+
+/// A pod that only takes up room: so much CPU on `node`, and with this class of priority.
+fn pod_of_size(name: &str, node: &str, milli: u64, class: Option<&str>) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "containers": [{
+                "name": "c",
+                "image": "example.invalid/none:1",
+                "resources": {"requests": {"cpu": format!("{milli}m")}},
+            }],
+            "tolerations": [{"operator": "Exists"}],
+            "nodeSelector": {"kubernetes.io/hostname": node},
+            "priorityClassName": class,
+        },
+    }))
+    .expect("a pod")
 }
 
 /// A pod that leaves too little CPU on `node` for any agent pod.
 async fn fill(cluster: &Cluster, node: &str) -> String {
-    let nodes: Api<Node> = Api::all(cluster.client.clone());
-    let allocatable = nodes.get(node).await.expect("the node").status.and_then(|s| s.allocatable);
-    let cpu = allocatable.expect("amounts")["cpu"].0.clone();
-    let milli: u64 = cpu.strip_suffix('m').map_or_else(
-        || cpu.parse::<u64>().expect("whole CPUs") * 1000,
-        |milli| milli.parse().expect("thousandths"),
-    );
+    let milli = milli_of(cluster, node).await;
     let pods: Api<Pod> = cluster.pods("default");
     // What runs there already is not known: the largest filler that still fits is the one.
     for left in (1..=20).map(|step| step * 50) {
         let name = unique("filler");
-        let request = json!({"cpu": format!("{}m", milli.saturating_sub(left))});
-        let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": name},
-            "spec": {
-                "containers": [{"name": "c", "image": "example.invalid/none:1", "resources": {"requests": request}}],
-                "tolerations": [{"operator": "Exists"}],
-                "nodeSelector": {"kubernetes.io/hostname": node},
-            },
-        }))
-        .expect("a pod");
+        let pod = pod_of_size(&name, node, milli.saturating_sub(left), None);
         pods.create(&PostParams::default(), &pod).await.expect("a filler");
         let placed = eventually("the scheduler has looked", TASK_LIMIT, || async {
             let pod = pods.get(&name).await.map_err(|e| e.to_string())?;

@@ -65,7 +65,7 @@ async fn set_apart(before: String) {
     let registry = PrivateRegistry::start().await;
     for script in Page::read(PAGE).scripts(&[("registry.example.com", "$REGISTRY")]) {
         let environment =
-            [("REGISTRY", registry.address.as_str()), ("PASSWORD", registry.password.as_str())];
+            [("REGISTRY", registry.address()), ("PASSWORD", registry.password.as_str())];
         bash(&script, &environment).await.unwrap_or_else(|error| panic!("{error}"));
     }
     must("kubectl", &["taint", "node", NODE, TAINT, "--overwrite"]).await;
@@ -87,7 +87,7 @@ async fn set_apart(before: String) {
     for pod in cluster.task_pods(NAMESPACE, &name).await {
         is_placed(&pod, "agent-operator-agent");
         let from = image_of(&pod);
-        assert!(from.starts_with(&registry.address), "{} runs {from}", pod.name_any());
+        assert!(from.starts_with(registry.address()), "{} runs {from}", pod.name_any());
     }
     system_is_as_set(&cluster, &registry).await;
 }
@@ -104,7 +104,7 @@ async fn system_is_as_set(cluster: &Cluster, registry: &PrivateRegistry) {
     is_placed(&pods("supervisor").await[0], "agent-operator-system");
     is_placed(&pods("headroom").await[0], "agent-operator-headroom");
     let controller = &pods("controller").await[0];
-    assert!(image_of(controller).starts_with(&registry.address));
+    assert!(image_of(controller).starts_with(registry.address()));
     assert_eq!(priority(controller).as_deref(), Some("agent-operator-system"));
     let limits = first_container(controller).resources.and_then(|resources| resources.limits);
     assert_eq!(limits.expect("limits")["memory"].0, "768Mi");

@@ -16,7 +16,7 @@ use crate::support::{
     cluster::{Cluster, NAMESPACE, phase},
     env, eventually,
     images::{self, crane},
-    registry::PrivateRegistry,
+    registry::{LimitedRegistry, PrivateRegistry},
     task::{command_agent, merge, task, unique},
 };
 
@@ -201,6 +201,19 @@ async fn f21_a_registry_that_wants_credentials_is_named_and_the_task_goes_on_onc
     registry.pull_secret(NAMESPACE, &pull).await;
     goes_on(&cluster, NAMESPACE, &name).await;
     cluster.delete_secret(NAMESPACE, &pull).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run e2e"]
+async fn f21_a_registry_whose_rate_limit_is_reached_is_waited_for_within_the_attempt() {
+    let cluster = Cluster::connect().await;
+    let registry = LimitedRegistry::start().await;
+    let overrides = json!({"agentImage": registry.image("agent")});
+    let name = start(&cluster, NAMESPACE, "rate-limit", overrides).await;
+    let message = held_up(&cluster, NAMESPACE, &name, "ImageNotPullable").await;
+    assert!(message.contains("429 Too Many Requests"), "the registry's own words: {message}");
+    registry.relent();
+    goes_on(&cluster, NAMESPACE, &name).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,13 @@
-//! An image registry that wants a password.
+//! Image registries that want a password, or patience.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::{
@@ -17,27 +24,36 @@ const USER: &str = "robot";
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// What it says to strangers.
 const REFUSAL: &str = r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
+/// What it says to clients that ask too often.
+const LIMIT_REACHED: &str =
+    r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit"}]}"#;
 
-/// The local registry behind a password, reachable from the nodes.
-pub(crate) struct PrivateRegistry {
-    pub(crate) address: String,
-    pub(crate) password: String,
+/// What a registry in front of the local one wants of its clients.
+enum Rule {
+    /// These credentials, as they stand in the header.
+    Password(String),
+    /// Patience, while this is set.
+    Limit(Arc<AtomicBool>),
+}
+
+/// Something in front of the local registry that the nodes pull from.
+struct Front {
+    address: String,
     hosts: Vec<PathBuf>,
     server: JoinHandle<()>,
 }
 
-impl PrivateRegistry {
-    pub(crate) async fn start() -> Self {
+impl Front {
+    async fn start(rule: Rule) -> Self {
         let open = env("AO_REGISTRY");
         let host = open.split(':').next().expect("a host");
         let listener = TcpListener::bind((host, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
-        let password = unique("password");
-        let known = STANDARD.encode(format!("{USER}:{password}"));
+        let rule = Arc::new(rule);
         let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 // What a client does wrong ends its own connection.
-                tokio::spawn(serve(stream, open.clone(), known.clone()));
+                tokio::spawn(serve(stream, open.clone(), Arc::clone(&rule)));
             }
         });
         let toml = format!(
@@ -55,27 +71,18 @@ impl PrivateRegistry {
             }
         }
         assert!(!hosts.is_empty(), "no node's registry folder was found");
-        Self { address, password, hosts, server }
+        Self { address, hosts, server }
     }
 
     /// The reference of one of our images here.
-    pub(crate) fn image(&self, name: &str) -> String {
+    fn image(&self, name: &str) -> String {
         let open = images::of_release(name);
         let (_, path) = open.split_once('/').expect("a registry");
         format!("{}/{path}", self.address)
     }
-
-    /// Makes a Secret with which this registry may be pulled from.
-    pub(crate) async fn pull_secret(&self, namespace: &str, name: &str) {
-        let server = format!("--docker-server={}", self.address);
-        let user = format!("--docker-username={USER}");
-        let password = format!("--docker-password={}", self.password);
-        let line = ["-n", namespace, "create", "secret", "docker-registry", name];
-        must("kubectl", &[&line[..], &[&server, &user, &password]].concat()).await;
-    }
 }
 
-impl Drop for PrivateRegistry {
+impl Drop for Front {
     fn drop(&mut self) {
         self.server.abort();
         for folder in &self.hosts {
@@ -84,26 +91,95 @@ impl Drop for PrivateRegistry {
     }
 }
 
-/// Passes a connection on whose first request has the right credentials, and refuses any other.
-async fn serve(mut stream: TcpStream, open: String, known: String) -> std::io::Result<()> {
+/// The local registry behind a password, reachable from the nodes.
+pub(crate) struct PrivateRegistry {
+    front: Front,
+    pub(crate) password: String,
+}
+
+impl PrivateRegistry {
+    pub(crate) async fn start() -> Self {
+        let password = unique("password");
+        let known = STANDARD.encode(format!("{USER}:{password}"));
+        let front = Front::start(Rule::Password(format!("Basic {known}"))).await;
+        Self { front, password }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.front.address
+    }
+
+    /// The reference of one of our images here.
+    pub(crate) fn image(&self, name: &str) -> String {
+        self.front.image(name)
+    }
+
+    /// Makes a Secret with which this registry may be pulled from.
+    pub(crate) async fn pull_secret(&self, namespace: &str, name: &str) {
+        let server = format!("--docker-server={}", self.front.address);
+        let user = format!("--docker-username={USER}");
+        let password = format!("--docker-password={}", self.password);
+        let line = ["-n", namespace, "create", "secret", "docker-registry", name];
+        must("kubectl", &[&line[..], &[&server, &user, &password]].concat()).await;
+    }
+}
+
+/// The local registry, whose clients have used up what they may ask for until somebody relents.
+pub(crate) struct LimitedRegistry {
+    front: Front,
+    limits: Arc<AtomicBool>,
+}
+
+impl LimitedRegistry {
+    pub(crate) async fn start() -> Self {
+        let limits = Arc::new(AtomicBool::new(true));
+        let front = Front::start(Rule::Limit(Arc::clone(&limits))).await;
+        Self { front, limits }
+    }
+
+    /// The reference of one of our images here.
+    pub(crate) fn image(&self, name: &str) -> String {
+        self.front.image(name)
+    }
+
+    /// From now on it serves.
+    pub(crate) fn relent(&self) {
+        self.limits.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Passes a connection on whose first request the rule allows, and refuses any other.
+async fn serve(mut stream: TcpStream, open: String, rule: Arc<Rule>) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < HEAD_BYTES_MAX {
         if stream.read_buf(&mut head).await? == 0 {
             return Ok(());
         }
     }
-    let wanted = format!("Basic {known}");
     let text = String::from_utf8_lossy(&head);
     let mut headers = text.lines().filter_map(|line| line.split_once(": "));
-    if headers.any(|(name, value)| name.eq_ignore_ascii_case("authorization") && value == wanted) {
+    let (allowed, status, body) = match &*rule {
+        Rule::Password(known) => (
+            headers
+                .any(|(name, value)| name.eq_ignore_ascii_case("authorization") && value == known),
+            "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"private\"",
+            REFUSAL,
+        ),
+        Rule::Limit(limits) => (
+            !limits.load(Ordering::Relaxed),
+            "429 Too Many Requests\r\nRetry-After: 1",
+            LIMIT_REACHED,
+        ),
+    };
+    if allowed {
         let mut registry = TcpStream::connect(open).await?;
         registry.write_all(&head).await?;
         copy_bidirectional(&mut stream, &mut registry).await?;
         return Ok(());
     }
     let answer = format!(
-        "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"private\"\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{REFUSAL}",
-        REFUSAL.len()
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
     );
     stream.write_all(answer.as_bytes()).await
 }

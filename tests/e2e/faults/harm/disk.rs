@@ -10,8 +10,10 @@ use crate::support::env;
 
 /// Where the chart puts the folders of ledger, streams and git on each node.
 const FOLDER: &str = "/var/lib/agent-operator";
-/// File that fills the disk.
+/// File, or folder of empty files, that fills the disk.
 const FILLER: &str = "filler";
+/// Files and folders that fit: many more than ledger, streams and mirrors of a test need.
+const INODES: u32 = 20_000;
 
 /// A disk of this many MiB in place of a node's, until this goes.
 pub(crate) struct SmallDisk {
@@ -35,7 +37,7 @@ impl SmallDisk {
             "set -e
              nsenter {mounts} sh -ec '
                exec 9<{FOLDER}/enforcer
-               mount -t tmpfs -o size={mebibytes}m,mode=755 ao-fault {FOLDER}
+               mount -t tmpfs -o size={mebibytes}m,nr_inodes={INODES},mode=755 ao-fault {FOLDER}
                mkdir {FOLDER}/enforcer
                mount --no-canonicalize --bind /proc/self/fd/9 {FOLDER}/enforcer'
              cd {hidden}
@@ -72,9 +74,18 @@ impl SmallDisk {
         must("nsenter", &[&self.mounts(), "sh", "-c", &script], "");
     }
 
+    /// Takes the last inode: files that are there can grow, new ones cannot be made.
+    pub(crate) fn fill_inodes(&self) {
+        let script = format!(
+            "mkdir {FOLDER}/{FILLER}; cd {FOLDER}/{FILLER}; seq {INODES} | xargs touch 2>/dev/null;
+             df -i {FOLDER} | grep -q 100%"
+        );
+        must("nsenter", &[&self.mounts(), "sh", "-c", &script], "");
+    }
+
     /// Gives the space back.
     pub(crate) fn empty(&self) {
-        must("nsenter", &[&self.mounts(), "rm", "-f", &format!("{FOLDER}/{FILLER}")], "");
+        must("nsenter", &[&self.mounts(), "rm", "-rf", &format!("{FOLDER}/{FILLER}")], "");
     }
 }
 
@@ -83,7 +94,7 @@ impl Drop for SmallDisk {
         let frozen = self.freeze();
         // Back to the large disk with everything that was written meanwhile.
         let script = format!(
-            "nsenter {mounts} rm -f {FOLDER}/{FILLER}
+            "nsenter {mounts} rm -rf {FOLDER}/{FILLER}
              nsenter {mounts} tar -C {FOLDER} -cf - supervisor | tar -C {hidden} -xpf -
              nsenter {mounts} umount -l {FOLDER}",
             mounts = self.mounts(),
