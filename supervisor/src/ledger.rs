@@ -41,6 +41,8 @@ mod format;
 
 use disk::{Disk, RealDisk, open_file, sync_dir};
 
+use crate::room::INODES_MIN;
+
 /// File name within the data directory.
 const FILE: &str = "ledger.jsonl";
 /// Where a compacted ledger is written before it takes the place of the old one.
@@ -219,7 +221,7 @@ pub enum Stored {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoom {
     /// The disk is full; the reserve is for what runs already.
-    #[error("the node's disk is full: free space on the volume of supervisor.hostPath")]
+    #[error("the node's disk is full: free space, or inodes, on the volume of supervisor.hostPath")]
     DiskFull,
     /// The disk does not take writes.
     #[error("the node's ledger cannot be written: look at the supervisor's log and its disk")]
@@ -355,7 +357,10 @@ impl Ledger {
         if self.is_behind() {
             return Err(NoRoom::Unwritable);
         }
-        if !self.reserve {
+        // The journal grows without a new file, but a step cannot do without: streams, repository. A disk
+        // that cannot be asked shows by its writes what it has.
+        let inodes = self.disk.free_inodes(&self.dir).unwrap_or(u64::MAX);
+        if !self.reserve || inodes < INODES_MIN {
             return Err(NoRoom::DiskFull);
         }
         if self.compacted_bytes >= BYTES_MAX { Err(NoRoom::LedgerFull) } else { Ok(()) }

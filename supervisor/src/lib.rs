@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod link;
 pub mod metrics;
 pub mod pod;
+pub mod room;
 pub mod scrub;
 pub mod session;
 pub mod steps;

@@ -12,6 +12,8 @@ use nix::{
     fcntl::{FallocateFlags, fallocate},
 };
 
+use crate::room::Room;
+
 /// Bytes written at once where space cannot be allocated without writing.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -29,6 +31,9 @@ pub trait Disk: Send + std::fmt::Debug {
 
     /// Gives the space of such a file back.
     fn release(&self, path: &Path) -> io::Result<()>;
+
+    /// Inodes that are free on the disk of `dir`.
+    fn free_inodes(&self, dir: &Path) -> io::Result<u64>;
 }
 
 /// The file system.
@@ -60,6 +65,10 @@ impl Disk for RealDisk {
 
     fn release(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
+    }
+
+    fn free_inodes(&self, dir: &Path) -> io::Result<u64> {
+        Room::of(dir).map(|room| room.inodes)
     }
 }
 

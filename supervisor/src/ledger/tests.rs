@@ -205,6 +205,8 @@ pub(crate) struct SmallDisk(std::sync::Arc<std::sync::Mutex<SmallDiskState>>);
 #[derive(Debug, Default)]
 struct SmallDiskState {
     free: u64,
+    /// How many files can be made; none: as many as one likes.
+    inodes: Option<u64>,
     broken: bool,
     /// Bytes of each file that outlast a loss of power, by device and inode.
     synced: std::collections::HashMap<(u64, u64), u64>,
@@ -230,6 +232,10 @@ impl SmallDisk {
 
     pub(crate) fn set_free(&self, free: u64) {
         self.0.lock().unwrap().free = free;
+    }
+
+    pub(crate) fn set_inodes(&self, inodes: Option<u64>) {
+        self.0.lock().unwrap().inodes = inodes;
     }
 
     pub(crate) fn set_broken(&self, broken: bool) {
@@ -314,6 +320,10 @@ impl Disk for SmallDisk {
         self.0.lock().unwrap().free += RESERVE_BYTES;
         std::fs::remove_file(path)
     }
+
+    fn free_inodes(&self, _dir: &Path) -> std::io::Result<u64> {
+        Ok(self.0.lock().unwrap().inodes.unwrap_or(u64::MAX))
+    }
 }
 
 #[test]
@@ -362,6 +372,18 @@ fn on_a_full_disk_facts_go_into_the_reserve_and_assignments_are_refused_until_th
     assert_eq!(ledger.check_room(), Ok(()));
     let (_, memory, oddities) = Ledger::open(dir.path()).unwrap();
     assert_eq!((memory.highest_epoch, oddities), (Epoch(1), Oddities::default()));
+}
+
+#[test]
+fn a_disk_without_inodes_takes_no_assignment_and_every_fact() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::with_free(2 * RESERVE_BYTES);
+    let (mut ledger, _, _) = Ledger::open_on(Box::new(disk.clone()), dir.path()).unwrap();
+    disk.set_inodes(Some(0));
+    assert_eq!(ledger.check_room(), Err(NoRoom::DiskFull));
+    assert_eq!(ledger.append(&one_fact(1), true).unwrap(), Stored::OnDisk);
+    disk.set_inodes(None);
+    assert_eq!(ledger.check_room(), Ok(()));
 }
 
 #[test]

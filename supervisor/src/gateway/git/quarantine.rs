@@ -7,7 +7,6 @@ use std::{
 };
 
 use agent_operator::{attempt::Published, domain::names};
-use nix::{errno::Errno, sys::statvfs::statvfs};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -18,6 +17,7 @@ use super::{
     names::Branch,
     start::Start,
 };
+use crate::room::{INODES_MIN, Room};
 
 /// What was decided for the attempt, beside the repository: a restarted gateway goes on with it.
 const STATE_FILE: &str = "agent-operator.json";
@@ -86,12 +86,12 @@ impl Quarantine {
     pub(super) async fn check_room(&self, bytes_max: u64) -> Result<(), GitError> {
         let failed = |source| GitError::UseDisk { operation: "measure a quarantine", source };
         let objects = self.path.join("objects");
-        let measure = move || Ok((disk_usage(&objects, DEPTH_MAX)?, disk_free(&objects)?));
-        let (used, free) = tokio::task::spawn_blocking(measure)
+        let measure = move || Ok((disk_usage(&objects, DEPTH_MAX)?, Room::of(&objects)?));
+        let (used, room) = tokio::task::spawn_blocking(measure)
             .await
             .map_err(|error| failed(io::Error::other(error)))?
             .map_err(failed)?;
-        if free < FREE_BYTES_MIN {
+        if room.bytes < FREE_BYTES_MIN || room.inodes < INODES_MIN {
             let source = io::ErrorKind::StorageFull.into();
             return Err(GitError::UseDisk { operation: "keep a push: the disk is full", source });
         }
@@ -181,15 +181,6 @@ fn disk_usage(directory: &Path, depth_max: u32) -> io::Result<u64> {
         });
     }
     Ok(bytes)
-}
-
-/// Free bytes of the disk that `directory` is on; as good as all where there is none yet.
-fn disk_free(directory: &Path) -> io::Result<u64> {
-    match statvfs(directory) {
-        Ok(disk) => Ok(disk.blocks_available().saturating_mul(disk.fragment_size())),
-        Err(Errno::ENOENT) => Ok(u64::MAX),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Removes a directory with all that is in it; one that is absent is fine.
