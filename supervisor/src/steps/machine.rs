@@ -30,6 +30,10 @@ mod gate;
 pub const UNSCHEDULABLE_GRACE: Duration = Duration::from_secs(10);
 /// How long a deleted pod may take to end (the kubelet's own retries included) before it is stuck.
 pub const STUCK_AFTER: Duration = Duration::from_mins(1);
+/// How long a supervisor that comes back after a step's deadline waits for a result that its gateway
+/// may hold. A gateway that runs tells it within moments; one that does not answer was most likely
+/// restarted too, and has none. The end of the step does not wait: [`Machine::guarded`] sees to it.
+pub const HEARING: Duration = Duration::from_secs(2);
 
 /// Report number of 'running': one fixed number for each state makes repeats harmless.
 pub const SEQUENCE_RUNNING: u64 = 1;
@@ -85,6 +89,8 @@ pub struct Sight {
     pub stuck: bool,
     /// How far the closing of the pod's network has come.
     pub egress: egress::Progress,
+    /// Found after its deadline, and the gateway has not been heard yet: see [`HEARING`].
+    pub hearing: bool,
 }
 
 /// One attempt.
@@ -268,6 +274,7 @@ impl Step<'_> {
             }
             Event::PullRequestOpened(request) => self.record(Record::PullRequestOpened(request)),
             Event::Result { result, usage, refusals } => self.result(result, usage, refusals),
+            Event::NothingPending => self.heard(),
             Event::CgroupEmpty => {
                 self.machine.sight.cgroup_empty = true;
                 self.conclude();
@@ -318,7 +325,7 @@ impl Step<'_> {
             self.await_exit();
         } else if self.machine.deadline().is_some_and(|at| at <= self.now().boot) {
             // Before anything is observed: the end at the deadline must not pass for another end.
-            self.time_out();
+            self.overdue();
         }
         self.conclude();
     }

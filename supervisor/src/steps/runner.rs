@@ -288,6 +288,8 @@ pub struct Runner {
     leaving: Leaving,
     /// What the gateway had in memory when the link came up.
     gateway_knows: BTreeSet<RunKey>,
+    /// Attempts without an entry of which the gateway has told something that nobody could keep.
+    unheard: BTreeSet<RunKey>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
 }
@@ -330,6 +332,7 @@ impl Runner {
             strangers: BTreeMap::new(),
             leaving: Leaving::default(),
             gateway_knows: BTreeSet::new(),
+            unheard: BTreeSet::new(),
             settings,
             metrics,
             tracer: Tracer::off(),
@@ -476,10 +479,7 @@ impl Runner {
                 Ok(())
             }
             Input::LinkUp(link) => self.link_up(link),
-            Input::GatewayKnows(runs) => {
-                self.gateway_knows = runs.into_iter().collect();
-                Ok(())
-            }
+            Input::GatewayKnows(runs) => self.gateway_knows(runs),
             Input::Looked { run, look } => self.looked(&run, look),
             Input::LinkDown => {
                 self.link = None;

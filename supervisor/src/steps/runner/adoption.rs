@@ -119,15 +119,16 @@ impl Runner {
         if !self.facts_missing {
             return;
         }
-        let lost: Vec<_> = self
-            .gateway_knows
-            .iter()
-            .filter(|run| !self.machines.contains_key(*run))
-            .cloned()
-            .collect();
+        let lost: Vec<_> =
+            self.gateway_knows.iter().filter(|run| self.may_be_adopted(run)).cloned().collect();
         for run in lost {
             self.tell_gateway(ToGateway::Describe { run });
         }
+    }
+
+    /// Whether the gateway has kept an attempt that the ledger may have lost.
+    pub(super) fn may_be_adopted(&self, run: &RunKey) -> bool {
+        self.facts_missing && self.gateway_knows.contains(run) && !self.machines.contains_key(run)
     }
 
     /// The gateway describes an attempt that it has kept.
@@ -328,6 +329,10 @@ impl Runner {
         self.metrics.adopted.inc();
         self.step(run, Event::Restarted { one_time_hash })?;
         self.answer(stranger.order, None);
+        if self.unheard.contains(run) {
+            // A new link begins with all that was not acknowledged.
+            self.link = None;
+        }
         Ok(())
     }
 

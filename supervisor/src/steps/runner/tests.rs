@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::DropGuard, task::TaskTracker};
 
 use super::*;
 use crate::{
@@ -243,7 +243,8 @@ struct Life {
     inputs: mpsc::Sender<Input>,
     session: mpsc::Receiver<Outgoing>,
     gateway: mpsc::Receiver<ToGateway>,
-    shutdown: CancellationToken,
+    /// Also for a test that fails: the runtime waits for the runner's thread.
+    shutdown: DropGuard,
     runner: tokio::task::JoinHandle<Result<(), RunnerError>>,
     streams: Arc<Streams>,
 }
@@ -303,13 +304,22 @@ impl Life {
             Some(at) => run_still(runner, queue, &of_runner, at),
             None => runner.run_blocking(queue, &of_runner),
         });
-        let (to_gateway, gateway) = mpsc::channel(1024);
-        let known = pods.gateway_knows.lock().unwrap().clone();
-        inputs.send(Input::GatewayKnows(known)).await.unwrap();
-        inputs.send(Input::LinkUp(to_gateway)).await.unwrap();
+        let (_, gateway) = mpsc::channel(1);
         let (outgoing, session) = mpsc::channel(1024);
-        inputs.send(Input::SessionUp { epoch: Epoch(3), outgoing }).await.unwrap();
-        Self { inputs, session, gateway, shutdown, runner, streams }
+        let shutdown = shutdown.drop_guard();
+        let mut life = Self { inputs, session, gateway, shutdown, runner, streams };
+        life.link(pods).await;
+        life.send(Input::SessionUp { epoch: Epoch(3), outgoing }).await;
+        life
+    }
+
+    /// A new link to the gateway.
+    async fn link(&mut self, pods: &FakePods) {
+        let (to_gateway, gateway) = mpsc::channel(1024);
+        self.gateway = gateway;
+        let known = pods.gateway_knows.lock().unwrap().clone();
+        self.send(Input::GatewayKnows(known)).await;
+        self.send(Input::LinkUp(to_gateway)).await;
     }
 
     async fn send(&self, input: Input) {
@@ -400,7 +410,7 @@ impl Life {
 
     /// As SIGKILL: nothing is said, nothing is closed.
     async fn kill(self) {
-        self.shutdown.cancel();
+        drop(self.shutdown);
         self.runner.await.unwrap().unwrap();
     }
 }
