@@ -96,12 +96,12 @@ impl Runner {
         Some(self.strangers.entry(run.clone()).or_default())
     }
 
-    /// Whether an assignment has to be compared with what is there before it is carried out: its
-    /// entry may be among the lost ones. Not if its run was made for this `first` order, for then no
-    /// life of this supervisor before this one can have heard of it.
+    /// Whether an assignment without an entry has to be compared with what is there before it is carried
+    /// out: a ledger that was lost, of this life or of one before, may have had the entry, and whoever
+    /// gives the order may not know yet that the run has ended. Not if the run was made for this `first`
+    /// order, for then no life of this supervisor can have heard of it.
     pub(super) fn must_look_first(&self, run: &RunKey, first: bool) -> bool {
-        let lost = self.facts_missing && !first;
-        lost || self.strangers.contains_key(run) || self.leaving.holds(run)
+        !first || self.strangers.contains_key(run) || self.leaving.holds(run)
     }
 
     /// Keeps the controller's order until the look is done; the answer comes then.
