@@ -190,6 +190,7 @@ impl Director {
     /// Mends everything, for good.
     pub fn calm(&mut self) {
         self.world.faults().chaos = 0;
+        self.world.faults().outdated.clear();
         let mut all: Vec<_> = std::mem::take(&mut self.mends);
         all.sort();
         for (_, mend) in all {
@@ -236,7 +237,7 @@ impl Director {
             Mend::Power(node) => {
                 let parts = self.nodes.get_mut(&node).unwrap();
                 parts.place.machine.power_on();
-                self.annotate_fence(&node, false);
+                self.trust(&node);
                 self.mend(Mend::Gateway(node.clone()));
                 self.mend(Mend::Supervisor(node));
             }
@@ -250,7 +251,7 @@ impl Director {
             Mend::Down(node) => {
                 world.faults().cut_down.remove(&node);
             }
-            Mend::Fence(node) => self.annotate_fence(&node, false),
+            Mend::Fence(node) => self.trust(&node),
             Mend::Resume(task) => self.patch_task(&task, &json!({"spec": {"suspend": false}})),
         }
     }
@@ -269,14 +270,14 @@ impl Director {
         }
     }
 
-    fn kill_controller(&mut self, slot: usize) {
+    pub fn kill_controller(&mut self, slot: usize) {
         if let Some(controller) = self.controllers[slot].1.take() {
             controller.kill();
             self.later(100, 12_000, Mend::Controller(slot));
         }
     }
 
-    fn kill_supervisor(&mut self, node: &str) {
+    pub fn kill_supervisor(&mut self, node: &str) {
         let parts = self.nodes.get_mut(node).unwrap();
         if let Some(supervisor) = parts.supervisor.take() {
             supervisor.kill();
@@ -321,6 +322,11 @@ impl Director {
             let change = json!({"metadata": {"annotations": {FENCE: value}}});
             let _ = store.merge(kind("nodes"), &place, &change, false);
         });
+    }
+
+    fn trust(&self, node: &str) {
+        self.annotate_fence(node, false);
+        self.world.tell(Fact::Trusted { node: node.to_owned() });
     }
 
     fn patch_task(&self, task: &str, change: &Value) {
@@ -456,12 +462,25 @@ impl Director {
                 self.later(500, 30_000, Mend::Resume(name));
             }
             96 | 97.. => {
-                world.note(format!("{} {name} is deleted by hand", place.0));
-                let deletion = Deletion::default();
-                let _ = world.api().with(|store| store.delete(kind(place.0), &place, &deletion));
+                self.delete(place.0, &name);
             }
             _ => {}
         }
+    }
+
+    /// From here on these processes see this resource as it is now: lists show no more, and watches tell
+    /// nothing.
+    pub fn outdate(&self, who: &'static str, plural: &'static str) {
+        let version = self.world.api().with(|store| store.version());
+        self.world.faults().outdated.insert((who, plural), version);
+    }
+
+    /// A person deletes something.
+    pub fn delete(&self, plural: &'static str, name: &str) {
+        self.world.note(format!("{plural} {name} is deleted by hand"));
+        let place = (plural, NAMESPACE.to_owned(), name.to_owned());
+        let deletion = Deletion::default();
+        let _ = self.world.api().with(|store| store.delete(kind(plural), &place, &deletion));
     }
 
     /// Tasks that have not ended.

@@ -22,6 +22,7 @@ mod gateway;
 mod kills;
 mod sandbox;
 mod seeds;
+mod stale;
 mod supervisor;
 mod world;
 

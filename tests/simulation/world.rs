@@ -58,6 +58,9 @@ pub struct Faults {
     pub cut_up: BTreeSet<String>,
     /// Nodes that controllers' words do not reach.
     pub cut_down: BTreeSet<String>,
+    /// For processes whose names begin so, and a resource: the version that their lists show, and behind
+    /// which their watches stay.
+    pub outdated: BTreeMap<(&'static str, &'static str), u64>,
     /// Of 1000 requests and messages, how many go wrong.
     pub chaos: u32,
     /// A kill that waits for its write.
@@ -194,6 +197,15 @@ impl Way {
         faults.kill_at.take_if(|kill| kill.write == number)
     }
 
+    /// The version of its resource at which a process is kept.
+    fn outdated(&self, call: &Call) -> Option<u64> {
+        let faults = self.0.faults();
+        let mut of = faults.outdated.iter();
+        let found =
+            of.find(|((who, what), _)| call.client.starts_with(who) && call.kind.plural == *what);
+        found.map(|(_, version)| *version)
+    }
+
     fn chaos(&self, call: &Call, fate: &mut Fate) {
         let pick = self.0.rng().u32(0..11);
         match pick {
@@ -233,6 +245,11 @@ impl Network for Way {
         }
         let mut fate =
             Fate { before: self.0.between(1, 8), after: self.0.between(1, 8), end: End::Answer };
+        if let Some(version) = self.outdated(call).filter(|_| call.verb == Verb::List) {
+            let behind = self.0.api().with(|store| store.version()).saturating_sub(version);
+            fate.end = End::Stale(behind);
+            return fate;
+        }
         if let Some(kill) = self.dies_at(call) {
             fate.end = End::Lose { applied: kill.applied, silent: true };
             fate.before = Duration::ZERO;
@@ -274,6 +291,10 @@ impl Network for Way {
         } else {
             Link::Up
         }
+    }
+
+    fn holds(&self, call: &Call) -> bool {
+        self.outdated(call).is_some()
     }
 
     fn passage_of_event(&self, client: &str) -> Passage {

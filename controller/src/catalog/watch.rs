@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use super::{Catalog, RunView, TaskView};
+use crate::observe::watch;
 
 /// Keeps `catalog` until `stop`. Errors of a watch are logged and waited out.
 pub async fn run(client: Client, catalog: Catalog, stop: CancellationToken) {
@@ -39,7 +40,7 @@ where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
     V: From<K>,
 {
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events = watcher(api, watcher::Config::default()).backoff(watch::backoff()).boxed();
     let mut listed = Vec::new();
     loop {
         match events.try_next().await {

@@ -18,8 +18,8 @@ use std::{
 };
 
 use agent_operator::{
-    crd::{AgentRun, CodingTask},
-    domain::{NodeName, RunKey, RunUid},
+    crd::{AgentRun, CodingTask, coding_task::AgentRunSummary},
+    domain::{NodeName, RunKey, RunPhase, RunUid},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -75,6 +75,9 @@ pub struct World {
     nodes: Store<Node>,
     fresh_tasks: Overlay<CodingTask>,
     fresh_runs: Overlay<AgentRun>,
+    /// Runs that went without an outcome, by the uid of their task, until that is gone. A person deletes
+    /// few, and a task makes none after it.
+    vanished: Mutex<HashMap<String, Vec<AgentRunSummary>>>,
     /// Room that decisions took whose runs are being created, by namespace and name.
     reserved: Mutex<HashMap<(String, String), (NodeName, Amounts)>>,
     changes: broadcast::Sender<Change>,
@@ -94,6 +97,7 @@ impl World {
             nodes,
             fresh_tasks: Overlay::default(),
             fresh_runs: Overlay::default(),
+            vanished: Mutex::default(),
             reserved: Mutex::default(),
             changes,
             filled: OnceCell::new(),
@@ -207,6 +211,42 @@ impl World {
         run
     }
 
+    /// Takes note of a run that is gone. One without an outcome must not be made anew on the word of a
+    /// task that is older than the deletion: what it ran may not have ended.
+    fn run_gone(&self, run: &Arc<AgentRun>) {
+        let run = self.fresh_runs.newest(Arc::clone(run));
+        self.fresh_runs.remove(&run.uid().unwrap_or_default());
+        let (namespace, task_uid) = (run.namespace().unwrap_or_default(), &run.spec.task_ref.uid);
+        let task = self.tasks.get(&ObjectRef::new(&run.spec.task_ref.name).within(&namespace));
+        if run.has_ended() || task.is_none_or(|task| task.uid().as_ref() != Some(task_uid)) {
+            return;
+        }
+        let summary = AgentRunSummary {
+            name: run.name_any(),
+            step: run.spec.step.clone(),
+            attempt: run.spec.attempt,
+            phase: RunPhase::Pending.as_str().to_owned(),
+            reason: None,
+        };
+        let mut vanished = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_task = vanished.entry(task_uid.clone()).or_default();
+        if of_task.iter().all(|known| known.name != summary.name) {
+            of_task.push(summary);
+        }
+    }
+
+    fn task_gone(&self, task: &CodingTask) {
+        let uid = task.uid().unwrap_or_default();
+        self.fresh_tasks.remove(&uid);
+        self.vanished.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+    }
+
+    /// The runs of a task that went without an outcome, as the task's status would list them.
+    fn vanished(&self, task_uid: &str) -> Vec<AgentRunSummary> {
+        let vanished = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
+        vanished.get(task_uid).cloned().unwrap_or_default()
+    }
+
     /// Keeps room on a node for a run that is about to be created.
     pub fn reserve(&self, namespace: &str, run: &str, node: NodeName, amounts: Amounts) {
         let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
@@ -270,7 +310,13 @@ impl Observer {
         task: &CodingTask,
         now: Timestamp,
     ) -> Result<Observed, ObserveError> {
-        let view = views::task(task).map_err(|source| understand("CodingTask", task, source))?;
+        let mut view =
+            views::task(task).map_err(|source| understand("CodingTask", task, source))?;
+        for gone in self.world.vanished(view.uid.as_str()) {
+            if view.status.agent_runs.iter().all(|listed| listed.name != gone.name) {
+                view.status.agent_runs.push(gone);
+            }
+        }
         let objects = self.world.runs_of(&view.namespace, view.uid.as_str());
         let mut runs = Vec::with_capacity(objects.len());
         for object in &objects {

@@ -1,9 +1,10 @@
 //! The watches that fill the stores. They run for the life of the process, leading or not, so that a
 //! new term starts with warm stores and reads are served in between.
 
-use std::{collections::HashSet, fmt::Debug, pin::pin, sync::Arc};
+use std::{collections::HashSet, fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
 use agent_operator::crd::{AgentRun, CodingTask};
+use backon::ExponentialBuilder;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::{
@@ -12,7 +13,7 @@ use kube::{
     runtime::{
         WatchStreamExt as _,
         reflector::{self, ObjectRef, Store, store::Writer},
-        watcher::{self, Event, watcher},
+        watcher::{self, Event, ExponentialBackoff, watcher},
     },
 };
 use serde::de::DeserializeOwned;
@@ -24,6 +25,12 @@ use super::World;
 /// Watch calls end after this time, and a silent one 5 s later: a half-open connection is noticed
 /// within 15 s instead of kube's 295.
 const WATCH_SECONDS: u32 = 10;
+/// First pause after a watch that failed.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// Longest pause, without its jitter: decisions rest on what the watches have brought, so an API server
+/// that is back is heard within seconds and not, as by kube's own backoff, up to a minute later. Few
+/// processes watch so.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The whole object once more, as `kubectl apply` leaves it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Changes that a slow subscriber may lag behind before it has to look at everything again.
@@ -83,7 +90,7 @@ impl Watches {
         let task_world = Arc::clone(&world);
         let watch_tasks = follow(all, tasks, "codingtasks", slim, move |task, gone| {
             if gone {
-                task_world.fresh_tasks.remove(&task.uid().unwrap_or_default());
+                task_world.task_gone(&task);
                 task_world.announce(Change::TaskGone(task));
             } else {
                 task_world.fresh_tasks.seen(&task);
@@ -97,7 +104,7 @@ impl Watches {
         let all = Api::all(client.clone());
         let watch_runs = follow(all, runs, "agentruns", slim, move |run: Arc<AgentRun>, gone| {
             if gone {
-                run_world.fresh_runs.remove(&run.uid().unwrap_or_default());
+                run_world.run_gone(&run);
                 run_world.announce(Change::RunGone(run));
             } else {
                 run_world.fresh_runs.seen(&run);
@@ -135,6 +142,16 @@ fn slim_node(node: &mut Node) {
     }
 }
 
+/// Pauses between the tries of a watch that fails.
+pub(crate) fn backoff() -> ExponentialBackoff {
+    let pauses = ExponentialBuilder::default()
+        .with_min_delay(BACKOFF_MIN)
+        .with_max_delay(BACKOFF_MAX)
+        .with_jitter()
+        .without_max_times();
+    ExponentialBackoff::from(pauses)
+}
+
 /// Keeps a store by a watch and tells of each change after the store has it. Objects that do not
 /// parse are left out alone, instead of failing the whole list.
 async fn follow<K>(
@@ -148,7 +165,7 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
-    let mut events = pin!(watcher(api, config).default_backoff());
+    let mut events = pin!(watcher(api, config).backoff(backoff()));
     let store = writer.as_reader();
     while let Some(event) = events.next().await {
         match event {

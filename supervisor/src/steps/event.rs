@@ -92,6 +92,8 @@ pub enum Timer {
     Stuck,
     /// The forgotten pod has been kept long enough.
     Retention,
+    /// The gateway had its time to tell of a result from before this process.
+    Hearing,
 }
 
 /// What happens to an attempt.
@@ -156,6 +158,8 @@ pub enum Event {
         /// Refused requests.
         refusals: Vec<Refusal>,
     },
+    /// The gateway holds no result of it from before this process.
+    NothingPending,
     /// Nothing of the container runs any more, by its cgroup.
     CgroupEmpty,
     /// A timer has fired.

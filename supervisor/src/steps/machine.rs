@@ -8,14 +8,13 @@ use agent_operator::{
     attempt::StopOrder,
     domain::{
         Reason, StartFault, Usage,
-        ids::PodUid,
         report::{Refusal, RunState, Started},
     },
 };
 
 use super::{
     egress,
-    event::{Context, CreateFailure, Effect, Event, PodDigest, Timer},
+    event::{Context, Effect, Event, PodDigest, Timer},
     guard::Guarded,
     hindrance::Hindrance,
     moment::{BootTime, Moment, Now},
@@ -25,11 +24,16 @@ use super::{
 
 mod ending;
 mod gate;
+mod pod;
 
 /// How long the scheduler may fail to place a pod that is pinned to this node.
 pub const UNSCHEDULABLE_GRACE: Duration = Duration::from_secs(10);
 /// How long a deleted pod may take to end (the kubelet's own retries included) before it is stuck.
 pub const STUCK_AFTER: Duration = Duration::from_mins(1);
+/// How long a supervisor that comes back after a step's deadline waits for a result that its gateway
+/// may hold. A gateway that runs tells it within moments; one that does not answer was most likely
+/// restarted too, and has none. The end of the step does not wait: [`Machine::guarded`] sees to it.
+pub const HEARING: Duration = Duration::from_secs(2);
 
 /// Report number of 'running': one fixed number for each state makes repeats harmless.
 pub const SEQUENCE_RUNNING: u64 = 1;
@@ -85,6 +89,8 @@ pub struct Sight {
     pub stuck: bool,
     /// How far the closing of the pod's network has come.
     pub egress: egress::Progress,
+    /// Found after its deadline, and the gateway has not been heard yet: see [`HEARING`].
+    pub hearing: bool,
 }
 
 /// One attempt.
@@ -268,6 +274,7 @@ impl Step<'_> {
             }
             Event::PullRequestOpened(request) => self.record(Record::PullRequestOpened(request)),
             Event::Result { result, usage, refusals } => self.result(result, usage, refusals),
+            Event::NothingPending => self.heard(),
             Event::CgroupEmpty => {
                 self.machine.sight.cgroup_empty = true;
                 self.conclude();
@@ -318,194 +325,9 @@ impl Step<'_> {
             self.await_exit();
         } else if self.machine.deadline().is_some_and(|at| at <= self.now().boot) {
             // Before anything is observed: the end at the deadline must not pass for another end.
-            self.time_out();
+            self.overdue();
         }
         self.conclude();
-    }
-
-    fn pod_created(&mut self, uid: PodUid, one_time_hash: String) {
-        self.machine.sight.creating = false;
-        if self.machine.finished() || self.facts().pod_uid.is_some() {
-            return;
-        }
-        self.record(Record::PodCreated { uid: uid.clone() });
-        if self.facts().one_time_hash != one_time_hash {
-            self.record(Record::OneTime { hash: one_time_hash });
-            self.effects.push(Effect::RegisterGrant);
-        }
-        self.effects.push(Effect::OpenStreams { uid });
-        if self.facts().stop.is_some() {
-            self.delete_pod();
-        }
-        if let Some(digest) = self.machine.sight.early.take() {
-            self.pod_observed(*digest);
-        }
-    }
-
-    fn pod_create_failed(&mut self, failure: CreateFailure) {
-        self.machine.sight.creating = false;
-        if self.machine.finished() || self.facts().pod_uid.is_some() {
-            return;
-        }
-        let unstarted = |fault, words: &str| (Reason::Unstarted, words.to_owned(), Some(fault));
-        let (reason, message, fault) = match failure {
-            CreateFailure::Invalid(words) => {
-                (Reason::InvalidTask, format!("the API server refused the pod: {words}"), None)
-            }
-            CreateFailure::Refused(Hindrance { fault, words, .. }) => {
-                unstarted(fault, &format!("the pod was not admitted: {words}"))
-            }
-            CreateFailure::Foreign(words) => unstarted(
-                StartFault::NotStarted,
-                &format!("another object holds the pod's name: {words}"),
-            ),
-            CreateFailure::Aborted => {
-                unstarted(StartFault::NotStarted, "called off before its pod")
-            }
-            CreateFailure::Vanished => {
-                let message = "its pod is gone, and the node lost its record of it".to_owned();
-                (Reason::ExitCodeUnknown, message, None)
-            }
-        };
-        self.record_stop(reason, message, fault, Duration::ZERO);
-        self.finish();
-    }
-
-    fn pod_create_delayed(&mut self, hindrance: Hindrance) {
-        if self.facts().pod_uid.is_none() && self.facts().stop.is_none() {
-            self.machine.sight.waiting = Some(hindrance);
-            self.tell_waiting();
-        }
-    }
-
-    /// Makes visible what keeps the pod from running: one report for each kind, not for each word.
-    fn tell_waiting(&mut self) {
-        let ending = self.facts().stop.is_some() || self.machine.finished();
-        let fault = self.machine.sight.waiting.as_ref().map(|waiting| waiting.fault);
-        if ending || fault.is_none() || fault == self.machine.sight.waiting_told {
-            return;
-        }
-        self.machine.sight.waiting_told = fault;
-        self.machine.sight.waiting_acked = false;
-        if let Some((sequence, state)) = self.machine.waiting() {
-            self.effects.push(Effect::Report { sequence, state: Box::new(state) });
-        }
-    }
-
-    fn pod_observed(&mut self, digest: PodDigest) {
-        if self.facts().pod_uid.is_none() && !self.machine.finished() {
-            // Kept until the creation's answer says whether this is the one.
-            self.machine.sight.early = Some(Box::new(digest));
-            return;
-        }
-        if self.facts().pod_uid.as_ref() != Some(&digest.uid) {
-            return;
-        }
-        let sight = &mut self.machine.sight;
-        sight.ip = digest.ip.or(sight.ip);
-        let container_found = sight.container_id.is_none() && digest.container_id.is_some();
-        sight.container_id = digest.container_id.or_else(|| sight.container_id.take());
-        let unscheduled = digest.unschedulable.clone().map(|words| Hindrance {
-            fault: StartFault::NoCapacity,
-            words,
-            lasting: false,
-        });
-        sight.waiting = digest.waiting.or(unscheduled).or_else(|| sight.egress.delayed.clone());
-        sight.scheduled |= digest.scheduled;
-        if digest.disruption.is_some() {
-            sight.disruption.clone_from(&digest.disruption);
-        }
-        let ordered = sight.delete_ordered || self.machine.facts.forgotten.is_some();
-        sight.deleted_outside |= digest.deleting && !ordered;
-        let deleted_outside = sight.deleted_outside;
-        let never_ran = digest.deleting && !sight.scheduled;
-
-        if let Some(mut exit) = digest.exit.filter(|_| self.facts().exit.is_none()) {
-            exit.deleted_outside |= deleted_outside;
-            self.record(Record::Exit(exit));
-            self.compare_records();
-        }
-        if self.machine.finished() {
-            return;
-        }
-        self.watch_scheduling(digest.unschedulable.is_some());
-        if let Some(message) = digest.image_volume_broken {
-            self.switch_delivery(message);
-        }
-        self.give_up_waiting();
-        if never_ran {
-            // Deleted before any node had it: no kubelet will ever write a record.
-            self.machine.sight.pod_gone = true;
-            self.machine.sight.cgroup_empty = true;
-        }
-        let ending = self.facts().result.is_some() || self.facts().stop.is_some();
-        if container_found && ending {
-            self.watch_cgroup(digest.uid, false);
-        }
-        self.open_gate();
-        self.conclude();
-    }
-
-    /// Both records are on disk: a contradiction is shown, and changes nothing.
-    fn compare_records(&mut self) {
-        if let Some((reported, recorded)) = verdict::mismatch(self.facts()) {
-            self.effects.push(Effect::ExitMismatch { reported, recorded });
-            if let Some(state) = self.machine.mismatch() {
-                let state = Box::new(state);
-                self.effects.push(Effect::Report { sequence: SEQUENCE_MISMATCH, state });
-            }
-        }
-    }
-
-    /// Ends an attempt that waiting cannot help; one that it may help is made visible.
-    fn give_up_waiting(&mut self) {
-        let waiting = self.machine.sight.waiting.clone();
-        match waiting.filter(|_| self.facts().opened.is_none()) {
-            Some(Hindrance { fault, words, lasting: true }) => {
-                self.stop_unstarted(fault, &words);
-            }
-            // The scheduler's first look often comes too early; it has its own timer.
-            Some(waiting) if waiting.fault != StartFault::NoCapacity => self.tell_waiting(),
-            Some(_) | None => {}
-        }
-    }
-
-    fn watch_scheduling(&mut self, unschedulable: bool) {
-        let before = std::mem::replace(&mut self.machine.sight.unschedulable, unschedulable);
-        if unschedulable && !before {
-            let at = self.now().boot.plus(UNSCHEDULABLE_GRACE);
-            self.arm(Timer::Unschedulable, at);
-        }
-    }
-
-    fn switch_delivery(&mut self, message: String) {
-        if self.facts().redemption.is_some() || self.facts().stop.is_some() {
-            return;
-        }
-        let text = format!(
-            "image volumes do not work on this node ({message}); \
-             with runner.delivery: auto the next try uses an init container"
-        );
-        self.effects.push(Effect::SwitchDelivery { message });
-        self.stop_unstarted(StartFault::NotStarted, &text);
-    }
-
-    fn pod_gone(&mut self) {
-        let Some(uid) = self.facts().pod_uid.clone() else { return };
-        if self.machine.sight.pod_gone {
-            return;
-        }
-        let sight = &mut self.machine.sight;
-        sight.pod_gone = true;
-        // It was there and went without our word, so somebody took our finalizer off and deleted it.
-        let ordered = sight.delete_ordered || self.machine.facts.forgotten.is_some();
-        sight.deleted_outside |= sight.scheduled && !ordered;
-        if self.machine.finished() {
-            return;
-        }
-        // The object is gone, but processes may outlive it for a moment: look before judging.
-        self.effects.push(Effect::Revoke);
-        self.watch_cgroup(uid, true);
     }
 
     fn counters(&mut self, usage: Usage, refusals: Vec<Refusal>) {

@@ -133,6 +133,11 @@ pub enum Fact {
         /// The node.
         node: String,
     },
+    /// The word about a fenced node was taken back.
+    Trusted {
+        /// The node.
+        node: String,
+    },
     /// A commit of a run moved the work branch upstream.
     Published {
         /// The run.
@@ -349,6 +354,7 @@ impl Fact {
             Self::TaskGone { .. } => "deleted tasks",
             Self::RunGone { .. } => "deleted runs",
             Self::Fenced { .. } => "fences",
+            Self::Trusted { .. } => "lifted fences",
             Self::Published { .. } => "published commits",
             Self::PullRequest { .. } => "pull requests",
             Self::Row { .. } => "log rows",

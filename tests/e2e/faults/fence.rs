@@ -26,6 +26,9 @@ async fn a_fenced_nodes_step_is_replaced_and_stopped_when_the_node_is_back() {
     let ended = tokio::spawn(lose_and_fence()).await;
     let _ = run("kubectl", &["uncordon", "node-a"]).await;
     let _ = run("kubectl", &["annotate", "node", LOST, "agents.wearn.dev/fence-"]).await;
+    if let Ok(lost) = &ended {
+        lost.trial.trusts(LOST);
+    }
     release::part("start", "kubelet-b").await;
     must("kubectl", &["wait", "--for=condition=Ready", "node", LOST, "--timeout=180s"]).await;
     release::rolled_out(SYSTEM).await;

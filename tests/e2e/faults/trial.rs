@@ -63,8 +63,8 @@ pub(crate) struct Trial {
     pub(super) witnesses: Witnesses,
     prefix: String,
     tasks: Mutex<Vec<Made>>,
-    /// Nodes that a person has fenced.
-    fences: Mutex<Vec<(Timestamp, String)>>,
+    /// What a person said of nodes.
+    fences: Mutex<Vec<(Timestamp, Fact)>>,
 }
 
 /// A task of the trial.
@@ -90,8 +90,17 @@ impl Trial {
 
     /// Takes down that a person is about to fence this node.
     pub(super) fn fences(&self, node: &str) {
+        self.says(Fact::Fenced { node: node.to_owned() });
+    }
+
+    /// Takes down that a person has lifted the fence.
+    pub(super) fn trusts(&self, node: &str) {
+        self.says(Fact::Trusted { node: node.to_owned() });
+    }
+
+    fn says(&self, word: Fact) {
         let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
-        fences.push((clock::now().wall, node.to_owned()));
+        fences.push((clock::now().wall, word));
     }
 
     /// Takes a task that was made elsewhere into the judgement. `rows`: what its implement step prints,
@@ -246,8 +255,8 @@ impl Trial {
         let mut history = self.witnesses.history(now, &runs, &pods);
         let fences =
             std::mem::take(&mut *self.fences.lock().unwrap_or_else(PoisonError::into_inner));
-        for (at, node) in fences {
-            history.push(at, Fact::Fenced { node });
+        for (at, word) in fences {
+            history.push(at, word);
         }
         for run in runs.iter().filter(|run| has_mismatch(run)) {
             history.push(now, Fact::Contradicted { run: run.name_any() });

@@ -111,6 +111,12 @@ pub trait Network: Send + Sync {
         Passage::Once
     }
 
+    /// Whether events of this watch are held up.
+    fn holds(&self, call: &Call) -> bool {
+        let _ = call;
+        false
+    }
+
     /// Time that an event takes to reach this client.
     fn delay_of_event(&self, client: &str) -> BoxFuture<'static, ()> {
         let _ = client;
@@ -176,6 +182,13 @@ impl ApiServer {
                 Link::Cut => tokio::time::sleep(MENDED).await,
                 Link::Dead => return false,
             }
+        }
+    }
+
+    /// Waits while events of this watch are held up.
+    pub(super) async fn let_through(&self, call: &Call) {
+        while self.network().holds(call) {
+            tokio::time::sleep(MENDED).await;
         }
     }
 

@@ -44,8 +44,12 @@ pub(super) async fn feed(server: ApiServer, call: Call, lines: mpsc::Sender<Byte
         for change in news {
             seen = change.version;
             let Some(line) = event(&change, &call, &selector) else { continue };
+            let arrives = async {
+                server.let_through(&call).await;
+                server.reach(&call.client).await
+            };
             let reached = tokio::select! {
-                reached = server.reach(&call.client) => reached,
+                reached = arrives => reached,
                 () = lines.closed() => false,
             };
             if !reached {

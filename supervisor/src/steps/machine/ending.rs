@@ -12,8 +12,8 @@ use agent_operator::{
 };
 
 use super::{
-    SEQUENCE_FINISHED, SEQUENCE_MISMATCH, SEQUENCE_RUNNING, SEQUENCE_UNKNOWN, STUCK_AFTER, Step,
-    grace_end, timeout_message,
+    HEARING, SEQUENCE_FINISHED, SEQUENCE_MISMATCH, SEQUENCE_RUNNING, SEQUENCE_UNKNOWN, STUCK_AFTER,
+    Step, grace_end, timeout_message,
 };
 use crate::steps::{
     event::{Effect, Timer},
@@ -30,6 +30,7 @@ impl Step<'_> {
             return;
         }
         self.record(Record::Result { result, usage, refusals });
+        self.machine.sight.hearing = false;
         self.await_exit();
         self.conclude();
     }
@@ -68,7 +69,10 @@ impl Step<'_> {
                 let message = format!("could not be scheduled: {}", words.unwrap_or_default());
                 self.stop_unstarted(StartFault::NoCapacity, &message);
             }
+            // What was found after its deadline is judged once its gateway was heard.
+            Timer::Deadline if self.machine.sight.hearing => {}
             Timer::Deadline if self.facts().opened.is_some() => self.time_out(),
+            Timer::Hearing => self.heard(),
             Timer::Grace => self.delete_pod(),
             Timer::Stuck => {
                 self.machine.sight.stuck = true;
@@ -93,6 +97,26 @@ impl Step<'_> {
         } else {
             let message = timeout_message(self.facts().assignment.timeout_seconds);
             self.stop(Reason::TimedOut, message, self.facts().assignment.grace());
+        }
+    }
+
+    /// A step that is found after its deadline. It may have ended before, while this supervisor was away:
+    /// its gateway keeps the runner's result, which then decides. Of another boot no gateway knows
+    /// anything.
+    pub(super) fn overdue(&mut self) {
+        let opened = self.facts().opened.as_ref();
+        if opened.is_some_and(|opened| opened.is_of(self.context.boot_id)) {
+            self.machine.sight.hearing = true;
+            self.arm(Timer::Hearing, self.now().boot.plus(HEARING));
+        } else {
+            self.time_out();
+        }
+    }
+
+    /// The gateway has told what it knows, or had its time to.
+    pub(super) fn heard(&mut self) {
+        if std::mem::take(&mut self.machine.sight.hearing) {
+            self.time_out();
         }
     }
 
@@ -130,6 +154,7 @@ impl Step<'_> {
         // Nothing runs behind a closed gate that would need time to save its work.
         let grace = if self.facts().opened.is_some() { grace } else { Duration::ZERO };
         self.record_stop(reason, message, fault, grace);
+        self.machine.sight.hearing = false;
         self.enforce_stop();
         self.conclude();
     }
@@ -166,7 +191,7 @@ impl Step<'_> {
 
     /// Writes the outcome once nothing of the attempt runs any more.
     pub(super) fn conclude(&mut self) {
-        if self.machine.finished() {
+        if self.machine.finished() || self.machine.sight.hearing {
             return;
         }
         let facts = self.facts();

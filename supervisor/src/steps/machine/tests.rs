@@ -4,7 +4,7 @@ mod restart;
 
 use super::*;
 use crate::{
-    steps::{egress::Closing, hindrance, record::Exit},
+    steps::{egress::Closing, event::CreateFailure, hindrance, record::Exit},
     testing::{self, at, boot_id, completed, facts, redemption},
 };
 use agent_operator::{
@@ -12,6 +12,7 @@ use agent_operator::{
     domain::{
         Epoch,
         assignment::{EgressPolicy, TaskBudget},
+        ids::PodUid,
         report::LogSummary,
     },
 };

@@ -96,12 +96,12 @@ impl Runner {
         Some(self.strangers.entry(run.clone()).or_default())
     }
 
-    /// Whether an assignment has to be compared with what is there before it is carried out: its
-    /// entry may be among the lost ones. Not if its run was made for this `first` order, for then no
-    /// life of this supervisor before this one can have heard of it.
+    /// Whether an assignment without an entry has to be compared with what is there before it is carried
+    /// out: a ledger that was lost, of this life or of one before, may have had the entry, and whoever
+    /// gives the order may not know yet that the run has ended. Not if the run was made for this `first`
+    /// order, for then no life of this supervisor can have heard of it.
     pub(super) fn must_look_first(&self, run: &RunKey, first: bool) -> bool {
-        let lost = self.facts_missing && !first;
-        lost || self.strangers.contains_key(run) || self.leaving.holds(run)
+        !first || self.strangers.contains_key(run) || self.leaving.holds(run)
     }
 
     /// Keeps the controller's order until the look is done; the answer comes then.
@@ -119,15 +119,16 @@ impl Runner {
         if !self.facts_missing {
             return;
         }
-        let lost: Vec<_> = self
-            .gateway_knows
-            .iter()
-            .filter(|run| !self.machines.contains_key(*run))
-            .cloned()
-            .collect();
+        let lost: Vec<_> =
+            self.gateway_knows.iter().filter(|run| self.may_be_adopted(run)).cloned().collect();
         for run in lost {
             self.tell_gateway(ToGateway::Describe { run });
         }
+    }
+
+    /// Whether the gateway has kept an attempt that the ledger may have lost.
+    pub(super) fn may_be_adopted(&self, run: &RunKey) -> bool {
+        self.facts_missing && self.gateway_knows.contains(run) && !self.machines.contains_key(run)
     }
 
     /// The gateway describes an attempt that it has kept.
@@ -328,6 +329,10 @@ impl Runner {
         self.metrics.adopted.inc();
         self.step(run, Event::Restarted { one_time_hash })?;
         self.answer(stranger.order, None);
+        if self.unheard.contains(run) {
+            // A new link begins with all that was not acknowledged.
+            self.link = None;
+        }
         Ok(())
     }
 

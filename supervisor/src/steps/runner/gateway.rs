@@ -26,6 +26,7 @@ impl Runner {
     /// Brings a (re)connected gateway up to date.
     pub(super) fn link_up(&mut self, link: mpsc::Sender<ToGateway>) -> Result<(), RunnerError> {
         self.link = Some(link);
+        self.unheard.clear();
         // A new link begins with everything that was not acknowledged.
         self.unkept.clear();
         self.metrics.link_up.set(1);
@@ -44,6 +45,20 @@ impl Runner {
         self.tell_gateway(ToGateway::Synced);
         self.ask_for_credentials();
         self.settle_strangers()
+    }
+
+    /// The gateway that the link comes up to next has these attempts in memory; of others it has nothing
+    /// to tell.
+    pub(super) fn gateway_knows(&mut self, runs: Vec<RunKey>) -> Result<(), RunnerError> {
+        self.gateway_knows = runs.into_iter().collect();
+        let unknown = |(run, machine): (&RunKey, &Machine)| {
+            (machine.sight.hearing && !self.gateway_knows.contains(run)).then(|| run.clone())
+        };
+        let unknown: Vec<_> = self.machines.iter().filter_map(unknown).collect();
+        for run in unknown {
+            self.step(&run, Event::NothingPending)?;
+        }
+        Ok(())
     }
 
     pub(super) fn grant(&self, machine: &Machine, now: Now) -> Grant {
@@ -89,6 +104,11 @@ impl Runner {
         match message {
             // The link client has checked it.
             FromGateway::Hello { .. } => Ok(()),
+            // It is told again once the attempt is taken up; what is acknowledged is not.
+            FromGateway::Durable { run, .. } if self.may_be_adopted(&run) => {
+                self.unheard.insert(run);
+                Ok(())
+            }
             FromGateway::Durable { id, run, event } => {
                 self.durable(&run, event)?;
                 if self.ledger.is_behind() {

@@ -125,28 +125,45 @@ pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
     runs
 }
 
-/// When each node was fenced.
+/// When each node was fenced, and until when.
 pub(super) fn fences(events: &[Event]) -> Fences<'_> {
     let mut fences = Fences::default();
     for event in events {
-        if let Fact::Fenced { node } = &event.fact {
-            fences.0.entry(node.as_str()).or_default().push(event.at);
+        match &event.fact {
+            Fact::Fenced { node } => {
+                let of_node = fences.0.entry(node.as_str()).or_default();
+                of_node.push(Fence { since: event.at, until: None });
+            }
+            Fact::Trusted { node } => {
+                for fence in fences.0.get_mut(node.as_str()).into_iter().flatten() {
+                    fence.until.get_or_insert(event.at);
+                }
+            }
+            _ => {}
         }
     }
     fences
 }
 
+/// The time in which a node was fenced.
+#[derive(Debug)]
+struct Fence {
+    since: Timestamp,
+    until: Option<Timestamp>,
+}
+
 /// The fences of all nodes.
 #[derive(Debug, Default)]
-pub(super) struct Fences<'a>(BTreeMap<&'a str, Vec<Timestamp>>);
+pub(super) struct Fences<'a>(BTreeMap<&'a str, Vec<Fence>>);
 
 impl Fences<'_> {
-    /// Whether what runs in this container was cut off by `moment`. A fence speaks of what its node had
-    /// been given before, and not of what it is given once it is trusted again.
+    /// Whether what runs in this container was cut off by `moment`. A fence speaks of all that its node
+    /// has, also of what a controller gives it that has not seen the fence yet; and not of what it is
+    /// given once it is trusted again.
     pub(super) fn cut_off(&self, run: &Run, container: &Container, moment: Timestamp) -> bool {
         let given = run.assigned.as_ref().map_or(container.started, |assigned| assigned.at);
-        let of_node = self.0.get(container.node.as_str()).into_iter().flatten();
-        of_node.copied().any(|since| (given..=moment).contains(&since))
+        let mut of_node = self.0.get(container.node.as_str()).into_iter().flatten();
+        of_node.any(|fence| fence.since <= moment && fence.until.is_none_or(|until| given <= until))
     }
 }
 

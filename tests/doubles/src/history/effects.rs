@@ -133,10 +133,11 @@ fn last_records(events: &[Event]) -> BTreeMap<&str, (&str, Retries)> {
     last
 }
 
-/// Failures of a task by budget, as its runs tell them.
-fn failures(task: &str, runs: &BTreeMap<String, Run>) -> Retries {
+/// Failures of a task by budget, as its runs tell them; only those of runs `such`.
+fn failures(task: &str, runs: &BTreeMap<String, Run>, such: impl Fn(&str) -> bool) -> Retries {
     let mut failed = Retries::default();
-    let outcomes = runs.values().filter(|run| run.task == task).filter_map(Run::outcome);
+    let of_task = runs.iter().filter(|(name, run)| run.task == task && such(name));
+    let outcomes = of_task.filter_map(|(_, run)| run.outcome());
     for outcome in outcomes.filter(|outcome| outcome.phase == "Failed") {
         let reason = outcome.reason.as_deref().unwrap_or_default();
         let charged = |reasons: &[&str]| u32::from(reasons.contains(&reason));
@@ -154,25 +155,31 @@ fn budgets(events: &[Event], runs: &BTreeMap<String, Run>, rules: &Rules) -> Vec
         _ => None,
     });
     let limits: BTreeMap<&str, u32> = limits.collect();
+    let gone = |run: &str| {
+        events.iter().any(|event| matches!(&event.fact, Fact::RunGone { run: of } if of == run))
+    };
     for (task, (phase, retries)) in last_records(events) {
-        let failed = failures(task, runs);
+        let failed = failures(task, runs, |_| true);
+        // A run that somebody deleted may have had its failure on record nowhere else.
+        let kept = failures(task, runs, |run| !gone(run));
         // The failure that ends a task is not retried.
         let last = u32::from(phase == "Failed");
-        let mut judge = |budget: &str, counted: u32, failed: u32, limit: Option<u32>| {
+        let (tries, infrastructure) = (limits.get(task).copied(), rules.infrastructure_retries);
+        for (budget, of, limit) in [
+            ("application", (|all: Retries| all.application) as fn(Retries) -> u32, tries),
+            ("infrastructure", |all: Retries| all.infrastructure, Some(infrastructure)),
+            ("provider", |all: Retries| all.provider, None),
+        ] {
+            let (counted, failed, kept) = (of(retries), of(failed), of(kept));
             if limit.is_some_and(|limit| counted > limit) {
                 let what = format!("{task}: {counted} retries of the {budget}, limit {limit:?}");
                 found.push(violation(Invariant::I8, what));
             }
-            if is_end(phase) && (counted > failed || failed > counted + last) {
+            if is_end(phase) && (counted > failed || kept > counted + last) {
                 let what = format!("{task}: {counted} {budget} retries for {failed} failures");
                 found.push(violation(Invariant::I8, what));
             }
-        };
-        let application = limits.get(task).copied();
-        judge("application", retries.application, failed.application, application);
-        let infrastructure = Some(rules.infrastructure_retries);
-        judge("infrastructure", retries.infrastructure, failed.infrastructure, infrastructure);
-        judge("provider", retries.provider, failed.provider, None);
+        }
     }
     found
 }

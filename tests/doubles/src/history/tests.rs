@@ -164,8 +164,20 @@ fn i1_what_runs_on_a_fenced_node_does_not_count() {
         let end = index(f, is_end_of("plan-1"));
         f[end].0 = 15;
         f.insert(0, (0, Fact::Fenced { node: "a".into() }));
+        f.insert(1, (0, Fact::Trusted { node: "a".into() }));
     };
     assert_eq!(broken(fenced_long_before), [Invariant::I1, Invariant::I2]);
+}
+
+#[test]
+fn i1_what_a_node_is_given_while_it_is_fenced_does_not_count() {
+    let given_meanwhile = |f: &mut Vec<(i64, Fact)>| {
+        let end = index(f, is_end_of("plan-1"));
+        f[end].0 = 15;
+        f.insert(0, (0, Fact::Fenced { node: "a".into() }));
+        f.push((21, Fact::Trusted { node: "a".into() }));
+    };
+    assert_eq!(broken(given_meanwhile), []);
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Timer::Grace),
         Just(Timer::Stuck),
         Just(Timer::Retention),
+        Just(Timer::Hearing),
     ];
     prop_oneof![
         Just(created()),
@@ -50,6 +51,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::EgressAnswered(Closing::Closed)),
         words.prop_map(result),
         Just(Event::CgroupEmpty),
+        Just(Event::NothingPending),
         timer.prop_map(Event::Timer),
         Just(Event::CancelOrdered {
             reason: Reason::Cancelled,

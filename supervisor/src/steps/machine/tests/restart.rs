@@ -39,9 +39,52 @@ fn a_running_step_keeps_its_deadline_and_gets_no_second_pod() {
 
 #[test]
 fn a_deadline_that_passed_meanwhile_is_the_reason_whatever_the_container_says() {
+    for word in [Event::NothingPending, Event::Timer(Timer::Hearing)] {
+        let (mut machine, _) = again(&running(), 100);
+        take(&mut machine, 100, ended(exited(1, "Error")));
+        assert!(!machine.finished(), "its gateway may hold a result");
+        take(&mut machine, 101, word);
+        assert_eq!(outcome(&machine).0, Reason::TimedOut);
+    }
+}
+
+#[test]
+fn a_result_from_before_the_deadline_is_heard_though_its_supervisor_was_away_until_after_it() {
+    let (mut machine, effects) = again(&running(), 100);
+    let end = at(100).boot.plus(HEARING);
+    assert!(effects.contains(&Effect::ArmTimer { timer: Timer::Hearing, at: end }));
+    take(&mut machine, 100, Event::Timer(Timer::Deadline));
+    take(&mut machine, 100, ended(exited(0, "Completed")));
+    take(&mut machine, 100, result(completed()));
+    assert_eq!(outcome(&machine), (Reason::Completed, Some(0)));
+}
+
+#[test]
+fn a_deadline_that_passed_meanwhile_is_guarded_while_the_gateway_is_waited_for() {
+    let (machine, effects) = again(&running(), 100);
+    assert!(effects.contains(&Effect::ArmTimer { timer: Timer::Deadline, at: at(62).boot }));
+    let guarded = machine.guarded().expect("an order and a deletion that wait for nobody");
+    assert_eq!(guarded.at, at(62).boot);
+}
+
+#[test]
+fn a_gateway_that_does_not_answer_leaves_a_late_step_timed_out() {
     let (mut machine, _) = again(&running(), 100);
-    take(&mut machine, 100, ended(exited(1, "Error")));
+    let effects = take(&mut machine, 102, Event::Timer(Timer::Hearing));
+    let orders =
+        |e: &Effect| matches!(e, Effect::StopRunner(order) if order.reason == Reason::TimedOut);
+    assert!(effects.iter().any(orders), "{effects:?}");
+    take(&mut machine, 102, result(completed()));
+    take(&mut machine, 103, ended(exited(137, "Error")));
     assert_eq!(outcome(&machine).0, Reason::TimedOut);
+}
+
+#[test]
+fn whoever_ends_a_late_step_is_heard_before_its_gateway() {
+    let (mut machine, _) = again(&running(), 100);
+    take(&mut machine, 100, ended(exited(143, "Error")));
+    take(&mut machine, 100, Event::Forget);
+    assert_eq!(outcome(&machine).0, Reason::Deleted);
 }
 
 #[test]

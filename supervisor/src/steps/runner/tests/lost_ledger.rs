@@ -55,6 +55,33 @@ async fn an_attempt_that_only_pod_and_gateway_remember_is_adopted_with_its_deadl
     life.kill().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_of_an_attempt_that_the_ledger_has_lost_is_kept_by_the_gateway_until_it_is_adopted()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let cgroup = container_cgroup(dir.path());
+    killed_without_ledger(dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+    *pods.gateway_knows.lock().unwrap() = vec![assignment().key()];
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    let run = assignment().key();
+    let result = FromGateway::Durable { id: 9, run, event: result_event() };
+    life.send(Input::Gateway(result)).await;
+    let survivor = survivor(Duration::from_secs(33));
+    life.send(Input::Gateway(FromGateway::Survivor(Box::new(survivor)))).await;
+    // It gives the link up, and all that was not acknowledged comes with the next one.
+    while let Some(message) = tokio::time::timeout(LIMIT, life.gateway.recv()).await.unwrap() {
+        assert!(!matches!(message, ToGateway::Ack { .. }), "nobody has kept it");
+    }
+    life.link(&pods).await;
+    life.durable(9, result_event()).await;
+    std::fs::write(cgroup.join("pids.current"), "0\n").unwrap();
+    assert_eq!(life.outcome().await.reason, Reason::Completed);
+    life.kill().await;
+}
+
 fn names_hash_of_pod_token(pods: &FakePods) -> String {
     let env = pods.only().unwrap().spec.unwrap().containers[0].env.clone().unwrap();
     let token = env.into_iter().find(|env| env.name == "AGENT_OPERATOR_TOKEN").unwrap();

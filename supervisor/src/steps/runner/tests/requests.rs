@@ -64,14 +64,20 @@ async fn a_pod_that_shows_while_it_goes_by_our_order_is_neither_looked_at_nor_de
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_order_that_may_have_been_given_before_is_looked_at_while_the_ledger_is_new() {
+async fn an_order_that_may_have_been_given_before_is_looked_at_in_any_life_after_its_ledger_was_lost()
+ {
     let dir = tempfile::tempdir().unwrap();
     let pods = Arc::new(FakePods::default());
     *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+    // The ledger is new in the first of these lives.
+    for _ in 0..2 {
+        Life::start(dir.path(), &pods).await.kill().await;
+    }
     let mut life = Life::start(dir.path(), &pods).await;
     life.order(assignment(), false).await;
     assert_eq!(life.outcome().await.reason, Reason::ExitCodeUnknown);
     assert_eq!(*pods.calls.lock().unwrap(), ["get pod", "get run"]);
+    assert_eq!(*pods.creations.lock().unwrap(), 0);
     life.kill().await;
 }
 

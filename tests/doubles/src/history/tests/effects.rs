@@ -78,6 +78,12 @@ fn i8_failures_that_are_charged_to_the_other_budget_or_not_at_all() {
     assert_eq!(broken(counts(1, 0)), [Invariant::I8]);
     assert_eq!(broken(counts(0, 0)), [Invariant::I8]);
     assert_eq!(broken(counts(0, 2)), [Invariant::I8]);
+    // The only record of a failure may go with a run that somebody deletes.
+    let deleted = |f: &mut Vec<(i64, Fact)>| {
+        counts(0, 0)(f);
+        f.push((15, Fact::RunGone { run: "plan-1".into() }));
+    };
+    assert_eq!(broken(deleted), []);
 }
 
 #[test]
