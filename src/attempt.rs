@@ -168,6 +168,10 @@ pub struct GateRequest {
     /// Whether the canary was reached before egress was closed; none: this runner probes nothing.
     #[serde(default)]
     pub canary_before: Option<bool>,
+    /// Where it was not: targets of the probe that accepted a connection of this node's supervisor,
+    /// whom no wall holds. Only the supervisor says so; from a runner it is dropped.
+    #[serde(default)]
+    pub listening: Option<Vec<SocketAddr>>,
     /// What was reached after it was closed; none: not tried yet.
     #[serde(default)]
     pub probe: Option<ProbeReport>,

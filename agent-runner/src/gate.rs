@@ -76,6 +76,7 @@ pub(crate) fn pass(
         sandbox: sandbox_status(Path::new("/"), reached),
         iflink: iflink(Path::new("/sys/class/net")),
         canary_before: before.map(|before| before.reached),
+        listening: None,
         probe: None,
     };
     loop {

@@ -26,6 +26,7 @@ use tracing::Instrument as _;
 use super::{
     attempt_api,
     core::{Shared, repository_grant},
+    git::GitService,
     grants::{Attempt, RefusalKind, TokenKind},
     identity::{self, Caller, IdentityError, Scheme},
     limits::{HEADER_BYTES_MAX, HEADER_READ_TIMEOUT, HEADERS_MAX},
@@ -367,12 +368,7 @@ async fn git(gateway: &Shared, caller: &Caller, request: Request<Body>) -> Answe
         attempt.refuse(RefusalKind::Git, &format!("{} {path}", request.method()));
         respond::refused(status, message)
     };
-    let name = &attempt.assignment().repository.name;
-    let own = path
-        .strip_prefix("/git/")
-        .and_then(|rest| rest.strip_prefix(name.as_str()))
-        .and_then(|rest| rest.strip_prefix(".git/"));
-    if !matches!(own, Some("info/refs" | "git-upload-pack" | "git-receive-pack")) {
+    if !GitService::serves(&request, &attempt.assignment().repository.name) {
         return refuse(StatusCode::NOT_FOUND, "no such repository or git service");
     }
     if let Err(not_now) = attempt.agent_may_act(Instant::now()) {

@@ -2,8 +2,13 @@
 //!
 //! Two words are needed, for each alone may be wrong: the enforcer's that the rules are in place, and
 //! the runner's that it reaches nothing. The second decides: rules that packets do not pass are no
-//! wall, and where the network plugin is the wall there are no rules of ours. The probe can fail: its
-//! canary is a port of this supervisor, in the very pod in which the gateway answers.
+//! wall, and where the network plugin is the wall there are no rules of ours.
+//!
+//! Silence proves a wall only of what would have been heard without one. Two controls show that, and one
+//! of them must succeed. The canary, a port of this supervisor in the very pod in which the gateway
+//! answers, is tried by the runner before the rules are made. Where a network plugin closes a pod from
+//! its first packet on, or this supervisor was just starting, that try says nothing: then one of the
+//! other targets must accept a connection of this supervisor, which no wall holds, from the same node.
 
 use std::time::Duration;
 
@@ -36,6 +41,8 @@ pub struct Progress {
     pub answer: Option<Closing>,
     /// What keeps it from answering.
     pub delayed: Option<Hindrance>,
+    /// The targets are being tried from here.
+    pub trying: bool,
     /// The runner was asked to probe, with this patience.
     pub probing: Option<Duration>,
 }
@@ -48,6 +55,8 @@ pub enum Next {
         /// Until the start deadline; else a short while.
         required: bool,
     },
+    /// Try the targets from here: the canary has controlled nothing.
+    TryTargets,
     /// Have the runner probe.
     Probe {
         /// How long an open network may take to close.
@@ -69,6 +78,9 @@ pub fn next(policy: EgressPolicy, gate: &GateRequest, progress: &Progress) -> Ne
         None if progress.asked => return Next::Wait,
         None => return Next::Close { required },
     };
+    if gate.canary_before == Some(false) && gate.listening.is_none() {
+        return if progress.trying { Next::Wait } else { Next::TryTargets };
+    }
     if gate.probe.is_none() && gate.canary_before.is_some() {
         let patience = if required { PATIENCE } else { Duration::ZERO };
         return if progress.probing.is_some() { Next::Wait } else { Next::Probe { patience } };
@@ -81,12 +93,21 @@ pub fn next(policy: EgressPolicy, gate: &GateRequest, progress: &Progress) -> Ne
 
 /// What the runner's probe proves.
 pub fn level(gate: Option<&GateRequest>) -> EgressLevel {
-    let probe = gate.and_then(|gate| gate.probe.as_ref());
-    if probe.is_some_and(|probe| !probe.tried.is_empty() && probe.reached.is_empty()) {
+    let silent = |gate: &GateRequest| {
+        let probe = gate.probe.as_ref();
+        probe.is_some_and(|probe| !probe.tried.is_empty() && probe.reached.is_empty())
+    };
+    if gate.is_some_and(|gate| silent(gate) && controlled(gate)) {
         EgressLevel::Enforced
     } else {
         EgressLevel::Unenforced
     }
+}
+
+/// Whether something that was tried would have been reached without a wall.
+fn controlled(gate: &GateRequest) -> bool {
+    let tried = |target| gate.probe.as_ref().is_some_and(|probe| probe.tried.contains(target));
+    gate.canary_before == Some(true) || gate.listening.iter().flatten().any(tried)
 }
 
 fn why_open(gate: &GateRequest, answer: &Closing) -> String {
@@ -97,6 +118,13 @@ fn why_open(gate: &GateRequest, answer: &Closing) -> String {
         Closing::NotClosed(words) => words.clone(),
     };
     match &gate.probe {
+        Some(probe) if probe.reached.is_empty() => {
+            let tried: Vec<_> = probe.tried.iter().map(ToString::to_string).collect();
+            format!(
+                "the task requires closed egress and nothing proves it: none of {} was seen to listen, so that the pod does not reach them says nothing; this node's supervisor must reach the API server or the kubelet",
+                tried.join(", ")
+            )
+        }
         Some(probe) => {
             let reached: Vec<_> = probe.reached.iter().map(ToString::to_string).collect();
             format!(
@@ -115,13 +143,19 @@ mod tests {
     use super::*;
 
     const CANARY: &str = "10.244.0.3:8081";
+    const API_SERVER: &str = "10.96.0.1:443";
 
     fn gate(before: Option<bool>, reached: Option<&[&str]>) -> GateRequest {
         let probe = reached.map(|reached| ProbeReport {
-            tried: vec![CANARY.parse().unwrap()],
+            tried: [CANARY, API_SERVER].map(|text| text.parse().unwrap()).into(),
             reached: reached.iter().map(|text| text.parse().unwrap()).collect(),
         });
         GateRequest { canary_before: before, probe, ..GateRequest::default() }
+    }
+
+    fn listening(gate: GateRequest, heard: &[&str]) -> GateRequest {
+        let heard = heard.iter().map(|text| text.parse().unwrap()).collect();
+        GateRequest { listening: Some(heard), ..gate }
     }
 
     fn answered(answer: Closing) -> Progress {
@@ -160,13 +194,51 @@ mod tests {
     #[test]
     fn a_probe_that_reaches_nothing_opens_the_gate_whoever_closed_the_network() {
         for answer in [Closing::Closed, open()] {
-            for before in [Some(true), Some(false)] {
-                let proven = gate(before, Some(&[]));
-                let progress = answered(answer.clone());
+            let progress = answered(answer);
+            let by_canary = gate(Some(true), Some(&[]));
+            // A plugin that closes a pod from its first packet on leaves no canary to be reached.
+            let by_supervisor = listening(gate(Some(false), Some(&[])), &[API_SERVER]);
+            for proven in [by_canary, by_supervisor] {
                 assert_eq!(next(EgressPolicy::Required, &proven, &progress), Next::Open);
                 assert_eq!(level(Some(&proven)), EgressLevel::Enforced);
             }
         }
+    }
+
+    #[test]
+    fn where_the_canary_was_silent_before_the_targets_are_tried_from_here_once() {
+        let progress = answered(Closing::Closed);
+        for probe in [None, Some(&[][..])] {
+            let silent = gate(Some(false), probe);
+            assert_eq!(next(EgressPolicy::Required, &silent, &progress), Next::TryTargets);
+            let trying = Progress { trying: true, ..progress.clone() };
+            assert_eq!(next(EgressPolicy::Required, &silent, &trying), Next::Wait);
+        }
+        let tried = listening(gate(Some(false), None), &[]);
+        let asked = next(EgressPolicy::Required, &tried, &progress);
+        assert_eq!(asked, Next::Probe { patience: PATIENCE }, "an open one is to be told as such");
+    }
+
+    #[test]
+    fn a_probe_whose_control_did_not_succeed_proves_nothing_and_says_so() {
+        for answer in [Closing::Closed, open()] {
+            let progress = answered(answer);
+            for heard in [&[][..], &["10.96.0.99:443"]] {
+                let silent = listening(gate(Some(false), Some(&[])), heard);
+                assert_eq!(level(Some(&silent)), EgressLevel::Unenforced, "{heard:?}");
+                let Next::Refuse(words) = next(EgressPolicy::Required, &silent, &progress) else {
+                    panic!("silence was taken for a wall: {heard:?}");
+                };
+                assert!(words.contains(API_SERVER) && words.contains("supervisor must"), "{words}");
+                assert_eq!(next(EgressPolicy::BestEffort, &silent, &progress), Next::Open);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_reached_counts_however_its_control_went() {
+        let reached = listening(gate(Some(false), Some(&[CANARY])), &[API_SERVER]);
+        assert_eq!(level(Some(&reached)), EgressLevel::Unenforced);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What can happen to an attempt, and what its machine wants done about it.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use agent_operator::{
     attempt::{GateRequest, StepResult, StopOrder},
@@ -133,6 +136,8 @@ pub enum Event {
     EgressAnswered(Closing),
     /// The node's enforcer does not answer yet; it is asked again.
     EgressDelayed(Hindrance),
+    /// Which of the probe's targets accepted a connection of this supervisor.
+    Listening(Vec<SocketAddr>),
     /// New counts.
     Counters {
         /// Consumption.
@@ -208,6 +213,8 @@ pub enum Effect {
         /// Ask until the start deadline; else a short while.
         required: bool,
     },
+    /// Try the probe's targets from here, where nothing is closed; answered by `Listening`.
+    TryTargets,
     /// Have the runner try what it must not reach; answered by `AtGate`.
     Probe {
         /// How long an open network may take to close.

@@ -268,6 +268,7 @@ impl Step<'_> {
             Event::AtGate(request) => self.at_gate(request),
             Event::EgressAnswered(closing) => self.egress_answered(closing),
             Event::EgressDelayed(hindrance) => self.egress_delayed(hindrance),
+            Event::Listening(targets) => self.listening(targets),
             Event::Counters { usage, refusals } => self.counters(usage, refusals),
             Event::Published { work_branch, head_commit } => {
                 self.record(Record::Published { work_branch, head_commit });

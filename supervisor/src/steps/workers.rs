@@ -100,6 +100,7 @@ struct Hands {
     create: Option<CancellationToken>,
     cgroup: Option<AbortHandle>,
     closing: Option<AbortHandle>,
+    trying: Option<AbortHandle>,
     log: Option<CancellationToken>,
 }
 
@@ -295,7 +296,8 @@ impl Workers {
     /// Ends what needs no end of its own.
     pub fn forget(&mut self, run: &RunKey) {
         if let Some(hands) = self.hands.remove(run) {
-            hands.cgroup.iter().chain(&hands.closing).for_each(AbortHandle::abort);
+            let all = hands.cgroup.iter().chain(&hands.closing).chain(&hands.trying);
+            all.for_each(AbortHandle::abort);
         }
     }
 }

@@ -91,7 +91,8 @@ fn is_commit_id(id: &str) -> bool {
 
 /// What the runner saw at the gate, within its bounds.
 pub(super) fn gate(request: GateRequest, secrets: &Watchlist) -> GateRequest {
-    let GateRequest { sandbox, iflink, canary_before, probe } = request;
+    // What the supervisor saw listening is not the sandbox's to say.
+    let GateRequest { sandbox, iflink, canary_before, listening: _, probe } = request;
     let SandboxStatus {
         runtime_class,
         egress,
@@ -114,7 +115,7 @@ pub(super) fn gate(request: GateRequest, secrets: &Watchlist) -> GateRequest {
         reached.truncate(PROBED_MAX);
         ProbeReport { tried, reached }
     });
-    GateRequest { sandbox, iflink, canary_before, probe }
+    GateRequest { sandbox, iflink, canary_before, listening: None, probe }
 }
 
 /// Event records within their bounds.
@@ -186,7 +187,10 @@ mod tests {
         let word = Some(hostile());
         let sandbox =
             SandboxStatus { runtime_class: word.clone(), egress: word, ..SandboxStatus::default() };
-        let gate = gate(GateRequest { sandbox, ..GateRequest::default() }, &list).sandbox;
+        let listening = Some(vec!["10.96.0.1:443".parse().unwrap()]);
+        let gate = gate(GateRequest { sandbox, listening, ..GateRequest::default() }, &list);
+        assert_eq!(gate.listening, None, "what listens is the supervisor's to say");
+        let gate = gate.sandbox;
         let command = result.facts.command.clone().unwrap();
         let text = |event| match event {
             AgentEvent::Status { text } | AgentEvent::Text { text } => vec![text],

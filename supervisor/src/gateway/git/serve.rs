@@ -85,6 +85,11 @@ impl Operation {
 }
 
 impl GitService {
+    /// Whether a request is an operation of git on this repository, and no other way to its files.
+    pub fn serves(request: &Request<Body>, repository: &str) -> bool {
+        route(request, repository).is_some()
+    }
+
     /// Serves `/git/<repository>.git/...` to the sandbox of `grant`'s attempt; the caller knows that
     /// the request comes from it. Prepares the repository if that has not happened yet.
     pub async fn serve(

@@ -259,12 +259,17 @@ async fn a_step_that_may_not_push_can_neither_push_nor_publish() {
         client_async(&work, &["push", "-q", &journey.remote(), "HEAD:refs/heads/ai/task"]).await;
     assert!(!push.status.success());
     assert_eq!(journey.publish(&"0".repeat(40)).await.status, 403);
-    for path in
-        ["/git/other.git/info/refs", "/git/main.git/HEAD", "/git/main.git/objects/info/packs"]
-    {
+    for path in [
+        "/git/other.git/info/refs",
+        "/git/main.git/HEAD",
+        "/git/main.git/objects/info/packs",
+        "/git/main.git/info/refs",
+        "/git/main.git/git-upload-pack",
+    ] {
         let agent = [("authorization", basic(&journey.tokens.agent_token))];
         let answer = journey.rig.call(POD, "GET", path, &agent, "").await;
         assert_eq!(answer.status, 404, "{path}");
+        journey.supervisor.refusal("git", &format!("GET {path}")).await;
     }
     journey.supervisor.refusal("git", "publish").await;
     journey.supervisor.refusal("git", "git-receive-pack").await;

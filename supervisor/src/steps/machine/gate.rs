@@ -1,6 +1,6 @@
 //! The start gate: what must agree before it opens.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use agent_operator::{
     attempt::GateRequest,
@@ -17,8 +17,18 @@ use crate::steps::{
 
 impl Step<'_> {
     pub(super) fn at_gate(&mut self, request: GateRequest) {
-        self.record(Record::AtGate(request));
+        let listening = self.facts().gate.as_ref().and_then(|gate| gate.listening.clone());
+        self.record(Record::AtGate(GateRequest { listening, ..request }));
         self.open_gate();
+    }
+
+    pub(super) fn listening(&mut self, targets: Vec<SocketAddr>) {
+        let facts = self.facts();
+        if let Some(gate) = facts.gate.clone().filter(|_| facts.opened.is_none()) {
+            let listening = Some(targets);
+            self.record(Record::AtGate(GateRequest { listening, ..gate }));
+            self.open_gate();
+        }
     }
 
     /// Opens the gate once runner, address and policy agree. What takes its time goes on while the
@@ -51,6 +61,10 @@ impl Step<'_> {
             egress::Next::Close { required } => {
                 self.machine.sight.egress.asked = true;
                 self.effects.push(Effect::CloseEgress { uid, pod_ip, iflink, required });
+            }
+            egress::Next::TryTargets => {
+                self.machine.sight.egress.trying = true;
+                self.effects.push(Effect::TryTargets);
             }
             egress::Next::Probe { patience } => {
                 self.machine.sight.egress.probing = Some(patience);

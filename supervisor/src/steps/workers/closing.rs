@@ -1,9 +1,16 @@
-//! Has the node's enforcer close the network of an attempt's pod.
+//! Has the node's enforcer close the network of an attempt's pod, and tries what its runner must not reach.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use agent_operator::domain::{RunKey, StartFault, ids::PodUid, text::error_chain};
-use tokio::time::Instant;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 
 use super::{Tools, Workers, backoff, pause, send};
 use crate::{
@@ -16,6 +23,9 @@ const BEST_EFFORT_PATIENCE: Duration = Duration::from_secs(5);
 /// Answers that the same order may change are taken for final after this: the kernel knows a pod that
 /// has talked to the gateway.
 const RETRY_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for a target to take a connection of this process: the API server and this node's kubelet
+/// answer within milliseconds, under load within a second.
+const TARGET_LIMIT: Duration = Duration::from_secs(2);
 
 impl Workers {
     /// Closes the pod's network; replaces an earlier order.
@@ -38,6 +48,28 @@ impl Workers {
             before.abort();
         }
     }
+
+    /// Tries these addresses from this process, all at once; replaces an earlier try.
+    pub fn try_targets(&mut self, run: &RunKey, targets: Vec<SocketAddr>) {
+        let (tools, key) = (Arc::clone(&self.tools), run.clone());
+        let task = self.spawn(async move {
+            let listening = listening(targets).await;
+            send(&tools, key, Event::Listening(listening)).await;
+        });
+        let hands = self.hands.entry(run.clone()).or_default();
+        if let Some(before) = hands.trying.replace(task) {
+            before.abort();
+        }
+    }
+}
+
+/// Those that take a connection.
+async fn listening(targets: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let tries = targets.into_iter().map(|target| async move {
+        let tried = timeout(TARGET_LIMIT, TcpStream::connect(target)).await;
+        matches!(tried, Ok(Ok(_))).then_some(target)
+    });
+    futures::future::join_all(tries).await.into_iter().flatten().collect()
 }
 
 async fn close(tools: &Tools, run: &RunKey, order: CloseOrder, required: bool) -> Closing {
@@ -70,5 +102,19 @@ async fn close(tools: &Tools, run: &RunKey, order: CloseOrder, required: bool) -
         let delay = Hindrance { fault: StartFault::EgressOpen, words, lasting: false };
         send(tools, run.clone(), Event::EgressDelayed(delay)).await;
         pause(&mut pauses).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_the_targets_those_that_take_a_connection_listen() {
+        let bind = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (open, closed) = (bind(), bind());
+        let targets = [&open, &closed].map(|listener| listener.local_addr().unwrap());
+        drop(closed);
+        assert_eq!(listening(targets.to_vec()).await, [targets[0]]);
     }
 }

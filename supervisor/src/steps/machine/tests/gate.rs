@@ -51,6 +51,31 @@ fn a_supervisor_that_restarts_at_the_gate_closes_again_and_keeps_what_was_probed
 }
 
 #[test]
+fn a_control_from_here_is_kept_with_the_probe_and_no_runner_can_say_it() {
+    let silent = |probe: Option<&[&str]>| match at_gate(probe) {
+        Event::AtGate(request) => {
+            Event::AtGate(GateRequest { canary_before: Some(false), ..request })
+        }
+        _ => unreachable!(),
+    };
+    for (heard, level) in [(&["10.244.0.3:8081"][..], "Enforced"), (&[], "Unenforced")] {
+        let mut machine = pending();
+        take(&mut machine, 1, Event::Redeemed(redemption()));
+        take(&mut machine, 1, observed(running_pod()));
+        take(&mut machine, 1, silent(None));
+        let effects = take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
+        assert_eq!(effects, [Effect::TryTargets]);
+        let heard = heard.iter().map(|text| text.parse().unwrap()).collect();
+        let effects = take(&mut machine, 2, Event::Listening(heard));
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Probe { .. })), "{effects:?}");
+        take(&mut machine, 3, silent(Some(&[])));
+        assert!(machine.facts.opened.is_some(), "as the task requires nothing");
+        let status = crate::steps::verdict::sandbox(&machine.facts);
+        assert_eq!(status.egress.as_deref(), Some(level));
+    }
+}
+
+#[test]
 fn an_enforcer_that_does_not_answer_is_waited_for_and_told_about() {
     let (mut machine, _) = closing();
     let delay = Hindrance { fault: StartFault::EgressOpen, words: "away".into(), lasting: false };

@@ -49,6 +49,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(at_gate(Some(&["10.244.0.3:8081"]))),
         Just(not_closed()),
         Just(Event::EgressAnswered(Closing::Closed)),
+        Just(Event::Listening(Vec::new())),
         words.prop_map(result),
         Just(Event::CgroupEmpty),
         Just(Event::NothingPending),
