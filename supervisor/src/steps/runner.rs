@@ -140,6 +140,13 @@ pub enum Input {
     LinkDown,
     /// The gateway speaks.
     Gateway(FromGateway),
+    /// What the gateway has said, and what the enforcer had dropped of the pod by then.
+    Counted {
+        /// The gateway's words.
+        message: FromGateway,
+        /// Packets; none where nobody could say.
+        dropped: Option<u64>,
+    },
     /// A worker has news of an attempt.
     Attempt {
         /// The attempt.
@@ -487,6 +494,7 @@ impl Runner {
                 Ok(())
             }
             Input::Gateway(message) => self.gateway(message),
+            Input::Counted { message, dropped } => self.counted(message, dropped),
             Input::Attempt { run, event } => self.step(&run, *event),
             Input::PodSeen { run, digest } => self.pod_seen(&run, digest),
             Input::PodMissing(run) => {

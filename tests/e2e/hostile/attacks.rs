@@ -66,6 +66,7 @@ impl Attacks<'_> {
         judge::settle(&mut outcomes, &effects);
         watch.judge(cluster, &[&[marker][..], &diffs[..]].concat(), &left).await;
         refusals::assert_none(cluster, &left.name).await;
+        refusals::assert_dropped(cluster, &scene.marker).await;
         cluster.forge.delete_repository(&scene.repository).await;
         (outcomes, scores)
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_operator::crd::agent_run::RefusalStatus;
-use agent_operator_supervisor::gateway::grants::RefusalKind;
+use agent_operator_supervisor::{gateway::grants::RefusalKind, steps::egress::DROPPED};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
@@ -182,6 +182,22 @@ pub(super) async fn assert_none(cluster: &Cluster, task: &str) {
         let refusals = run.status.clone().unwrap_or_default().refusals;
         assert!(refusals.is_empty(), "{} attacked nothing: {refusals:?}", run.name_any());
     }
+}
+
+/// Asserts that the packets which the step that attacks the network sent past its gateway are told of its run, once.
+pub(super) async fn assert_dropped(cluster: &Cluster, task: &str) {
+    let least = list::of(&["network"]).iter().filter(|one| one.id.starts_with("net-tcp-")).count();
+    let records = audit("supervisor").await;
+    let runs = cluster.runs(NAMESPACE, task).await;
+    let run = runs.into_iter().find(|run| run.spec.step == "implement").expect("a run");
+    let of_run = records.get(&run.name_any()).map_or(&[][..], Vec::as_slice);
+    let recorded = of_run.iter().filter(|(kind, _)| kind == DROPPED).count();
+    let refusals = run.status.unwrap_or_default().refusals;
+    let told: Vec<_> = refusals.iter().filter(|one| one.kind == DROPPED).collect();
+    assert_eq!((told.len(), recorded), (1, 1), "{told:?}");
+    let packets = usize::try_from(told[0].count).unwrap_or_default();
+    assert!(packets >= least, "{packets} packets of {least} connections at least");
+    say(&format!("{packets} packets past the gateway were dropped, and told of their run"));
 }
 
 /// Attacks that ask the gateway for something.

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::{
+    enforcer::client::Enforcer,
     ledger::disk::{Disk, RealDisk},
     link::contract::{DurableEvent, Grant, Redemption},
     pod::{
@@ -63,6 +64,8 @@ struct FakePods {
     phase: Mutex<Option<RunPhase>>,
     /// What the gateway tells in its greeting.
     gateway_knows: Mutex<Vec<RunKey>>,
+    /// The node's enforcer, if it has one.
+    enforcer: Mutex<Option<Arc<dyn Enforcer>>>,
     /// Runs whose pods are to be counted one by one, not held to one.
     many: AtomicBool,
     /// The delivery that an argument sets.
@@ -274,7 +277,7 @@ impl Life {
             gateway: GatewayAddress::new("127.0.0.1:8080".into()),
             runner_image: "runner:1".into(),
             priority_class: None,
-            enforcer: None,
+            enforcer: pods.enforcer.lock().unwrap().clone(),
             own_gateway: None,
             inputs: inputs.clone(),
             runtime: Handle::current(),
@@ -645,6 +648,7 @@ async fn events_and_log_reach_the_spools_and_complete() {
     life.kill().await;
 }
 
+mod dropped;
 mod epochs;
 mod lost_ledger;
 mod requests;
