@@ -172,6 +172,10 @@ pub struct GateRequest {
     /// whom no wall holds. Only the supervisor says so; from a runner it is dropped.
     #[serde(default)]
     pub listening: Option<Vec<SocketAddr>>,
+    /// Packets of the pod that the enforcer had dropped when the probe was over. Only the supervisor says
+    /// so, too.
+    #[serde(default)]
+    pub dropped_before: Option<u64>,
     /// What was reached after it was closed; none: not tried yet.
     #[serde(default)]
     pub probe: Option<ProbeReport>,

@@ -77,6 +77,7 @@ pub(crate) fn pass(
         iflink: iflink(Path::new("/sys/class/net")),
         canary_before: before.map(|before| before.reached),
         listening: None,
+        dropped_before: None,
         probe: None,
     };
     loop {

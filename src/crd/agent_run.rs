@@ -295,7 +295,7 @@ pub struct LogStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusalStatus {
-    /// egress, model, git, auth, limit or protocol.
+    /// egress, model, git, auth, limit, protocol, or egress-dropped for packets.
     #[schemars(length(max = 32))]
     pub kind: String,
     /// Host or path pattern.

@@ -34,6 +34,18 @@ const ONLY_ON_ITSELF: [libc::c_long; 7] = [
     libc::SYS_migrate_pages,
     libc::SYS_move_pages,
 ];
+/// Calls whose first argument names who gets a signal, or a handle to send some by. Landlock keeps signals in where the
+/// kernel has it; gVisor has none, and lets a container end its own PID 1.
+const NOT_ON_PID_1: [libc::c_long; 6] = [
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_pidfd_open,
+];
+/// agent-runner, in its pod.
+const PID_1: u64 = 1;
 /// `which` of `setpriority(2)` that means: all processes of a user.
 const PRIO_USER: u64 = 2;
 /// `which` of `ioprio_set(2)` that means the same.
@@ -54,6 +66,10 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     }
     for call in ONLY_ON_ITSELF {
         rules.insert(call, vec![SeccompRule::new(vec![names_another(0)?])?]);
+    }
+    for call in NOT_ON_PID_1 {
+        let on_pid_1 = condition(0, SeccompCmpOp::Eq, PID_1)?;
+        rules.insert(call, vec![SeccompRule::new(vec![on_pid_1])?]);
     }
     for (call, user) in
         [(libc::SYS_setpriority, PRIO_USER), (libc::SYS_ioprio_set, IOPRIO_WHO_USER)]
@@ -77,4 +93,23 @@ fn condition(
 ) -> Result<SeccompCondition, seccompiler::BackendError> {
     // Process numbers and these constants have 32 bits; the kernel ignores what stands above.
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, thread};
+
+    use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
+
+    use super::*;
+
+    #[test]
+    fn pid_1_gets_no_signal_and_the_own_process_does() {
+        // A filter is the thread's own.
+        let tried = thread::spawn(|| {
+            restrict().unwrap();
+            (kill(Pid::from_raw(1), None), kill(Pid::this(), None), fs::metadata("/").is_ok())
+        });
+        assert_eq!(tried.join().unwrap(), (Err(Errno::EPERM), Ok(()), true));
+    }
 }

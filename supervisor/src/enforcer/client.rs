@@ -11,7 +11,8 @@ use tokio::{
 };
 
 use super::contract::{
-    Answer, CloseOrder, CountQuestion, Counted, Counts, LINE_BYTES_MAX, VERSION,
+    Answer, CloseOrder, CountQuestion, Counted, Counts, DropCount, DropQuestion, LINE_BYTES_MAX,
+    VERSION,
 };
 
 /// Longest wait for an answer: the enforcer's own limit of a tool, and some slack.
@@ -42,6 +43,11 @@ pub trait Enforcer: Send + Sync {
 
     /// What it has counted.
     async fn counts(&self) -> Result<Counts, ClientError> {
+        Err(ClientError::CountsNothing)
+    }
+
+    /// Packets of a pod that it has dropped since the pod's rules were made.
+    async fn dropped_of(&self, _pod_uid: &str) -> Result<u64, ClientError> {
         Err(ClientError::CountsNothing)
     }
 }
@@ -85,5 +91,10 @@ impl Enforcer for SocketEnforcer {
         // An enforcer of before it counted says that this is no order, which is no count.
         let question = CountQuestion { version: VERSION, count: true };
         self.ask::<Counted>(&question).await.map(|counted| counted.counts)
+    }
+
+    async fn dropped_of(&self, pod_uid: &str) -> Result<u64, ClientError> {
+        let question = DropQuestion { version: VERSION, dropped_of: pod_uid.to_owned() };
+        self.ask::<DropCount>(&question).await.map(|count| count.dropped)
     }
 }

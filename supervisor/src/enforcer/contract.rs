@@ -40,6 +40,24 @@ pub struct CountQuestion {
     pub count: bool,
 }
 
+/// Asks how much of what a pod has sent was dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DropQuestion {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// The pod's uid.
+    pub dropped_of: String,
+}
+
+/// The answer to a [`DropQuestion`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropCount {
+    /// Packets since the pod's rules were made.
+    pub dropped: u64,
+}
+
 /// What an enforcer has counted since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

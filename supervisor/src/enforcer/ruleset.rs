@@ -17,6 +17,10 @@ use super::view::Device;
 
 /// The table of all our chains.
 pub const TABLE: &str = "agent_operator";
+/// What a kernel sends by itself where it has IPv6: dropped like all else, and not counted, for nobody has asked for it
+/// and no process without rights can send it.
+const OF_THE_KERNEL: [&str; 4] =
+    ["nd-router-solicit", "nd-neighbor-solicit", "nd-neighbor-advert", "mld2-listener-report"];
 /// Before everything else at the same hook: what is dropped here, nobody else may accept.
 const PRIORITY: i32 = -500;
 
@@ -97,6 +101,12 @@ pub fn close(device: &Device, uid: &str, pod: IpAddr, gateways: &[SocketAddr]) -
         let mut matches: Vec<_> = back.iter().map(|(name, ip)| field(family, name, ip)).collect();
         matches.push(port("sport", gateway.port()));
         accept(&chains.to, matches);
+    }
+    for kind in OF_THE_KERNEL {
+        commands.push(json!({"add": {"rule": {
+            "family": "netdev", "table": TABLE, "chain": chains.from,
+            "expr": [field("icmpv6", "type", kind), {"drop": null}],
+        }}}));
     }
     // Nothing comes here that is let through; the counts say whether packets pass this way at all.
     for chain in [&chains.from, &chains.to] {

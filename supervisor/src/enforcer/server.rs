@@ -12,10 +12,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    contract::{Answer, CloseOrder, CountQuestion, Counted, GATEWAYS_MAX, LINE_BYTES_MAX, VERSION},
+    contract::{
+        Answer, CloseOrder, CountQuestion, Counted, DropCount, DropQuestion, GATEWAYS_MAX,
+        LINE_BYTES_MAX, VERSION,
+    },
     ruleset,
     tally::Tally,
-    tools::{Network, ToolError},
+    tools::{Dropped, Network, ToolError},
     view::{Device, NoDevice},
 };
 
@@ -100,6 +103,11 @@ async fn converse(
     timeout(LINE_LIMIT, reader.read_until(b'\n', &mut line)).await??;
     let mut line = if serde_json::from_slice::<CountQuestion>(&line).is_ok() {
         serde_json::to_vec(&Counted { counts: tally.counts() })?
+    } else if let Ok(question) = serde_json::from_slice::<DropQuestion>(&line) {
+        match dropped_of(&**node.lock().await, &question.dropped_of).await {
+            Ok(dropped) => serde_json::to_vec(&DropCount { dropped })?,
+            Err(error) => serde_json::to_vec(&refusal(error_chain(&error)))?,
+        }
     } else {
         let answer = match serde_json::from_slice::<CloseOrder>(&line) {
             Ok(order) => obey(&**node.lock().await, &order).await,
@@ -110,6 +118,16 @@ async fn converse(
     };
     line.push(b'\n');
     timeout(LINE_LIMIT, writer.write_all(&line)).await?
+}
+
+/// What was dropped of all that the pod has sent, on whatever device.
+async fn dropped_of(network: &dyn Network, pod_uid: &str) -> Result<u64, ToolError> {
+    let of_pod = |dropped: &Dropped| {
+        let whose = ruleset::parse(&dropped.chain).map(|(_, uid)| uid);
+        dropped.chain.starts_with(ruleset::FROM) && whose == Some(pod_uid)
+    };
+    let dropped = network.dropped().await?;
+    Ok(dropped.iter().filter(|dropped| of_pod(dropped)).map(|dropped| dropped.packets).sum())
 }
 
 fn refusal(message: String) -> Answer {

@@ -14,7 +14,10 @@ use std::time::Duration;
 
 use agent_operator::{
     attempt::GateRequest,
-    domain::{assignment::EgressPolicy, report::EgressLevel},
+    domain::{
+        assignment::EgressPolicy,
+        report::{EgressLevel, Refusal},
+    },
 };
 
 use super::hindrance::Hindrance;
@@ -108,6 +111,20 @@ pub fn level(gate: Option<&GateRequest>) -> EgressLevel {
 fn controlled(gate: &GateRequest) -> bool {
     let tried = |target| gate.probe.as_ref().is_some_and(|probe| probe.tried.contains(target));
     gate.canary_before == Some(true) || gate.listening.iter().flatten().any(tried)
+}
+
+/// Kind of refusals that are told of packets instead of requests.
+pub const DROPPED: &str = "egress-dropped";
+/// What they are counted under: the enforcer looks at no more than whether it is the gateway.
+const DROPPED_TARGET: &str = "packets past the gateway";
+
+/// What the enforcer has dropped since the gate opened, when it has dropped `now` in all. What the probe has sent before
+/// is none of the agent's. A count that is smaller began anew, with rules that were made again.
+pub fn dropped(gate: Option<&GateRequest>, now: Option<u64>) -> Option<Refusal> {
+    let (before, now) = (gate?.dropped_before?, now?);
+    let count = now.checked_sub(before).unwrap_or(now);
+    let refusal = Refusal { kind: DROPPED.to_owned(), target: DROPPED_TARGET.to_owned(), count };
+    (count > 0).then_some(refusal)
 }
 
 fn why_open(gate: &GateRequest, answer: &Closing) -> String {
@@ -253,6 +270,22 @@ mod tests {
             assert_eq!(next(EgressPolicy::BestEffort, &reached, &progress), Next::Open);
             assert_eq!(level(Some(&reached)), EgressLevel::Unenforced);
         }
+    }
+
+    #[test]
+    fn packets_that_were_dropped_before_the_gate_opened_are_none_of_the_agents() {
+        let at_gate = |before| GateRequest { dropped_before: before, ..GateRequest::default() };
+        for (before, now, count) in [
+            (Some(3), Some(3), None),
+            (Some(3), Some(5), Some(2)),
+            (Some(3), Some(1), Some(1)),
+            (None, Some(5), None),
+            (Some(3), None, None),
+        ] {
+            let told = dropped(Some(&at_gate(before)), now).map(|refusal| refusal.count);
+            assert_eq!(told, count, "{before:?} {now:?}");
+        }
+        assert_eq!(dropped(None, Some(5)), None);
     }
 
     #[test]

@@ -318,6 +318,7 @@ impl Runner {
                 Ok(())
             }
             Input::Gateway(message) => self.gateway(message),
+            Input::Counted { message, dropped } => self.counted(message, dropped),
             Input::Attempt { run, event } => self.step(&run, *event),
             Input::PodSeen { run, digest } => self.pod_seen(&run, digest),
             Input::PodMissing(run) => {

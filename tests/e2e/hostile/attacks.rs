@@ -7,6 +7,7 @@ use super::{
     list::{self, Outcomes, Seen},
     place,
     promises::Watch,
+    refusals,
     rig::{Rig, add_seen, assert_score_0},
     say,
     trial::{self, Knocking, Neighbour},
@@ -47,7 +48,8 @@ impl Attacks<'_> {
         let neighbour_name = format!("{marker}-neighbour");
         let neighbour =
             Neighbour::settle(cluster, &neighbour_name, &self.rig.image, &scene.repository).await;
-        let task = trial::attacking(&marker, &self.rig.image, &scene.repository, &parameters);
+        let image = &self.rig.image;
+        let task = trial::attacking(&marker, image, &scene.repository, &parameters, &json!({}));
         cluster.create(NAMESPACE, &task).await;
         let diffs = self.bad_changes(cluster, &scene).await;
         let pod = trial::give(cluster, &neighbour, &marker).await;
@@ -56,22 +58,15 @@ impl Attacks<'_> {
         let lingering = scene.lingering();
         let left = neighbour.leave(cluster).await;
 
-        let (mut outcomes, mut scores) = (Outcomes::new(), Vec::new());
-        for (step, log) in trial::logs(cluster, &marker).await {
-            say(&format!("{step}: the attacker counts {:?}", list::scores(&log)));
-            scores.extend(list::scores(&log));
-            for (id, seen) in list::outcomes(&log) {
-                list::keep(&mut outcomes, &id, seen);
-            }
-        }
-        // Plan, implement and test at least; a step that says nothing has not attacked.
-        assert!(scores.len() >= 3, "{}", cluster.describe(NAMESPACE, &marker).await);
+        let (mut outcomes, scores) = told(cluster, &marker).await;
         let mut effects = scene.effects(cluster).await;
         add_seen(&mut effects, knocking.opened().await, lingering);
-        effects.extend(self.forgeries(cluster, &marker).await);
+        effects.extend(forgeries(cluster, &marker).await);
         effects.extend(self.upstream(cluster, &scene, &mut outcomes).await);
         judge::settle(&mut outcomes, &effects);
         watch.judge(cluster, &[&[marker][..], &diffs[..]].concat(), &left).await;
+        refusals::assert_none(cluster, &left.name).await;
+        refusals::assert_dropped(cluster, &scene.marker).await;
         cluster.forge.delete_repository(&scene.repository).await;
         (outcomes, scores)
     }
@@ -115,21 +110,36 @@ impl Attacks<'_> {
         }
         scene.diffs(cluster, |kind| format!("ai/{}-{kind}", scene.marker)).await
     }
+}
 
-    /// Whether somebody believed what only the runner may say.
-    async fn forgeries(&self, cluster: &Cluster, task: &str) -> Effects {
-        let mut effects = Effects::new();
-        let token = viewer_token(cluster, &format!("{task}-viewer")).await;
-        let request = json!({"namespace": NAMESPACE, "task": task, "follow": true});
-        let events = grpcurl::call(Some(&token), FOLLOW, &request).await.expect("its stream");
-        let gap = events.iter().find(|event| event["gap"].is_object());
-        effects.extend(gap.map(|gap| ("run-forged-marks", gap["gap"].to_string())));
-        for run in cluster.runs(NAMESPACE, task).await {
-            let message = run.status.and_then(|status| status.message).unwrap_or_default();
-            if message.contains("forged") {
-                effects.insert("run-forged-files", message);
-            }
+/// What the attacker in the steps of a task says, and the scores that it prints itself.
+pub(super) async fn told(cluster: &Cluster, task: &str) -> (Outcomes, Vec<usize>) {
+    let (mut outcomes, mut scores) = (Outcomes::new(), Vec::new());
+    for (step, log) in trial::logs(cluster, task).await {
+        say(&format!("{step}: the attacker counts {:?}", list::scores(&log)));
+        scores.extend(list::scores(&log));
+        for (id, seen) in list::outcomes(&log) {
+            list::keep(&mut outcomes, &id, seen);
         }
-        effects
     }
+    // Plan, implement and test at least; a step that says nothing has not attacked.
+    assert!(scores.len() >= 3, "{}", cluster.describe(NAMESPACE, task).await);
+    (outcomes, scores)
+}
+
+/// Whether somebody believed what only the runner may say.
+pub(super) async fn forgeries(cluster: &Cluster, task: &str) -> Effects {
+    let mut effects = Effects::new();
+    let token = viewer_token(cluster, &format!("{task}-viewer")).await;
+    let request = json!({"namespace": NAMESPACE, "task": task, "follow": true});
+    let events = grpcurl::call(Some(&token), FOLLOW, &request).await.expect("its stream");
+    let gap = events.iter().find(|event| event["gap"].is_object());
+    effects.extend(gap.map(|gap| ("run-forged-marks", gap["gap"].to_string())));
+    for run in cluster.runs(NAMESPACE, task).await {
+        let message = run.status.and_then(|status| status.message).unwrap_or_default();
+        if message.contains("forged") {
+            effects.insert("run-forged-files", message);
+        }
+    }
+    effects
 }

@@ -1,5 +1,6 @@
 //! Every credential of these tasks is a canary, and after runs of all kinds it is nowhere but in its Secret
-//! and with the upstream that it is for.
+//! and with the upstream that it is for. So are the release's own credentials, and the tokens of a run, which may lie
+//! in few places besides; each has its reason here.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,7 +13,7 @@ use super::{
     haystacks::{self, Needles},
     parameters::halves,
     place::{self, PROGRAM},
-    say,
+    say, tokens,
     trial::hostile_task,
 };
 use crate::support::{
@@ -27,6 +28,8 @@ use crate::support::{
 
 /// Four tasks side by side on a busy machine.
 const LIMIT: Duration = Duration::from_mins(5);
+/// How long the step may take that will not end: time to look into its memory.
+const SLOW_SECONDS: u32 = 20;
 /// Images of the release, all of which run beside a credential.
 const IMAGES: [&str; 4] = ["controller", "supervisor", "runner", "agent"];
 
@@ -52,6 +55,11 @@ impl Places {
         let git = [&nodes[..], &[forge]].concat();
         let (metrics, pages) = haystacks::metrics(self.metrics.clone(), needles).await;
         assert!(pages >= 3, "controller, supervisor and gateway show metrics, not {pages}");
+        let images = if self.images.is_empty() {
+            Vec::new()
+        } else {
+            haystacks::images(&self.images, needles).await
+        };
         vec![
             ("objects", haystacks::objects(needles).await),
             ("logs", all_logs(cluster, needles).await),
@@ -59,8 +67,19 @@ impl Places {
             ("metrics", metrics),
             ("disks", haystacks::disks(&nodes, self.since, needles).await),
             ("git", haystacks::git_objects(&git, needles).await),
-            ("images", haystacks::images(&self.images, needles).await),
+            ("images", images),
         ]
+    }
+
+    /// The same places but for the images, which are older than every run.
+    fn of_runs(&self) -> Self {
+        Self {
+            token: self.token.clone(),
+            tasks: self.tasks.clone(),
+            metrics: self.metrics.clone(),
+            images: Vec::new(),
+            since: self.since,
+        }
     }
 }
 
@@ -85,10 +104,21 @@ async fn after_runs_of_all_kinds_no_credential_is_anywhere_but_where_it_belongs(
     let keys = [(MODEL_KEY, model_key.as_str()), (GIT_KEY, git_token.as_str())];
     cluster.secret(NAMESPACE, &name, &keys).await;
     let image = place::image().await;
-    let tasks = run_all(&cluster, &name, &image, &[&model_key, &git_token]).await;
+    let mut known = tokens::of_release(&cluster).await;
+    known.extend([model_key.clone(), git_token.clone()]);
+    let tasks = create_all(&cluster, &name, &image, &[&model_key, &git_token]).await;
+    let of_slow = tokens::of_run(&cluster, &format!("{name}-slow"), "plan").await;
+    for task in &tasks {
+        cluster.finished_within(NAMESPACE, task, LIMIT).await;
+    }
+    // Accounts have got other tokens since, if theirs were old.
+    known.extend(tokens::of_release(&cluster).await);
+    known.extend(of_slow.secrets());
     // The other side: the right key did arrive, or nothing was there to leak.
     let sent = cluster.model.requests_with(&model_key).await;
     assert!(!sent.is_empty(), "the model was asked with its key");
+    let others = cluster.model.requests_with(&git_token).await;
+    assert!(others.is_empty(), "the model got git's token: {}", others.len());
 
     let mut places = Places {
         token: viewer_token(&cluster, &format!("{name}-viewer")).await,
@@ -97,7 +127,10 @@ async fn after_runs_of_all_kinds_no_credential_is_anywhere_but_where_it_belongs(
         images: IMAGES.map(of_release).to_vec(),
         since,
     };
-    let found = places.search(&cluster, &Needles::of(&[&model_key, &git_token])).await;
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let found = places.search(&cluster, &Needles::of(&known)).await;
+    one_time_stays_with_its_pod(&cluster, &places.of_runs(), &of_slow.one_time).await;
+    printed_stays_with_its_run(&cluster, &places.of_runs(), &format!("{name}-failed")).await;
     // A search that finds nothing must be able to find something.
     let planted = Planted::in_all(&cluster, &name, &mut places).await;
     let seen = places.search(&cluster, &Needles::of(&[&planted.canary])).await;
@@ -114,8 +147,58 @@ async fn after_runs_of_all_kinds_no_credential_is_anywhere_but_where_it_belongs(
     assert!(found.iter().all(|(_, hits)| hits.is_empty()), "{found:#?}");
 }
 
+/// What was found, but for what is allowed of it.
+fn beyond(
+    found: Vec<(&'static str, Vec<String>)>,
+    allowed: impl Fn(&str, &str) -> bool,
+) -> Vec<(&'static str, String)> {
+    let hits =
+        found.into_iter().flat_map(|(place, hits)| hits.into_iter().map(move |h| (place, h)));
+    hits.filter(|(place, hit)| !allowed(place, hit)).collect()
+}
+
+/// The one-time token is in the pod's specification, from which the container gets it. It is worth nothing once it is
+/// redeemed, which was before the agent started. So whoever keeps specifications has it: the API server, and the node's
+/// container runtime.
+async fn one_time_stays_with_its_pod(cluster: &Cluster, places: &Places, token: &str) {
+    let found = places.search(cluster, &Needles::of(&[token])).await;
+    let pods = "an object of kind pods";
+    assert!(
+        found[0].1.iter().any(|hit| hit == pods),
+        "it is looked for in specifications: {found:?}"
+    );
+    let elsewhere = beyond(found, |place, hit| match place {
+        "objects" => hit == pods,
+        "disks" => hit.contains("/containerd/"),
+        _ => false,
+    });
+    assert!(elsewhere.is_empty(), "the one-time token is in {elsewhere:#?}");
+}
+
+/// An agent that prints its own token has it in its own log, which nobody can take back: the kubelet has it first. It is
+/// worth nothing there: it counts from the address of its pod alone, and died with the attempt.
+async fn printed_stays_with_its_run(cluster: &Cluster, places: &Places, task: &str) {
+    let run = cluster.runs(NAMESPACE, task).await.remove(0);
+    let pod = run.status.clone().and_then(|status| status.pod_name).expect("a pod");
+    let printed = tokens::printed(&cluster.log(NAMESPACE, &pod).await);
+    let found = places.search(cluster, &Needles::of(&[&printed])).await;
+    let uid = run.uid().expect("a uid");
+    let elsewhere = beyond(found, |place, hit| match place {
+        "logs" => hit.ends_with(&format!("/{pod}")),
+        "streams" => hit.ends_with(&format!(" {task}")),
+        "disks" => hit.contains(&pod) || hit.contains(&uid),
+        _ => false,
+    });
+    assert!(elsewhere.is_empty(), "what {pod} has printed is in {elsewhere:#?}");
+}
+
 /// A good run, one that fails, one that runs out of time and one that searches and attacks.
-async fn run_all(cluster: &Cluster, name: &str, image: &str, canaries: &[&str; 2]) -> Vec<String> {
+async fn create_all(
+    cluster: &Cluster,
+    name: &str,
+    image: &str,
+    canaries: &[&str; 2],
+) -> Vec<String> {
     let refs = json!({
         "anthropicApiKeyRef": {"name": name, "key": MODEL_KEY},
         "gitCredentialsRef": {"name": name, "key": GIT_KEY},
@@ -126,7 +209,7 @@ async fn run_all(cluster: &Cluster, name: &str, image: &str, canaries: &[&str; 2
         merge(&mut whole, &spec);
         whole
     };
-    let timed_out = with(json!({"stepTimeout": "5s"}));
+    let timed_out = with(json!({"stepTimeout": format!("{SLOW_SECONDS}s")}));
     let mut sleeping = command_agent("sleep 3607");
     merge(&mut sleeping, &timed_out);
     let parameters = json!({
@@ -147,9 +230,6 @@ async fn run_all(cluster: &Cluster, name: &str, image: &str, canaries: &[&str; 2
     for (_, task) in &all {
         cluster.create(NAMESPACE, task).await;
         names.push(task.name_any());
-    }
-    for name in &names {
-        cluster.finished_within(NAMESPACE, name, LIMIT).await;
     }
     names
 }

@@ -116,6 +116,22 @@ pub(super) fn assert_score_0(
     assert!(scores.iter().all(|score| *score == 0), "the attackers count {scores:?}");
 }
 
+/// Asserts that every attack of these groups that applies was tried and held off. Without a control: that these attacks
+/// succeed where nothing holds them off is shown elsewhere.
+pub(super) fn assert_held_off(
+    groups: &[&str],
+    applies: impl Fn(&Attack) -> bool,
+    attack: &Outcomes,
+    scores: &[usize],
+) {
+    say(&format!("what was tried:\n{}", list::table(groups, &Outcomes::new(), attack)));
+    let failed = missing(groups, attack, "refused", applies);
+    let score = attack.values().filter(|seen| seen.outcome == "succeeded").count();
+    say(&format!("the attackers count {scores:?}; score: {score}"));
+    assert!(failed.is_empty(), "succeeded, or could not be tried: {failed:#?}");
+    assert_eq!((score, scores.iter().sum::<usize>()), (0, 0), "{scores:?}");
+}
+
 /// Attacks of these groups that do not have this outcome, with what they have.
 fn missing(
     groups: &[&str],

@@ -1,9 +1,19 @@
-//! A RuntimeClass with a kernel of its own (gVisor): the step that asked for it runs under it.
+//! A RuntimeClass with a kernel of its own (gVisor): the step that asked for it runs under it, and attacks as it may, gets
+//! nothing either.
 
 use agent_operator::crd::agent_run::SandboxReached;
+use kube::{Api, core::DynamicObject};
 use serde_json::json;
 
-use super::say;
+use super::{
+    attacks,
+    judge::{self, Scene},
+    list::Attack,
+    place::address_of,
+    rig::{Rig, add_seen, assert_held_off},
+    say,
+    trial::{self, Knocking, Neighbour},
+};
 use crate::{
     scenarios::start_faults::{put, remove, untyped},
     support::{
@@ -36,14 +46,91 @@ async fn kernel_of(cluster: &Cluster, class: Option<&str>) -> (String, SandboxRe
     (log, status.sandbox.expect("what was reached"))
 }
 
+/// What a step of this runtime attacks: everything from inside but changes, which no kernel has a part in.
+const GROUPS: [&str; 7] = ["credentials", "gateway", "network", "k8s", "git", "process", "runner"];
+/// What does not apply to it, and why. All else has to be tried, and held off.
+const NOT_THERE: [(&str, &str); 4] = [
+    (
+        "proc-unshare-user",
+        "the namespace is one of gVisor's own kernel: the node's has none more, and no more of it is within reach",
+    ),
+    (
+        "proc-fork-bomb",
+        "its processes are tasks of gVisor's kernel; on the node they are the sandbox's, which the pod's limit ends as a whole",
+    ),
+    ("k8s-devices", "its /dev/fuse is gVisor's own, and leads to no device of the node"),
+    (
+        "run-linger",
+        "its processes are none of the node, where they are looked for; they end with their kernel",
+    ),
+];
+
+fn applies(attack: &Attack) -> bool {
+    NOT_THERE.iter().all(|(id, _)| *id != attack.id)
+}
+
+/// Makes a RuntimeClass of this test's own; its name.
+async fn make_class(classes: &Api<DynamicObject>) -> String {
+    let class = unique("gvisor");
+    let object = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": class}, "handler": HANDLER});
+    put(classes, object).await;
+    class
+}
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run hostile"]
+async fn no_attack_from_inside_a_step_of_another_runtime_class_succeeds() {
+    let cluster = Cluster::connect().await;
+    let rig = Rig::set_up(&cluster).await;
+    let classes = untyped(&cluster, "node.k8s.io", "RuntimeClass", None);
+    let class = make_class(&classes).await;
+    let marker = unique("attack-gvisor");
+    let scene = Scene::set(&cluster, &marker).await;
+    let (model_key, git_token) = cluster.agent_secrets().await;
+    let mut parameters = rig.parameters(&cluster, &scene, &[model_key, git_token]).await;
+    parameters["gifts"] = json!(trial::gifts_path());
+    parameters["namespace"] = json!(NAMESPACE);
+    parameters["without"] = NOT_THERE.iter().map(|(id, _)| *id).collect();
+    // Under the node's kernel, where its token can be taken.
+    let neighbour_name = format!("{marker}-neighbour");
+    let neighbour =
+        Neighbour::settle(&cluster, &neighbour_name, &rig.image, &scene.repository).await;
+    let sandbox = json!({"sandbox": {"runtimeClassName": class}});
+    let task = trial::attacking(&marker, &rig.image, &scene.repository, &parameters, &sandbox);
+    cluster.create(NAMESPACE, &task).await;
+    let pod = trial::give(&cluster, &neighbour, &marker).await;
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+    assert_eq!(of_pod, Some(class.as_str()));
+    let knocking = Knocking::at(&address_of(&pod));
+    trial::ended(&cluster, std::slice::from_ref(&marker)).await;
+    let left = neighbour.leave(&cluster).await;
+
+    let (mut outcomes, scores) = attacks::told(&cluster, &marker).await;
+    let mut effects = scene.effects(&cluster).await;
+    add_seen(&mut effects, knocking.opened().await, None);
+    effects.extend(attacks::forgeries(&cluster, &marker).await);
+    judge::settle(&mut outcomes, &effects);
+    say(&format!("beside it {left}"));
+    remove(&classes, &class).await;
+    cluster.forge.delete_repository(&scene.repository).await;
+    rig.clear(&cluster).await;
+    assert_held_off(&GROUPS, applies, &outcomes, &scores);
+}
+
+#[test]
+fn what_does_not_apply_is_of_the_list_and_has_a_reason() {
+    let all = super::list::of(&GROUPS);
+    for (id, reason) in NOT_THERE {
+        assert!(all.iter().any(|attack| attack.id == id) && reason.len() > 20, "{id}");
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run hostile"]
 async fn a_step_of_another_runtime_class_sees_another_kernel_and_its_task_completes() {
     let cluster = Cluster::connect().await;
-    let class = unique("gvisor");
     let classes = untyped(&cluster, "node.k8s.io", "RuntimeClass", None);
-    let object = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": class}, "handler": HANDLER});
-    put(&classes, object).await;
+    let class = make_class(&classes).await;
     let machine = std::fs::read_to_string("/proc/version").expect("this machine's kernel");
     let machine = format!("kernel: {}", machine.trim());
 

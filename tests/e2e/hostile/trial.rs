@@ -54,13 +54,15 @@ pub(super) fn attacking(
     image: &str,
     repository: &str,
     parameters: &Value,
+    overrides: &Value,
 ) -> CodingTask {
     let parameters = parameters.to_string();
     let tests = ["python3", PROGRAM, &parameters, "credentials", "network", "k8s", "process"];
-    let spec = json!({
+    let mut spec = json!({
         "agent": {"type": "Command", "command": ["sh", "-c", AGENT, PROGRAM, parameters]},
         "test": {"command": tests},
     });
+    merge(&mut spec, overrides);
     hostile_task(name, image, repository, &spec)
 }
 
@@ -166,7 +168,7 @@ impl Neighbour {
 }
 
 /// The pod of a step that runs, and its agent's token as it stands in that agent's environment.
-async fn agent_token(cluster: &Cluster, task: &str, step: &str) -> (Pod, String) {
+pub(super) async fn agent_token(cluster: &Cluster, task: &str, step: &str) -> (Pod, String) {
     let pod = pod_of(cluster, task, step).await;
     let uid = pod.uid().expect("a uid");
     let token = eventually(&format!("the agent of {step} runs"), SOON, || async {
@@ -200,7 +202,8 @@ pub(super) async fn pod_of(cluster: &Cluster, task: &str, step: &str) -> Pod {
     .await
 }
 
-fn one_time(pod: &Pod) -> String {
+/// The one-time token that stands in the pod's specification.
+pub(super) fn one_time(pod: &Pod) -> String {
     let containers = &pod.spec.as_ref().expect("a spec").containers;
     let variables = containers.iter().flat_map(|container| container.env.iter().flatten());
     let mut tokens = variables.filter(|variable| variable.name == ENV_TOKEN);

@@ -9,7 +9,7 @@ mod open_network;
 mod pages;
 mod platform;
 mod slow_api_server;
-mod telemetry;
+pub(crate) mod telemetry;
 mod tutorial;
 mod uninstall;
 mod upgrade;

@@ -98,11 +98,11 @@ fn missing(spans: &[Collected]) -> Vec<&'static str> {
 }
 
 /// The sums over all pods of each counter without the labels that are not named here.
-struct Scrape(BTreeMap<String, f64>);
+pub(crate) struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
     /// The sum of all series of this name whose labels have all of `labels`.
-    fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+    pub(crate) fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         let series = self.0.iter().filter(|(key, _)| {
             key.split('{').next() == Some(name) && labels.iter().all(|label| key.contains(label))
         });
@@ -112,7 +112,7 @@ impl Scrape {
 
 /// What the pods of the release say at their ports; the API server passes the request on. One that is on its way out, as
 /// after a rollout, is asked no more: it may be gone before it is reached.
-async fn scrape(cluster: &Cluster) -> Scrape {
+pub(crate) async fn scrape(cluster: &Cluster) -> Scrape {
     let ports: [(&str, &[u16]); 2] = [("controller", &[8080]), ("supervisor", &[8081, 8082])];
     let mut sums = BTreeMap::new();
     for (component, ports) in ports {

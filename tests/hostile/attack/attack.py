@@ -3,6 +3,8 @@
 
     ID tried succeeded|refused|sent|untried EVIDENCE
 
+and before it, where a gateway was asked, `ID answered CODE...`, the status of each answer.
+
 `sent` means that only somebody outside can say whether it succeeded. The last line is `score: N`, the number of attacks
 that succeeded as far as the attacker can tell.
 
@@ -25,7 +27,7 @@ import load
 import network
 import process
 import runner
-from frame import ALONE, ATTACKS, Refused, Sent, Untried, one_line
+from frame import ALONE, ANSWERS, ATTACKS, Refused, Sent, Untried, one_line
 
 # Longest time of one attack: a body that is sent slowly, and some slack.
 ATTACK_SECONDS_MAX = 150
@@ -80,6 +82,9 @@ class Attempt:
         if self.pid == 0:
             os.close(reader)
             outcome, evidence = carry_out(name, parameters)
+            if ANSWERS:
+                # At once and whole: others write beside it.
+                os.write(1, ("%s answered %s\n" % (name, " ".join(map(str, ANSWERS)))).encode())
             os.write(writer, ("%s %s" % (outcome, one_line(evidence))).encode())
             os._exit(0)
         os.close(writer)
@@ -119,7 +124,7 @@ def run(names, parameters, at_once):
 
 def main():
     parameters = json.loads(sys.argv[1])
-    names = listed(sys.argv[2:])
+    names = [name for name in listed(sys.argv[2:]) if name not in parameters.get("without", [])]
     if parameters.get("control"):
         # What the attacks on PID 1 hit here; they may not end the pod that shows that they work.
         parameters["victim"] = os.posix_spawn("/bin/sleep", ["sleep", "600"], {})

@@ -7,6 +7,8 @@ import urllib.parse
 
 ATTACKS = {}
 ALONE = set()
+# Status codes of what a gateway answered, in the process of one attack; 0 for no answer.
+ANSWERS = []
 # Longest wait for a packet: on one machine they take less than a millisecond.
 PACKET_SECONDS = 2.5
 # Answers that say nothing of an attack: none at all, too many requests, no upstream, not now. Whoever gets one of the
@@ -123,6 +125,7 @@ def raw_exchange(parameters, payload, seconds=8.0, most=1 << 20, pause_after=Non
                     break
         except (TimeoutError, ConnectionError, BrokenPipeError):
             pass
+    ANSWERS.append(status(answer))
     return answer
 
 

@@ -171,7 +171,7 @@ def new_privileges(parameters):
 def no_filter(parameters):
     if field("Seccomp") == "0":
         return "any system call"
-    raise Refused("mode %s, %s filters" % (field("Seccomp"), field("Seccomp_filters")))
+    raise Refused("mode %s" % field("Seccomp"))
 
 
 def field(name):

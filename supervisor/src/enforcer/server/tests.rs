@@ -149,6 +149,24 @@ async fn what_was_done_refused_and_dropped_is_counted_and_told_over_the_socket()
 }
 
 #[tokio::test]
+async fn what_one_pod_has_sent_in_vain_is_told_and_nothing_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("enforcer.sock");
+    let chains = vec![format!("from-7-{UID}"), format!("to-7-{UID}"), "from-8-b0".to_owned()];
+    let network = Arc::new(FakeNetwork { packets: 4, chains: chains.into(), ..node() });
+    let listener = listen(&socket).unwrap();
+    let own = nix::unistd::geteuid().as_raw();
+    let task = tokio::spawn(async move {
+        serve(network, listener, &[own], &CancellationToken::new()).await;
+    });
+    let client = SocketEnforcer::new(socket);
+    assert_eq!(client.dropped_of(UID).await.unwrap(), 4);
+    assert_eq!(client.dropped_of("unknown").await.unwrap(), 0);
+    assert_eq!(client.counts().await.unwrap().refused, 0, "it is no order");
+    task.abort();
+}
+
+#[tokio::test]
 async fn a_peer_with_another_uid_is_not_heard() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("enforcer.sock");

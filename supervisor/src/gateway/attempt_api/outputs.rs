@@ -91,8 +91,9 @@ fn is_commit_id(id: &str) -> bool {
 
 /// What the runner saw at the gate, within its bounds.
 pub(super) fn gate(request: GateRequest, secrets: &Watchlist) -> GateRequest {
-    // What the supervisor saw listening is not the sandbox's to say.
-    let GateRequest { sandbox, iflink, canary_before, listening: _, probe } = request;
+    // What the supervisor sees is not the sandbox's to say.
+    let GateRequest { sandbox, iflink, canary_before, probe, listening: _, dropped_before: _ } =
+        request;
     let SandboxStatus {
         runtime_class,
         egress,
@@ -115,7 +116,7 @@ pub(super) fn gate(request: GateRequest, secrets: &Watchlist) -> GateRequest {
         reached.truncate(PROBED_MAX);
         ProbeReport { tried, reached }
     });
-    GateRequest { sandbox, iflink, canary_before, listening: None, probe }
+    GateRequest { sandbox, iflink, canary_before, probe, listening: None, dropped_before: None }
 }
 
 /// Event records within their bounds.

@@ -17,8 +17,11 @@ use crate::steps::{
 
 impl Step<'_> {
     pub(super) fn at_gate(&mut self, request: GateRequest) {
-        let listening = self.facts().gate.as_ref().and_then(|gate| gate.listening.clone());
-        self.record(Record::AtGate(GateRequest { listening, ..request }));
+        let known = self.facts().gate.as_ref();
+        let listening = known.and_then(|gate| gate.listening.clone());
+        // The first count is from before the agent's first packet; a repeated request may come later.
+        let dropped_before = known.and_then(|gate| gate.dropped_before).or(request.dropped_before);
+        self.record(Record::AtGate(GateRequest { listening, dropped_before, ..request }));
         self.open_gate();
     }
 

@@ -2,14 +2,18 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use agent_operator::{attempt::ProbeOrder, domain::RunKey};
+use agent_operator::{
+    attempt::ProbeOrder,
+    domain::{RunKey, ids::PodUid, report::Refusal},
+    telemetry::audit::{self, Act},
+};
 use tokio::sync::mpsc;
 
 use super::{Outgoing, Runner, RunnerError};
 use crate::{
     clock,
     link::contract::{DurableEvent, FromGateway, Grant, ToGateway},
-    steps::{event::Event, machine::Machine, moment::Now},
+    steps::{egress, event::Event, machine::Machine, moment::Now},
 };
 
 impl Runner {
@@ -109,15 +113,13 @@ impl Runner {
                 self.unheard.insert(run);
                 Ok(())
             }
-            FromGateway::Durable { id, run, event } => {
-                self.durable(&run, event)?;
-                if self.ledger.is_behind() {
-                    self.unkept.push(id);
-                } else {
-                    self.tell_gateway(ToGateway::Ack { id });
+            FromGateway::Durable { id, run, event } => match self.pod_to_count(&run, &event) {
+                Some(uid) => {
+                    self.workers.count_dropped(&uid, FromGateway::Durable { id, run, event });
+                    Ok(())
                 }
-                Ok(())
-            }
+                None => self.acknowledge(id, &run, event, None),
+            },
             FromGateway::Survivor(survivor) => {
                 self.survivor(survivor);
                 Ok(())
@@ -137,9 +139,51 @@ impl Runner {
         }
     }
 
+    /// The pod whose dropped packets are counted before this event is kept: as the gate opens, and at the end, when
+    /// the agent is gone and the pod's rules are not.
+    fn pod_to_count(&self, run: &RunKey, event: &DurableEvent) -> Option<PodUid> {
+        let at_gate = matches!(event, DurableEvent::AtGate(request) if request.probe.is_some());
+        let counts = at_gate || matches!(event, DurableEvent::Result { .. });
+        let machine = self.machines.get(run).filter(|_| counts && self.workers.have_enforcer())?;
+        machine.facts.pod_uid.clone()
+    }
+
+    pub(super) fn counted(
+        &mut self,
+        message: FromGateway,
+        dropped: Option<u64>,
+    ) -> Result<(), RunnerError> {
+        match message {
+            FromGateway::Durable { id, run, event } => self.acknowledge(id, &run, event, dropped),
+            other => self.gateway(other),
+        }
+    }
+
+    /// Keeps an event and says so.
+    fn acknowledge(
+        &mut self,
+        id: u64,
+        run: &RunKey,
+        event: DurableEvent,
+        dropped: Option<u64>,
+    ) -> Result<(), RunnerError> {
+        self.durable(run, event, dropped)?;
+        if self.ledger.is_behind() {
+            self.unkept.push(id);
+        } else {
+            self.tell_gateway(ToGateway::Ack { id });
+        }
+        Ok(())
+    }
+
     /// Keeps an event. One of an attempt that is unknown or over is dropped: repeating it would not
     /// help, so it is acknowledged all the same.
-    fn durable(&mut self, run: &RunKey, event: DurableEvent) -> Result<(), RunnerError> {
+    fn durable(
+        &mut self,
+        run: &RunKey,
+        event: DurableEvent,
+        dropped: Option<u64>,
+    ) -> Result<(), RunnerError> {
         let Some(machine) = self.machines.get(run) else {
             self.metrics.drop_one("unknown_attempt");
             return Ok(());
@@ -151,6 +195,7 @@ impl Runner {
                 let of_pod = of_pod.and_then(|pod| self.workers.containers().pids_limit(pod));
                 let limits = [of_pod, request.sandbox.pids_limit].into_iter().flatten();
                 request.sandbox.pids_limit = limits.min();
+                request.dropped_before = dropped.filter(|_| request.probe.is_some());
                 Event::AtGate(request)
             }
             DurableEvent::Events { first, records } => {
@@ -169,7 +214,15 @@ impl Runner {
                 Event::Published { work_branch, head_commit }
             }
             DurableEvent::PullRequestOpened(request) => Event::PullRequestOpened(request),
-            DurableEvent::Result { result, usage, refusals } => {
+            DurableEvent::Result { result, usage, mut refusals } => {
+                let news = machine.facts.result.is_none() && !machine.finished();
+                if let Some(packets) = egress::dropped(machine.facts.gate.as_ref(), dropped)
+                    && news
+                {
+                    let Refusal { kind, target, .. } = &packets;
+                    audit::record(&machine.facts.assignment, &Act::Refused { kind, target });
+                    refusals.push(packets);
+                }
                 Event::Result { result, usage, refusals }
             }
         };

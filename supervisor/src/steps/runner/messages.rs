@@ -99,6 +99,13 @@ pub enum Input {
     LinkDown,
     /// The gateway speaks.
     Gateway(FromGateway),
+    /// What the gateway has said, and what the enforcer had dropped of the pod by then.
+    Counted {
+        /// The gateway's words.
+        message: FromGateway,
+        /// Packets; none where nobody could say.
+        dropped: Option<u64>,
+    },
     /// A worker has news of an attempt.
     Attempt {
         /// The attempt.

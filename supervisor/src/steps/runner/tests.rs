@@ -1,6 +1,7 @@
 //! Whole attempts: the real runner, ledger, machine, workers and streams over a double of the API
 //! server and of the gateway.
 
+mod dropped;
 mod epochs;
 mod life;
 mod lost_ledger;
@@ -31,6 +32,7 @@ use tokio_util::{sync::DropGuard, task::TaskTracker};
 
 use super::*;
 use crate::{
+    enforcer::client::Enforcer,
     ledger::disk::{Disk, RealDisk},
     link::contract::{DurableEvent, FromGateway, Grant, Redemption},
     pod::{

@@ -15,7 +15,8 @@ use tokio::{
 use super::{Tools, Workers, backoff, pause, send};
 use crate::{
     enforcer::contract::{Answer, CloseOrder, VERSION},
-    steps::{egress::Closing, event::Event, hindrance::Hindrance},
+    link::contract::FromGateway,
+    steps::{egress::Closing, event::Event, hindrance::Hindrance, runner::Input},
 };
 
 /// How long a task that does not require it waits for an enforcer that is being replaced.
@@ -23,6 +24,8 @@ const BEST_EFFORT_PATIENCE: Duration = Duration::from_secs(5);
 /// Answers that the same order may change are taken for final after this: the kernel knows a pod that
 /// has talked to the gateway.
 const RETRY_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for a count, without which the attempt goes on: it takes an nft of some milliseconds.
+const COUNT_LIMIT: Duration = Duration::from_secs(1);
 /// Longest wait for a target to take a connection of this process: the API server and this node's kubelet
 /// answer within milliseconds, under load within a second.
 const TARGET_LIMIT: Duration = Duration::from_secs(2);
@@ -47,6 +50,25 @@ impl Workers {
         if let Some(before) = hands.closing.replace(task) {
             before.abort();
         }
+    }
+
+    /// Whether there is somebody who closes networks, and counts.
+    pub fn have_enforcer(&self) -> bool {
+        self.tools.enforcer.is_some()
+    }
+
+    /// Asks what the enforcer has dropped of this pod; the answer goes to the runner with `message`, which waits for it.
+    pub fn count_dropped(&self, uid: &PodUid, message: FromGateway) {
+        let (tools, uid) = (Arc::clone(&self.tools), uid.as_str().to_owned());
+        self.spawn(async move {
+            let dropped = match &tools.enforcer {
+                Some(enforcer) => timeout(COUNT_LIMIT, enforcer.dropped_of(&uid)).await.ok(),
+                None => None,
+            };
+            let dropped = dropped.and_then(Result::ok);
+            // A closed queue means that the process is ending; the gateway says it again to the next one.
+            let _ = tools.inputs.send(Input::Counted { message, dropped }).await;
+        });
     }
 
     /// Tries these addresses from this process, all at once; replaces an earlier try.

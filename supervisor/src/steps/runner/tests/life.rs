@@ -23,6 +23,8 @@ pub(super) struct FakePods {
     pub(super) phase: Mutex<Option<RunPhase>>,
     /// What the gateway tells in its greeting.
     pub(super) gateway_knows: Mutex<Vec<RunKey>>,
+    /// The node's enforcer, if it has one.
+    pub(super) enforcer: Mutex<Option<Arc<dyn Enforcer>>>,
     /// Runs whose pods are to be counted one by one, not held to one.
     pub(super) many: AtomicBool,
     /// The delivery that an argument sets.
@@ -237,7 +239,7 @@ impl Life {
             gateway: GatewayAddress::new("127.0.0.1:8080".into()),
             runner_image: "runner:1".into(),
             priority_class: None,
-            enforcer: None,
+            enforcer: pods.enforcer.lock().unwrap().clone(),
             own_gateway: None,
             inputs: inputs.clone(),
             runtime: Handle::current(),
