@@ -87,6 +87,7 @@ fn session(name: &str) -> NodeView {
         highest_epoch: Epoch(1),
         runner_delivery: "imageVolume".to_owned(),
         asks_preflights: true,
+        holds: true,
     }
 }
 
@@ -198,7 +199,7 @@ impl Model {
                 attempt,
                 phase: RunPhase::Pending,
                 reason: None,
-                delivery: Delivery::Sent,
+                delivery: if create.spec.prepared { Delivery::Held } else { Delivery::Sent },
                 told_budget,
                 spec: create.spec.clone(),
                 status: AgentRunStatus::default(),
@@ -228,6 +229,7 @@ impl Model {
                     run.told_budget = told_budget;
                     Delivery::Sent
                 }
+                Order::Hold => Delivery::Held,
                 Order::Budget { left } => {
                     run.told_budget = left;
                     run.delivery
@@ -267,7 +269,9 @@ impl Model {
     /// The live run's node opens its gate.
     pub fn start_live(&mut self) {
         let now = self.now;
-        if let Some(run) = self.runs.iter_mut().find(|run| run.phase == RunPhase::Pending) {
+        let begins =
+            |run: &&mut RunView| run.phase == RunPhase::Pending && run.delivery != Delivery::Held;
+        if let Some(run) = self.runs.iter_mut().find(begins) {
             run.phase = RunPhase::Running;
             run.status.phase = Some("Running".to_owned());
             run.status.start_time = Some(now);

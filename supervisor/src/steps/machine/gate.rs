@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use agent_operator::{
     attempt::GateRequest,
-    domain::{StartFault, report::RunState},
+    domain::{Assignment, StartFault, report::RunState},
 };
 
 use super::{SEQUENCE_RUNNING, Step};
@@ -19,6 +19,14 @@ impl Step<'_> {
     pub(super) fn at_gate(&mut self, request: GateRequest) {
         self.record(Record::AtGate(request));
         self.open_gate();
+    }
+
+    /// Its turn has come: what it works on is known, to the gateway too.
+    pub(super) fn released(&mut self, assignment: Box<Assignment>) {
+        if !self.machine.finished() {
+            self.record(Record::Released { assignment, at: self.moment() });
+            self.effects.push(Effect::RegisterGrant);
+        }
     }
 
     /// Opens the gate once runner, address and policy agree. What takes its time goes on while the
@@ -47,7 +55,8 @@ impl Step<'_> {
         }
         let iflink = gate.iflink;
         match egress::next(policy.egress, gate, &self.machine.sight.egress) {
-            egress::Next::Open if seen.is_some() => self.open_gate_for(pod_ip),
+            // One that was made ahead gets as far as this and waits for the word.
+            egress::Next::Open if seen.is_some() && !facts.assignment.held => self.open_gate_for(pod_ip),
             egress::Next::Close { required } => {
                 self.machine.sight.egress.asked = true;
                 self.effects.push(Effect::CloseEgress { uid, pod_ip, iflink, required });

@@ -646,6 +646,7 @@ async fn events_and_log_reach_the_spools_and_complete() {
 }
 
 mod epochs;
+mod held;
 mod lost_ledger;
 mod requests;
 mod secrets;

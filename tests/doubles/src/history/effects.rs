@@ -136,7 +136,8 @@ fn last_records(events: &[Event]) -> BTreeMap<&str, (&str, Retries)> {
 /// Failures of a task by budget, as its runs tell them.
 fn failures(task: &str, runs: &BTreeMap<String, Run>) -> Retries {
     let mut failed = Retries::default();
-    let outcomes = runs.values().filter(|run| run.task == task).filter_map(Run::outcome);
+    let tried = |run: &&Run| run.task == task && !run.waited_in_vain();
+    let outcomes = runs.values().filter(tried).filter_map(Run::outcome);
     for outcome in outcomes.filter(|outcome| outcome.phase == "Failed") {
         let reason = outcome.reason.as_deref().unwrap_or_default();
         let charged = |reasons: &[&str]| u32::from(reasons.contains(&reason));
