@@ -54,7 +54,8 @@ pub fn look_after(observed: &Observed, stand: &Stand<'_>, now: Timestamp, plan: 
             }
             // A supervisor of before would begin it.
             Contact::Connected => {
-                let why = (Reason::Unstarted, "made ahead, and its node's supervisor cannot hold it");
+                let why =
+                    (Reason::Unstarted, "made ahead, and its node's supervisor cannot hold it");
                 run::end(observed, run, why, now, plan);
             }
             Contact::Fenced => run::give_up(observed, run, plan),

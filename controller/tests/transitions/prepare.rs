@@ -272,7 +272,13 @@ fn a_fenced_node_takes_both_and_only_what_ran_is_charged() {
     model.settle();
     model.advance(60);
     model.settle();
-    assert!(model.runs.iter().filter(|run| run.node() == model.nodes[index].name).all(|run| !run.is_live()));
+    assert!(
+        model
+            .runs
+            .iter()
+            .filter(|run| run.node() == model.nodes[index].name)
+            .all(|run| !run.is_live())
+    );
     let live = model.live().expect("placed anew");
     assert_eq!((live.step, live.attempt.0), (StepName::Plan, 2));
     assert_eq!(model.task.status.retries.map(|retries| retries.infrastructure), Some(1));

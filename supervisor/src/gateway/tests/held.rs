@@ -21,7 +21,9 @@ async fn a_held_attempt_learns_nothing_of_its_task_and_gets_no_credential() {
     let runner = bearer(&tokens.runner_token);
     let answer = rig.call(POD, "GET", "/v1/step", &runner, "").await;
     let spec: StepSpec = answer.json();
-    assert!(spec.held && spec.prompt.is_empty() && spec.feedback.is_none() && !spec.repository.may_push);
+    assert!(
+        spec.held && spec.prompt.is_empty() && spec.feedback.is_none() && !spec.repository.may_push
+    );
     assert!(spec.grace_seconds > 0, "the gate needs it");
     assert_eq!(rig.model_call(&tokens).await.status, 403);
     assert!(rig.model.seen.lock().unwrap().is_empty());

@@ -56,7 +56,9 @@ impl Step<'_> {
         let iflink = gate.iflink;
         match egress::next(policy.egress, gate, &self.machine.sight.egress) {
             // One that was made ahead gets as far as this and waits for the word.
-            egress::Next::Open if seen.is_some() && !facts.assignment.held => self.open_gate_for(pod_ip),
+            egress::Next::Open if seen.is_some() && !facts.assignment.held => {
+                self.open_gate_for(pod_ip)
+            }
             egress::Next::Close { required } => {
                 self.machine.sight.egress.asked = true;
                 self.effects.push(Effect::CloseEgress { uid, pod_ip, iflink, required });

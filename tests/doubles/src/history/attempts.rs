@@ -212,7 +212,9 @@ fn one_live(runs: &BTreeMap<String, Run>, fences: &Fences<'_>, skew: Duration) -
     let mut all: Vec<(&Run, &str, &Container, Timestamp)> = Vec::new();
     for (name, run) in runs {
         for container in &run.containers {
-            all.extend(run.lives_since(container).map(|since| (run, name.as_str(), container, since)));
+            all.extend(
+                run.lives_since(container).map(|since| (run, name.as_str(), container, since)),
+            );
         }
     }
     all.sort_by_key(|(run, _, _, since)| (run.task.as_str(), *since));
