@@ -248,8 +248,8 @@ impl<'a> Replay<'a> {
             return Some(Stand::Start(self.start()));
         };
         self.reached.insert(self.step, record.attempt);
-        let failed = record.run.filter(|run| run.phase == RunPhase::Failed);
-        if failed.is_some_and(prepare::never_began) {
+        let given_up = record.run.filter(|run| run.phase == RunPhase::Failed);
+        if given_up.is_some_and(prepare::never_began) {
             // Made ahead and given up before its turn, or at it: but for its number, as if never made.
             return None;
         }
