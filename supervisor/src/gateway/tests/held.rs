@@ -6,7 +6,7 @@ use super::rig::{POD, Rig, bearer, credentials, eventually, grant, key};
 use crate::link::contract::{FromGateway, Grant, ToGateway};
 
 fn held(held: bool) -> Grant {
-    let mut grant = grant("a", StepName::Test, None);
+    let mut grant = grant("a", StepName::Implement, None);
     grant.assignment.held = held;
     grant.assignment.work.feedback = Some("FEEDBACK".into());
     grant
