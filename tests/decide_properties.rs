@@ -12,7 +12,7 @@ mod decide;
 mod schema;
 
 use agent_operator::domain::{
-    Budget, Reason, StepName,
+    Budget, Reason, RunPhase, StepName,
     preflight::{Finding, Problem},
 };
 use agent_operator_controller::decide::{CredentialState, Delivery, PreflightView, RunView};
