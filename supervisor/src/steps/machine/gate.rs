@@ -54,11 +54,10 @@ impl Step<'_> {
             return self.stop_unstarted(StartFault::PidsUnlimited, message);
         }
         let iflink = gate.iflink;
+        // One that was made ahead gets as far as this and waits for the word.
+        let may_open = seen.is_some() && !facts.assignment.held;
         match egress::next(policy.egress, gate, &self.machine.sight.egress) {
-            // One that was made ahead gets as far as this and waits for the word.
-            egress::Next::Open if seen.is_some() && !facts.assignment.held => {
-                self.open_gate_for(pod_ip)
-            }
+            egress::Next::Open if may_open => self.open_gate_for(pod_ip),
             egress::Next::Close { required } => {
                 self.machine.sight.egress.asked = true;
                 self.effects.push(Effect::CloseEgress { uid, pod_ip, iflink, required });
