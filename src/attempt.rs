@@ -113,6 +113,9 @@ pub struct StepSpec {
     /// and again after it, so that the probe is seen to be able to fail.
     #[serde(default)]
     pub canary: Option<SocketAddr>,
+    /// Made ahead: what to do is not known yet. Asked for again once the gate is open.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// An issue as the forge shows it. Whoever may open issues there has written it, so it is never an

@@ -13,7 +13,9 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/desc
 
 /// Wire version: another major is refused in Hello.
 pub const PROTOCOL_MAJOR: u32 = 1;
-/// Wire version: minors may differ by one. 1: preflights.
-pub const PROTOCOL_MINOR: u32 = 1;
+/// Wire version: minors may differ by one. 1: preflights; 2: attempts that are held at their gate.
+pub const PROTOCOL_MINOR: u32 = 2;
 /// Nodes below this minor cannot be asked for a preflight.
 pub const PREFLIGHT_MINOR: u32 = 1;
+/// Nodes below this minor would begin what they are told to hold.
+pub const HOLD_MINOR: u32 = 2;

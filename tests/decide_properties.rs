@@ -12,10 +12,10 @@ mod decide;
 mod schema;
 
 use agent_operator::domain::{
-    Budget, Reason, StepName,
+    Budget, Reason, RunPhase, StepName,
     preflight::{Finding, Problem},
 };
-use agent_operator_controller::decide::{CredentialState, Delivery, PreflightView};
+use agent_operator_controller::decide::{CredentialState, Delivery, PreflightView, RunView};
 use decide::Model;
 use proptest::prelude::*;
 
@@ -31,6 +31,10 @@ enum Happening {
     Unfence(usize),
     Crowd(usize, u32),
     Suspend(bool),
+    /// Next pods are to be made ahead, or no more.
+    Prepare(bool),
+    /// What was made ahead ends before its turn.
+    LosePrepared(Reason),
     MaxRetries(Option<i32>),
     Secret(bool),
     /// What stands in the way of a task that has not started.
@@ -45,6 +49,7 @@ enum Happening {
 
 fn happening() -> impl Strategy<Value = Happening> {
     let reason = prop::sample::select(Reason::ALL.to_vec());
+    let lost = prop::sample::select(vec![Reason::Unstarted, Reason::Disrupted, Reason::Deleted]);
     let problem = prop::sample::select(Problem::ALL.to_vec());
     prop_oneof![
         4 => (1_u64..2000).prop_map(Happening::Wait),
@@ -57,6 +62,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0_usize..2).prop_map(Happening::Unfence),
         1 => (0_usize..2, 0_u32..3).prop_map(|(node, slots)| Happening::Crowd(node, slots)),
         1 => any::<bool>().prop_map(Happening::Suspend),
+        2 => any::<bool>().prop_map(Happening::Prepare),
+        1 => lost.prop_map(Happening::LosePrepared),
         1 => prop::option::of(0_i32..5).prop_map(Happening::MaxRetries),
         1 => any::<bool>().prop_map(Happening::Secret),
         1 => prop::option::of(problem).prop_map(Happening::Preflight),
@@ -84,6 +91,17 @@ fn happen(model: &mut Model, happening: &Happening) {
         Happening::Fence(index) => model.nodes[*index].fenced = Some("gone".to_owned()),
         Happening::Unfence(index) => model.nodes[*index].fenced = None,
         Happening::Crowd(index, slots) => model.nodes[*index].used.slots = *slots,
+        Happening::Prepare(prepare) => model.task.spec.prepare_next_step = Some(*prepare),
+        Happening::LosePrepared(reason) => {
+            let (now, told) = (model.now, model.told.clone());
+            let waits = |run: &&mut RunView| run.is_live() && !told.contains(&run.run.name);
+            for run in model.runs.iter_mut().filter(waits) {
+                (run.phase, run.reason) = (RunPhase::Failed, Some(*reason));
+                run.status.phase = Some("Failed".to_owned());
+                run.status.reason = Some(reason.as_str().to_owned());
+                run.status.completion_time = Some(now);
+            }
+        }
         Happening::Suspend(suspend) => model.task.spec.suspend = Some(*suspend),
         Happening::MaxRetries(max) => model.task.spec.max_retries = *max,
         Happening::Secret(there) => {
@@ -104,7 +122,10 @@ fn happen(model: &mut Model, happening: &Happening) {
                 run.delivery = if run.is_live() { Delivery::Known } else { Delivery::Unsent };
             }
         }
-        Happening::LoseLive => model.runs.retain(|run| !run.is_live()),
+        Happening::LoseLive => {
+            let told = model.told.clone();
+            model.runs.retain(|run| !run.is_live() || !told.contains(&run.run.name));
+        }
         Happening::LoseEnded(index) => {
             if model.runs.get(*index).is_some_and(|run| !run.is_live()) {
                 model.runs.remove(*index);
@@ -153,8 +174,10 @@ proptest! {
                     prop_assert_eq!(&run.status, &status, "{} after {:?}", name, happening);
                 }
             }
-            let live = model.runs.iter().filter(|run| run.is_live()).count();
+            let live = model.runs.iter().filter(|run| model.is_under_way(run)).count();
             prop_assert!(live <= 1, "{} live runs after {:?}", live, happening);
+            let all = model.runs.iter().filter(|run| run.is_live()).count();
+            prop_assert!(all <= live + 1, "{} runs wait after {:?}", all - live, happening);
             let pulls = model.created.keys().filter(|(step, _)| *step == StepName::PullRequest);
             prop_assert!(pulls.count() == 0 || model.task.status.plan.is_some()
                 || model.task.status.agent_runs.iter().any(|run| run.step == "test"));

@@ -110,6 +110,8 @@ impl Runner {
         let deadline = clock::boot_now() + remaining;
         let grace = Duration::from_secs(spec.grace_seconds);
         deadline::start(Arc::clone(&self.stop), deadline, grace);
+        // What a pod that was made ahead works on is known now.
+        let spec = if spec.held { gate::fetch_step(client, &self.stop)? } else { spec };
         let (events, client) = (Arc::clone(&self.events), client.clone());
         thread::spawn(move || {
             events.send_all(|request| client.post("/v1/events", request, gate::ANSWER_LIMIT));

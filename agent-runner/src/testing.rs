@@ -56,6 +56,7 @@ pub(crate) fn spec(step: StepName) -> StepSpec {
         },
         grace_seconds: 10,
         canary: None,
+        held: false,
     }
 }
 

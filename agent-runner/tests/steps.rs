@@ -49,6 +49,17 @@ fn an_implement_step_ends_with_a_published_commit() {
 }
 
 #[test]
+fn a_pod_that_was_made_ahead_does_what_it_is_told_at_its_gate() {
+    let gateway = Gateway::start(StepName::Implement, "cat \"$AGENT_PROMPT_FILE\" > healthz");
+    gateway.update(|state| state.ahead = true);
+    let (code, log) = gateway.run();
+    assert_eq!((code, gateway.result().reason), (0, Reason::Completed), "{log}");
+    let tip = gateway.git(&["rev-parse", "refs/heads/ai/add-healthcheck"]);
+    let content = gateway.git(&["show", &format!("{tip}:healthz")]);
+    assert!(content.contains("Add a /healthz endpoint"), "{content}");
+}
+
+#[test]
 fn p3_an_agent_that_changes_nothing_is_no_success() {
     let gateway = Gateway::start(StepName::Implement, "exit 0");
     let (code, _) = gateway.run();

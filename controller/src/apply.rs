@@ -232,14 +232,17 @@ impl Applier {
     fn assign(&self, observed: &Observed, run: &RunView, credentials: &[Credential], first: bool) {
         let Ok(epoch) = self.epoch() else { return };
         let assignment = Box::new(assignment(observed, run, epoch));
-        let budget = assignment.budget;
+        let (budget, held) = (assignment.budget, assignment.held);
+        // Nothing of the task comes to a pod before its turn.
+        let credentials = if held { &[] } else { credentials };
         let command = Command::Assign { assignment, credentials: credentials.to_vec(), first };
         let node = run.node();
         let sent = self.nodes.send(&node, command);
         if noted(&sent) {
             let task = &observed.task;
             record_read(subject(task, Some(run)), &node, &task.spec, credentials);
-            self.memory.sent(&node, &run.key(), Delivery::Sent);
+            let delivery = if held { Delivery::Held } else { Delivery::Sent };
+            self.memory.sent(&node, &run.key(), delivery);
             self.memory.tell_budget(&node, &run.key(), budget);
         }
     }
@@ -264,9 +267,9 @@ impl Applier {
         let NodeCommand { node, run, attempt, order } = command;
         let key = RunKey { uid: run.uid.clone(), attempt: *attempt };
         match order {
-            Order::Assign | Order::Confirm => {
-                let confirms = matches!(order, Order::Confirm);
-                let credentials = if confirms { &[] } else { credentials };
+            Order::Assign | Order::Confirm | Order::Hold => {
+                let assigns = matches!(order, Order::Assign);
+                let credentials = if assigns { credentials } else { &[] };
                 if let Some(run) = observed.runs.iter().find(|view| view.run == *run) {
                     self.assign(observed, run, credentials, false);
                 }

@@ -18,7 +18,7 @@ use agent_operator::{
 };
 
 use crate::decide::{
-    Observed, RunView,
+    Observed, RunView, prepare,
     progress::{self, replay},
     status::{Draft, MAIN_REPOSITORY},
 };
@@ -39,13 +39,14 @@ pub fn assignment(observed: &Observed, run: &RunView, epoch: Epoch) -> Assignmen
         epoch,
         node: run.node(),
         timeout_seconds: timeout.get().as_secs(),
-        start_deadline_seconds: settings.start_deadline.get().as_secs(),
+        start_deadline_seconds: prepare::start_deadline(settings, &run.spec).as_secs(),
         grace_seconds: settings.grace.get().as_secs(),
         pod: pod(run),
         work: work(observed, run),
         repository: repository(observed),
         sandbox: sandbox(&run.spec.sandbox),
         budget: progress::budget_left(observed),
+        held: prepare::is_held(observed, run),
     }
 }
 

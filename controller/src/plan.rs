@@ -12,7 +12,7 @@ use serde::Serialize;
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
-    /// Runs to create, before anything else; at most one live run a task, so at most one.
+    /// Runs to create, before anything else; at most one: the next live run, or the one that is made ahead.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub run_creates: Vec<RunCreate>,
     /// Runs whose end or silence the controller itself has to record.
@@ -41,7 +41,7 @@ pub struct Plan {
 impl Plan {
     /// Whether carrying out the plan hands the task's credentials to a node.
     pub fn needs_credentials(&self) -> bool {
-        !self.run_creates.is_empty()
+        self.run_creates.iter().any(|create| !create.spec.prepared)
             || self.preflight.is_some()
             || self.commands.iter().any(|command| matches!(command.order, Order::Assign))
     }
@@ -98,6 +98,8 @@ pub struct NodeCommand {
 pub enum Order {
     /// Run it; `apply` builds the whole assignment from the run, the task and its credentials.
     Assign,
+    /// Keep it ready behind its gate: the assignment without credentials.
+    Hold,
     /// The node has it already: the same order under the present term, without credentials. A gateway
     /// that lacks them asks for them.
     Confirm,

@@ -33,6 +33,7 @@ impl TryFrom<v1::Assignment> for Assignment {
             repository: single_repository(wire.repositories)?,
             sandbox: required("sandbox", wire.sandbox)?,
             budget: wire.budget.map(TaskBudget::from),
+            held: wire.held,
         })
     }
 }
@@ -67,6 +68,7 @@ impl From<&Assignment> for v1::Assignment {
             repositories: vec![(&assignment.repository).into()],
             sandbox: Some((&assignment.sandbox).into()),
             budget: assignment.budget.as_ref().map(Into::into),
+            held: assignment.held,
         }
     }
 }

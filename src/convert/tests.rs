@@ -79,6 +79,7 @@ fn assignment(step: StepName) -> Assignment {
             allowed_hosts: vec!["packages.example:443".into()],
         },
         budget: Some(TaskBudget { tokens: Some(5), cost_micro_usd: None }),
+        held: true,
     }
 }
 

@@ -97,6 +97,9 @@ pub struct AgentRunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub feedback_from: Option<String>,
+    /// Made while the step before was running: its pod waits at the start gate until that step has ended well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prepared: bool,
 }
 
 /// The task of a run.

@@ -130,6 +130,9 @@ pub struct CodingTaskSpec {
     /// True stops the task after the running step; false goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
+    /// True makes the pods of implement and test while the step before is running, and holds them at their start gate: less time between two steps, for two pods at once. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepare_next_step: Option<bool>,
     /// Hard limits for the whole task; may only be raised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetSpec>,

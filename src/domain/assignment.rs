@@ -41,6 +41,9 @@ pub struct Assignment {
     pub sandbox: SandboxPolicy,
     /// What is left of the task's budget; none means unlimited.
     pub budget: Option<TaskBudget>,
+    /// Made ahead: its gate stays closed, and it gets nothing of the task, until the same order comes without this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 impl Assignment {

@@ -73,6 +73,7 @@ pub(crate) fn assignment() -> Assignment {
         },
         sandbox: SandboxPolicy::default(),
         budget: None,
+        held: false,
     }
 }
 

@@ -16,8 +16,6 @@ pub struct Row {
     goals: Vec<Goal>,
     /// A number of things, the same on every machine: beyond this the run fails.
     count: Option<f64>,
-    /// The goal of what does not exist yet.
-    not_built: Option<String>,
 }
 
 /// A line that is never moved.
@@ -32,12 +30,6 @@ struct Goal {
 impl Row {
     pub fn new(name: &'static str, unit: &'static str, ours: Option<f64>) -> Self {
         Self { name, unit, ours, ..Self::default() }
-    }
-
-    /// Something that the project means to have and has not: its line stands, and nothing meets it.
-    pub fn not_built(name: &'static str, unit: &'static str, at_most: f64) -> Self {
-        let words = format!("<= {}", number(at_most));
-        Self { not_built: Some(words), ..Self::new(name, unit, None) }
     }
 
     pub fn floor(mut self, floor: Option<f64>) -> Self {
@@ -101,15 +93,11 @@ impl Row {
     }
 
     fn met(&self) -> Option<bool> {
-        if self.not_built.is_some() {
-            return Some(false);
-        }
         (!self.goals.is_empty()).then(|| self.goals.iter().all(|goal| goal.met))
     }
 
     fn goal_words(&self) -> String {
-        let words = self.goals.iter().map(|goal| goal.words.clone()).chain(self.not_built.clone());
-        words.collect::<Vec<_>>().join(", ")
+        self.goals.iter().map(|goal| goal.words.clone()).collect::<Vec<_>>().join(", ")
     }
 
     pub fn is_a_wrong_count(&self) -> bool {
@@ -117,9 +105,6 @@ impl Row {
     }
 
     fn verdict(&self) -> String {
-        if self.not_built.is_some() {
-            return "not built".to_owned();
-        }
         let missed: Vec<_> = self.goals.iter().filter(|goal| !goal.met).collect();
         match (self.goals.is_empty(), missed.as_slice()) {
             (true, _) => "-".to_owned(),

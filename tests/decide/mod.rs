@@ -2,7 +2,11 @@
 //! nodes and the inbox do on a cluster. Shared by the table tests, the goldens and the properties.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of the model")]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use agent_operator::{
     crd::{
@@ -59,6 +63,8 @@ pub struct Model {
     pub created: BTreeMap<(StepName, Attempt), u32>,
     /// Plans that were carried out.
     pub plans: Vec<Plan>,
+    /// Names of the runs whose nodes were told to begin.
+    pub told: BTreeSet<String>,
 }
 
 /// A connected node with room for two.
@@ -87,6 +93,7 @@ fn session(name: &str) -> NodeView {
         highest_epoch: Epoch(1),
         runner_delivery: "imageVolume".to_owned(),
         asks_preflights: true,
+        holds: true,
     }
 }
 
@@ -119,6 +126,7 @@ impl Model {
             now: created,
             created: BTreeMap::new(),
             plans: Vec::new(),
+            told: BTreeSet::new(),
         }
     }
 
@@ -187,6 +195,9 @@ impl Model {
             let times = self.created.entry((step, attempt)).or_default();
             *times += 1;
             assert_eq!(*times, 1, "attempt {attempt} of {step} is used twice");
+            if !create.spec.prepared {
+                self.told.insert(create.name.clone());
+            }
             self.runs.push(RunView {
                 run: RunRef {
                     namespace: self.task.namespace.clone(),
@@ -198,7 +209,7 @@ impl Model {
                 attempt,
                 phase: RunPhase::Pending,
                 reason: None,
-                delivery: Delivery::Sent,
+                delivery: if create.spec.prepared { Delivery::Held } else { Delivery::Sent },
                 told_budget,
                 spec: create.spec.clone(),
                 status: AgentRunStatus::default(),
@@ -222,12 +233,16 @@ impl Model {
             self.task.status = (**status).clone();
         }
         for command in &plan.commands {
+            if command.order == Order::Assign {
+                self.told.insert(command.run.name.clone());
+            }
             let run = self.run_mut(&command.run.name);
             run.delivery = match command.order {
                 Order::Assign | Order::Confirm => {
                     run.told_budget = told_budget;
                     Delivery::Sent
                 }
+                Order::Hold => Delivery::Held,
                 Order::Budget { left } => {
                     run.told_budget = left;
                     run.delivery
@@ -259,15 +274,23 @@ impl Model {
         self.runs.iter_mut().find(|run| run.run.name == name).expect("the plan names a known run")
     }
 
+    /// Whether a run may be under way: its node was told to begin.
+    pub fn is_under_way(&self, run: &RunView) -> bool {
+        run.is_live() && self.told.contains(&run.run.name)
+    }
+
     /// The live run.
     pub fn live(&self) -> Option<&RunView> {
-        self.runs.iter().find(|run| run.is_live())
+        self.runs.iter().find(|run| self.is_under_way(run))
     }
 
     /// The live run's node opens its gate.
     pub fn start_live(&mut self) {
         let now = self.now;
-        if let Some(run) = self.runs.iter_mut().find(|run| run.phase == RunPhase::Pending) {
+        let told = &self.told;
+        let begins =
+            |run: &&mut RunView| run.phase == RunPhase::Pending && told.contains(&run.run.name);
+        if let Some(run) = self.runs.iter_mut().find(begins) {
             run.phase = RunPhase::Running;
             run.status.phase = Some("Running".to_owned());
             run.status.start_time = Some(now);
@@ -277,7 +300,9 @@ impl Model {
     /// The live run ends and is recorded.
     pub fn end_live(&mut self, reason: Reason, output: Option<&str>) {
         let now = self.now;
-        let Some(run) = self.runs.iter_mut().find(|run| run.is_live()) else { return };
+        let told = &self.told;
+        let live = |run: &&mut RunView| run.is_live() && told.contains(&run.run.name);
+        let Some(run) = self.runs.iter_mut().find(live) else { return };
         let well = reason == Reason::Completed;
         run.phase = if well { RunPhase::Succeeded } else { RunPhase::Failed };
         run.reason = Some(reason);

@@ -350,10 +350,10 @@ fn tell_run(world: &World, before: Option<&Value>, after: &Value) {
     let run: AgentRun = serde_json::from_value(after.clone()).unwrap();
     let uid = run.metadata.uid.unwrap();
     if before.is_none() {
-        let AgentRunSpec { task_ref, node_name, timeout, epoch, .. } = run.spec;
+        let AgentRunSpec { task_ref, node_name, timeout, epoch, prepared, .. } = run.spec;
         let timeout = timeout.parse::<GoDuration>().unwrap().get();
         let (run, task, node) = (uid.clone(), task_ref.name, node_name);
-        world.tell(Fact::Assigned { run, task, node, timeout, epoch });
+        world.tell(Fact::Assigned { run, task, node, timeout, epoch, prepared });
     }
     if is_news(before, after) {
         let status = run.status.unwrap();
@@ -364,6 +364,7 @@ fn tell_run(world: &World, before: Option<&Value>, after: &Value) {
             exit_code: status.exit_code,
             // By the clock of a node, which may be wrong; the sandbox says when it was.
             opened: None,
+            began: status.start_time.is_some(),
         });
     }
 }

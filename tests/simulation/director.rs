@@ -140,7 +140,12 @@ impl Director {
 
     /// A user creates a task.
     pub fn task(&self, name: &str) {
-        let task = json!({
+        self.task_with(name, false);
+    }
+
+    /// A user creates a task whose next pods are made ahead, or not.
+    pub fn task_with(&self, name: &str, ahead: bool) {
+        let mut task = json!({
             "metadata": {"name": name},
             "spec": {
                 "source": {"type": "chat", "chat": {"sessionId": "s", "userId": "jackson"}},
@@ -153,6 +158,9 @@ impl Director {
                 "taskTimeout": "2h",
             },
         });
+        if ahead {
+            task["spec"]["prepareNextStep"] = json!(true);
+        }
         let tasks = kind("codingtasks");
         let made = Fact::TaskMade { task: name.to_owned(), retries_max: RETRIES_MAX };
         self.world.tell(made);

@@ -61,6 +61,8 @@ struct Inner {
     pending: BTreeMap<u64, (RunKey, DurableEvent)>,
     serial: u64,
     link: Option<mpsc::UnboundedSender<FromGateway>>,
+    /// Attempts whose credentials came while they were held.
+    early: Vec<RunKey>,
 }
 
 /// One node's gateway.
@@ -80,7 +82,13 @@ impl Gateway {
     /// SIGKILL: all that it knew is gone.
     pub fn kill(&self) {
         let mut inner = self.inner();
-        *inner = Inner { instance: inner.instance + 1, ..Inner::default() };
+        let early = std::mem::take(&mut inner.early);
+        *inner = Inner { instance: inner.instance + 1, early, ..Inner::default() };
+    }
+
+    /// The attempts whose credentials came before their turn.
+    pub fn early(&self) -> Vec<RunKey> {
+        self.inner().early.clone()
     }
 
     pub fn start(&self) {
@@ -130,6 +138,9 @@ impl Gateway {
             ToGateway::Credentials { run, .. } => {
                 if let Some(held) = inner.attempts.get_mut(&run) {
                     held.credentials = true;
+                    if held.grant.assignment.held {
+                        inner.early.push(run);
+                    }
                 }
             }
             ToGateway::Probe { run, order } => {

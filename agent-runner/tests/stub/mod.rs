@@ -34,6 +34,9 @@ pub(crate) struct State {
     pub(crate) remaining_millis: u64,
     /// Keeps the start gate shut.
     pub(crate) hold_gate: bool,
+    /// The attempt was made ahead: what to do is told once the gate is open.
+    pub(crate) ahead: bool,
+    opened: bool,
     pub(crate) stop: Option<StopOrder>,
     /// Where `/llm` leads.
     pub(crate) model: Option<String>,
@@ -215,7 +218,16 @@ impl Gateway {
                 let (runner_token, agent_token) = ("runner-token".into(), "agent-token".into());
                 ok(&Redeemed { runner_token, agent_token })
             }
-            ("GET", "/v1/step") => ok(&*self.spec.lock().unwrap()),
+            ("GET", "/v1/step") => {
+                let mut spec = self.spec.lock().unwrap().clone();
+                if self.read(|state| state.ahead && !state.opened) {
+                    spec.held = true;
+                    spec.prompt.clear();
+                    spec.repository.start_commit.clear();
+                    spec.repository.may_push = false;
+                }
+                ok(&spec)
+            }
             ("POST", "/v1/gate") => {
                 let first = self.read(|state| state.gate.is_none());
                 let asked = serde_json::from_slice(body).unwrap();
@@ -228,6 +240,7 @@ impl Gateway {
                 let opened =
                     self.changed.wait_timeout_while(state, patience, |state| state.hold_gate);
                 drop(opened.unwrap());
+                self.update(|state| state.opened = true);
                 let remaining_millis = self.read(|state| state.remaining_millis);
                 ok(&GateAnswer::Open { remaining_millis })
             }
@@ -410,5 +423,6 @@ fn spec(step: StepName, script: &str, start_commit: String) -> StepSpec {
         },
         grace_seconds: 2,
         canary: None,
+        held: false,
     }
 }

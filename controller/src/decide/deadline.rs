@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent_operator::{crd::conditions, domain::RunPhase};
 use jiff::Timestamp;
 
-use super::{Observed, RunView};
+use super::{Observed, RunView, prepare};
 use crate::settings::OVERRUN_SLACK;
 
 /// `at` plus `duration`, at most the end of time.
@@ -39,7 +39,7 @@ pub fn overdue_at(observed: &Observed, run: &RunView) -> Timestamp {
     let slack = settings.grace.get() + OVERRUN_SLACK;
     match (run.phase, run.status.start_time) {
         (RunPhase::Pending, _) | (_, None) => {
-            after(run.created, settings.start_deadline.get() + slack)
+            after(run.created, prepare::start_deadline(settings, &run.spec) + slack)
         }
         (_, Some(started)) => after(started, timeout + slack),
     }

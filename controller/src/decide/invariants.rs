@@ -5,7 +5,7 @@ use agent_operator::{
     domain::StepName,
 };
 
-use super::{Observed, status::is_finished};
+use super::{Observed, prepare, status::is_finished};
 use crate::plan::{Order, Plan};
 
 /// A broken invariant; numbers as in docs/reliability.md.
@@ -40,12 +40,28 @@ pub fn violations(observed: &Observed, plan: &Plan) -> Vec<Violation> {
 }
 
 fn one_live_attempt(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
-    let live = observed.runs.iter().filter(|run| run.is_live()).count();
-    if live + plan.run_creates.len() > 1 && !plan.run_creates.is_empty() {
-        found.push(Violation::OneLiveAttempt(format!(
-            "creates {} runs beside {live} live ones",
-            plan.run_creates.len()
-        )));
+    // What waits behind its gate is no live attempt.
+    let (held, live): (Vec<_>, Vec<_>) = observed
+        .runs
+        .iter()
+        .filter(|run| run.is_live())
+        .partition(|run| prepare::is_held(observed, run));
+    let (ahead, begun): (Vec<_>, Vec<_>) =
+        plan.run_creates.iter().partition(|create| create.spec.prepared);
+    for (made, beside) in [(begun, live.len()), (ahead, held.len())] {
+        if !made.is_empty() && made.len() + beside > 1 {
+            found.push(Violation::OneLiveAttempt(format!(
+                "creates {} runs beside {beside} of their kind",
+                made.len()
+            )));
+        }
+    }
+    for command in plan.commands.iter().filter(|command| command.order == Order::Assign) {
+        let others = live.iter().filter(|run| run.run != command.run).count();
+        if others > 0 || held.iter().any(|run| run.run == command.run) {
+            let what = format!("{} begins before its turn", command.run.name);
+            found.push(Violation::OneLiveAttempt(what));
+        }
     }
     for create in &plan.run_creates {
         let newest = observed

@@ -10,6 +10,7 @@ mod message;
 pub mod observed;
 pub mod placement;
 pub mod preflight;
+pub mod prepare;
 pub mod progress;
 pub mod release;
 pub mod resolve;

@@ -114,6 +114,8 @@ pub enum Delivery {
     Unsent,
     /// Named by the supervisor, but not yet confirmed under the present term.
     Known,
+    /// Sent under the present term to the present session, to be held at its gate.
+    Held,
     /// Sent under the present term to the present session.
     Sent,
     /// An order to end it was sent as well.

@@ -84,6 +84,11 @@ fn requests(observed: &Observed) -> Amounts {
     }
 }
 
+/// Whether `node` can take a step of the task now.
+pub fn has_room(observed: &Observed, node: &NodeFacts) -> bool {
+    node.session.is_some() && obstacle(observed, node, requests(observed)).is_none()
+}
+
 /// Why `node` cannot take the step now; none: it can.
 fn obstacle(observed: &Observed, node: &NodeFacts, wanted: Amounts) -> Option<&'static str> {
     let session = node.session.as_ref()?;

@@ -18,7 +18,7 @@ use agent_operator::{
 use jiff::Timestamp;
 
 use super::{
-    Observed, RunView, deadline, message,
+    Observed, RunView, deadline, message, prepare,
     retry::{self, Chain, Counts, Limits, Verdict},
 };
 use crate::settings::quantity_milli;
@@ -68,6 +68,20 @@ pub struct Start {
     pub avoid: Vec<NodeName>,
     /// What failed before, for people.
     pub after_failure: Option<String>,
+}
+
+impl Start {
+    /// The first attempt at a step, with nothing before it.
+    pub fn first(step: StepName) -> Self {
+        Self {
+            step,
+            attempt: Attempt(1),
+            feedback_from: None,
+            not_before: None,
+            avoid: Vec::new(),
+            after_failure: None,
+        }
+    }
 }
 
 /// What keeps a step from starting.
@@ -175,6 +189,13 @@ pub fn usage(observed: &Observed) -> Usage {
     if recorded.total_tokens() > sum.total_tokens() { recorded } else { sum }
 }
 
+/// The number of the next attempt at `step`: one that no run has had.
+pub fn next_attempt(observed: &Observed, step: StepName) -> Attempt {
+    let of_step = |(of, attempt)| (of == step).then_some(attempt);
+    let last = records(observed).into_keys().filter_map(of_step).next_back();
+    Attempt(last.map_or(1, |attempt| attempt.0.saturating_add(1)))
+}
+
 struct Replay<'a> {
     observed: &'a Observed,
     records: BTreeMap<(StepName, Attempt), Record<'a>>,
@@ -227,6 +248,11 @@ impl<'a> Replay<'a> {
             return Some(Stand::Start(self.start()));
         };
         self.reached.insert(self.step, record.attempt);
+        let given_up = record.run.filter(|run| run.phase == RunPhase::Failed);
+        if given_up.is_some_and(prepare::never_began) {
+            // Made ahead and given up before its turn, or at it: but for its number, as if never made.
+            return None;
+        }
         self.history.push(record.clone());
         match record.phase {
             RunPhase::Pending | RunPhase::Running | RunPhase::Unknown => {

@@ -50,6 +50,7 @@ pub fn run_spec(observed: &Observed, start: &Start, node: &NodeName) -> AgentRun
         tolerations: tolerations(observed).to_vec(),
         sandbox: sandbox(observed),
         feedback_from: start.feedback_from.clone(),
+        prepared: false,
     }
 }
 

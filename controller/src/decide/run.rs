@@ -66,7 +66,7 @@ pub fn end(
 ) {
     match contact(observed, run, now) {
         Contact::Connected => match run.delivery {
-            Delivery::Known | Delivery::Sent => plan
+            Delivery::Known | Delivery::Held | Delivery::Sent => plan
                 .commands
                 .push(command(run, Order::Cancel { reason, message: message.to_owned() })),
             Delivery::CancelSent | Delivery::Forgotten => {}
@@ -97,7 +97,12 @@ fn assign(observed: &Observed, run: &RunView, now: Timestamp, plan: &mut Plan) {
         plan.commands.push(command(run, Order::Budget { left }));
     }
     match run.delivery {
-        Delivery::Unsent => plan.commands.push(command(run, Order::Assign)),
+        // To one that was made ahead, this is the word to begin. After a restart nobody knows whether its
+        // node has it; said again it does no harm.
+        Delivery::Unsent | Delivery::Held => plan.commands.push(command(run, Order::Assign)),
+        Delivery::Known if run.spec.prepared && run.phase == RunPhase::Pending => {
+            plan.commands.push(command(run, Order::Assign));
+        }
         Delivery::Known => plan.commands.push(command(run, Order::Confirm)),
         Delivery::Sent | Delivery::CancelSent | Delivery::Forgotten if now >= overdue_at => {
             plan.events.push(EventNote {
@@ -128,7 +133,8 @@ fn mark_unknown(run: &RunView, plan: &mut Plan) {
     }
 }
 
-fn give_up(observed: &Observed, run: &RunView, plan: &mut Plan) {
+/// Records a run on a fenced node as lost.
+pub fn give_up(observed: &Observed, run: &RunView, plan: &mut Plan) {
     let why = observed
         .node(&run.node())
         .and_then(|node: &NodeFacts| node.fenced.clone())
@@ -149,6 +155,7 @@ pub fn silent(run: &RunView) -> String {
     )
 }
 
-fn command(run: &RunView, order: Order) -> NodeCommand {
+/// An order about `run` to its node.
+pub fn command(run: &RunView, order: Order) -> NodeCommand {
     NodeCommand { node: run.node(), run: run.run.clone(), attempt: run.attempt, order }
 }

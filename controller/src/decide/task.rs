@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::{
     CredentialState, Delivery, Observed, RunView, deadline, message,
     observed::invalid,
-    placement, preflight,
+    placement, preflight, prepare,
     progress::{Ending, Progress, Stand, Start, Unstarted, replay},
     resolve,
     run::{self, Contact, requeue},
@@ -74,12 +74,26 @@ fn go_on(
 ) {
     let overdue = now >= deadline::task_deadline(observed, now);
     match stand {
+        Stand::Start(_) | Stand::Live(_) if suspends(observed) => {
+            prepare::end(observed, now, plan);
+        }
+        // What is paused has no clock, so nobody else would end what waits for it.
+        Stand::BudgetPaused(_) => prepare::end(observed, now, plan),
+        Stand::Start(_) | Stand::Live(_) if !overdue => {
+            prepare::look_after(observed, stand, now, plan);
+        }
+        Stand::Start(_) | Stand::Live(_) | Stand::Done(_) => {}
+    }
+    match stand {
         Stand::Done(ending) => finish(draft, progress, ending, now),
         Stand::Start(_) if overdue && !suspends(observed) => time_out(draft, progress, now),
         Stand::Live(run) if overdue => {
             overdue_run(observed, run, progress, now, draft, plan);
         }
         Stand::Start(start) => begin(observed, start, progress, now, draft, plan),
+        Stand::Live(run) if suspends(observed) && prepare::waits(run) => {
+            suspend(draft, TaskPhase::of(run.step), run.step);
+        }
         Stand::Live(run) => tend(observed, run, progress, now, draft, plan),
         Stand::BudgetPaused(why) => {
             accept(draft);
@@ -88,6 +102,13 @@ fn go_on(
             draft.unfinished("BudgetExceeded", why);
         }
     }
+}
+
+fn suspend(draft: &mut Draft<'_>, phase: TaskPhase, step: StepName) {
+    let why = "spec.suspend is true; set it to false to go on";
+    draft.summary(phase, step, why);
+    draft.condition(conditions::SUSPENDED, true, "Suspended", why);
+    draft.unfinished("Suspended", why);
 }
 
 fn suspends(observed: &Observed) -> bool {
@@ -190,10 +211,7 @@ fn begin(
     }
     accept(draft);
     if suspends(observed) {
-        let why = "spec.suspend is true; set it to false to go on";
-        draft.summary(phase, start.step, why);
-        draft.condition(conditions::SUSPENDED, true, "Suspended", why);
-        return draft.unfinished("Suspended", why);
+        return suspend(draft, phase, start.step);
     }
     resume(draft);
     wait_until_deadline(observed, now, plan);

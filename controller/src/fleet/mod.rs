@@ -37,6 +37,8 @@ pub struct NodeView {
     pub runner_delivery: String,
     /// Whether it is of a version that can be asked for a preflight.
     pub asks_preflights: bool,
+    /// Whether it is of a version that can hold an attempt at its gate.
+    pub holds: bool,
 }
 
 pub use judging::Judging;

@@ -231,6 +231,7 @@ mod tests {
             highest_epoch: Epoch(1),
             runner_delivery: "imageVolume".into(),
             asks_preflights: true,
+            holds: true,
         }
     }
 

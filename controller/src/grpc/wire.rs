@@ -116,6 +116,7 @@ pub(super) fn hello(wire: v1::Hello) -> Result<(NodeView, Vec<KnownAttempt>), Co
         .collect::<Result<Vec<_>, _>>()?;
     let capacity = wire.capacity.ok_or_else(|| ConvertError::missing("capacity"))?;
     let running = known.iter().filter(|attempt| !attempt.phase.is_terminal()).count();
+    let minor = wire.protocol_version.map(|version| version.minor);
     let view = NodeView {
         name: convert::text("node_name", wire.node_name)?.into(),
         instance: convert::text("instance_id", wire.instance_id)?.into(),
@@ -124,9 +125,8 @@ pub(super) fn hello(wire: v1::Hello) -> Result<(NodeView, Vec<KnownAttempt>), Co
         running: u32::try_from(running).unwrap_or(u32::MAX),
         highest_epoch: agent_operator::domain::Epoch(wire.highest_epoch),
         runner_delivery: wire.runner_delivery,
-        asks_preflights: wire
-            .protocol_version
-            .is_some_and(|version| version.minor >= proto::PREFLIGHT_MINOR),
+        asks_preflights: minor.is_some_and(|minor| minor >= proto::PREFLIGHT_MINOR),
+        holds: minor.is_some_and(|minor| minor >= proto::HOLD_MINOR),
     };
     Ok((view, known))
 }

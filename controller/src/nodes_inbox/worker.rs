@@ -518,7 +518,11 @@ impl Worker {
         let Some(run) = world.run_by_uid(&key.uid).filter(|run| belongs(run, node, key)) else {
             return self.drop_attempt(node, key, true);
         };
-        if run.has_ended() {
+        // One that is held gets its credentials with the word to begin, and none before.
+        let begun = !run.spec.prepared
+            || self.observer.memory.delivery(node, key) == Delivery::Sent
+            || run.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        if run.has_ended() || !begun {
             return Ok(());
         }
         let namespace = run.namespace().unwrap_or_default();

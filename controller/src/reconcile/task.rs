@@ -103,7 +103,7 @@ impl Context {
         let mut observed = self.observer.observe(&task, clock::timestamp()).await?;
         let mut plan = decide(&observed, clock::timestamp());
         let mut credentials = Vec::new();
-        if plan.needs_credentials() {
+        if plan.needs_credentials() || !plan.run_creates.is_empty() {
             (observed.credentials, credentials) = self.read_credentials(&observed, &plan).await?;
             plan = self.place(&mut observed);
         }
@@ -193,7 +193,8 @@ fn handed_out(observed: &Observed, plan: &Plan) -> Option<StepName> {
         // Its credentials are those of the first step.
         return Some(StepName::Plan);
     }
-    let created = plan.run_creates.first().and_then(|create| create.spec.step.parse().ok());
+    let begun = plan.run_creates.iter().find(|create| !create.spec.prepared);
+    let created = begun.and_then(|create| create.spec.step.parse().ok());
     created.or_else(|| {
         let assigned = plan.commands.iter().find(|command| command.order == Order::Assign)?;
         observed.runs.iter().find(|run| run.run == assigned.run).map(|run| run.step)

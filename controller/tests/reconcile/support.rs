@@ -448,6 +448,7 @@ impl Fleet {
             highest_epoch: self.inner.lock().unwrap().highest,
             runner_delivery: "imageVolume".to_owned(),
             asks_preflights: true,
+            holds: true,
         }
     }
 

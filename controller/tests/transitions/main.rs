@@ -4,6 +4,7 @@
 mod decide;
 mod nodes;
 mod preflight;
+mod prepare;
 mod retries;
 
 use agent_operator::domain::{Reason, StepName};

@@ -12,7 +12,7 @@ use std::time::Duration;
 use agent_operator::{
     attempt::{
         EventsAnswer, EventsRequest, GateAnswer, GateRequest, Orders, POLL_SECONDS_MAX, ProbeOrder,
-        ProbeReport, RedeemRequest, Redeemed, StepResult, StepSpec,
+        ProbeReport, RedeemRequest, Redeemed, StepRepository, StepResult, StepSpec,
     },
     domain::RunKey,
 };
@@ -104,6 +104,9 @@ pub(super) async fn redeem(gateway: &Shared, caller: &Caller, request: Request<B
 /// `GET /v1/step`
 pub(super) async fn step(gateway: &Shared, caller: &Caller) -> Answer {
     let attempt = &caller.attempt;
+    if attempt.assignment().held {
+        return respond::json(StatusCode::OK, &held(gateway, attempt));
+    }
     if !attempt.has_credentials() {
         attempt.ask_credentials_again();
         return respond::later("the gateway waits for the attempt's credentials");
@@ -145,8 +148,41 @@ pub(super) async fn step(gateway: &Shared, caller: &Caller) -> Answer {
         identity: gateway.config.git_identity.clone(),
         grace_seconds: assignment.grace_seconds,
         canary: attempt.canary(),
+        held: false,
     };
     respond::json(StatusCode::OK, &spec)
+}
+
+/// What an attempt that was made ahead needs at its gate, and nothing of the task's.
+fn held(gateway: &Shared, attempt: &Attempt) -> StepSpec {
+    let assignment = attempt.assignment();
+    let nothing = String::new;
+    StepSpec {
+        run: assignment.run.clone(),
+        task: assignment.task.clone(),
+        step: assignment.step,
+        attempt: assignment.attempt,
+        prompt: nothing(),
+        plan: None,
+        feedback: None,
+        agent: assignment.work.agent.clone(),
+        model: None,
+        max_turns: None,
+        test_command: None,
+        issue: None,
+        repository: StepRepository {
+            name: assignment.repository.name.clone(),
+            base_branch: nothing(),
+            base_commit: nothing(),
+            work_branch: nothing(),
+            start_commit: nothing(),
+            may_push: false,
+        },
+        identity: gateway.config.git_identity.clone(),
+        grace_seconds: assignment.grace_seconds,
+        canary: attempt.canary(),
+        held: true,
+    }
 }
 
 /// `POST /v1/gate`

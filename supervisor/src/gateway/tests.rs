@@ -5,6 +5,7 @@ mod connect;
 mod flood;
 mod gate;
 mod heads;
+mod held;
 mod journey;
 mod model;
 mod proxied;

@@ -8,7 +8,7 @@ use std::{
 use agent_operator::{
     attempt::{GateRequest, StepResult, StopOrder},
     domain::{
-        Epoch, Reason, RunRef, Usage,
+        Assignment, Epoch, Reason, RunRef, Usage,
         assignment::TaskBudget,
         ids::PodUid,
         report::{LogSummary, PullRequest, Refusal, RunState},
@@ -111,6 +111,10 @@ pub enum Event {
     },
     /// The assignment came again under a higher epoch.
     EpochRaised(Epoch),
+    /// Made ahead, it is told to begin: the whole order.
+    Released(Box<Assignment>),
+    /// Its gateway has been told all that it needs to begin.
+    MayOpen,
     /// Another amount is left of the task's budget.
     BudgetChanged(Option<TaskBudget>),
     /// Its pod exists and is ours.

@@ -258,6 +258,8 @@ impl Step<'_> {
             Event::Accepted => self.accepted(),
             Event::Restarted { one_time_hash } => self.restarted(one_time_hash),
             Event::EpochRaised(epoch) => self.record(Record::Epoch { epoch }),
+            Event::Released(assignment) => self.released(assignment),
+            Event::MayOpen => self.open_gate(),
             Event::BudgetChanged(budget) => self.record(Record::Budget { budget }),
             Event::PodCreated { uid, one_time_hash } => self.pod_created(uid, one_time_hash),
             Event::PodCreateFailed(failure) => self.pod_create_failed(failure),

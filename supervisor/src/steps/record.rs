@@ -38,6 +38,13 @@ pub enum Record {
         /// The new epoch.
         epoch: Epoch,
     },
+    /// Made ahead, it was told to begin.
+    Released {
+        /// The order, whole.
+        assignment: Box<Assignment>,
+        /// When.
+        at: Moment,
+    },
     /// Another amount is left of the task's budget.
     Budget {
         /// What is left; none means unlimited.
@@ -161,6 +168,8 @@ pub struct Facts {
     pub one_time_hash: String,
     /// When it was accepted.
     pub accepted: Moment,
+    /// When it was told to begin, if it was made ahead.
+    pub released: Option<Moment>,
     /// The pod, once it is known to exist and to be ours.
     pub pod_uid: Option<PodUid>,
     /// The redemption of the one-time token.
@@ -192,12 +201,18 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// When its turn came: with its acceptance, unless it was made ahead.
+    pub fn turn(&self) -> &Moment {
+        self.released.as_ref().unwrap_or(&self.accepted)
+    }
+
     /// An attempt that was just accepted.
     pub fn accepted(assignment: Assignment, one_time_hash: String, at: Moment) -> Self {
         Self {
             assignment,
             one_time_hash,
             accepted: at,
+            released: None,
             pod_uid: None,
             redemption: None,
             gate: None,
@@ -222,6 +237,13 @@ impl Facts {
             Record::Accepted { .. } => {}
             Record::Epoch { epoch } => {
                 self.assignment.epoch = self.assignment.epoch.max(*epoch);
+            }
+            Record::Released { assignment, at } => {
+                self.released.get_or_insert_with(|| at.clone());
+                if self.assignment.held {
+                    let epoch = self.assignment.epoch.max(assignment.epoch);
+                    self.assignment = Assignment { epoch, ..(**assignment).clone() };
+                }
             }
             Record::Budget { budget } => self.assignment.budget = *budget,
             Record::OneTime { hash } => self.one_time_hash.clone_from(hash),
@@ -277,7 +299,9 @@ impl Facts {
             one_time_hash: self.one_time_hash.clone(),
             at: self.accepted.clone(),
         }];
+        let assignment = Box::new(self.assignment.clone());
         let optional = [
+            self.released.clone().map(|at| Record::Released { assignment, at }),
             self.pod_uid.clone().map(|uid| Record::PodCreated { uid }),
             self.redemption.clone().map(Record::Redeemed),
             self.gate.clone().map(Record::AtGate),
@@ -310,6 +334,7 @@ impl Facts {
     ) {
         let moments = [
             Some(&mut self.accepted),
+            self.released.as_mut(),
             self.opened.as_mut(),
             self.stop.as_mut().map(|stop| &mut stop.at),
             self.forgotten.as_mut(),

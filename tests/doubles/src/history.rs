@@ -57,6 +57,8 @@ pub enum Fact {
         timeout: Duration,
         /// Term of the controller that decided.
         epoch: i64,
+        /// Made ahead, beside the step before: it is a live attempt from the opening of its gate.
+        prepared: bool,
     },
     /// The runtime started an agent container.
     Started {
@@ -103,6 +105,8 @@ pub enum Fact {
         exit_code: Option<i32>,
         /// When its gate opened, where no sandbox tells it.
         opened: Option<Timestamp>,
+        /// Whether an open gate is on record.
+        began: bool,
     },
     /// A run has the condition that the kubelet's record contradicts its runner's report.
     Contradicted {

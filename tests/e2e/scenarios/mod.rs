@@ -10,6 +10,7 @@ mod follow;
 mod issues;
 mod many_tasks;
 mod preflight;
+mod prepared;
 mod quarantine;
 mod release;
 mod retries;

@@ -63,6 +63,7 @@ fn neither_silence_nor_a_fence_on_a_node_that_still_talks_releases_anything() {
             highest_epoch: agent_operator::domain::Epoch(1),
             runner_delivery: "imageVolume".to_owned(),
             asks_preflights: true,
+            holds: true,
         });
         assert_eq!(decided(run, &talks, 3600), Releases::default(), "its supervisor does it");
         let early = decided(run, &node(true), 5);

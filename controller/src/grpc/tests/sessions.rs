@@ -150,7 +150,8 @@ async fn another_version_and_another_node_are_rejected_with_their_reason() {
 #[tokio::test]
 async fn a_supervisor_one_minor_ahead_is_accepted() {
     let mut port = Port::start().await;
-    let version = Some(v1::ProtocolVersion { major: 1, minor: 1 });
+    let minor = agent_operator::proto::PROTOCOL_MINOR + 1;
+    let version = Some(v1::ProtocolVersion { major: 1, minor });
     let mut talk = port.session("node:n1").await.unwrap();
     talk.say(Up::Hello(v1::Hello { protocol_version: version, ..hello("n1") })).await;
     assert!(matches!(talk.hear_else().await, Down::Accepted(_)));

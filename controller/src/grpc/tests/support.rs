@@ -292,7 +292,7 @@ pub(super) fn hello(node: &str) -> v1::Hello {
         node_name: node.into(),
         boot_id: "boot".into(),
         instance_id: "instance".into(),
-        protocol_version: Some(v1::ProtocolVersion { major: 1, minor: 0 }),
+        protocol_version: Some(v1::ProtocolVersion { major: 1, minor: 1 }),
         build_version: "test".into(),
         capacity: Some(v1::Capacity { slots: 2 }),
         known_attempts: vec![],

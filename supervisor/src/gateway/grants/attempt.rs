@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -100,6 +100,8 @@ pub(super) struct State {
 pub struct Attempt {
     key: RunKey,
     assignment: Assignment,
+    /// What an attempt that was made ahead has to do, once it was told to begin.
+    begun: OnceLock<Assignment>,
     state: Mutex<State>,
     signal: watch::Sender<Signal>,
     /// Cancelled at Revoke.
@@ -148,6 +150,7 @@ impl Attempt {
             preparation: Preparation::default(),
             metrics,
             context: logs::attempt(&grant.assignment),
+            begun: OnceLock::new(),
             assignment: grant.assignment,
         }
     }
@@ -164,6 +167,9 @@ impl Attempt {
                 state.budget = grant.assignment.budget;
                 state.budget_exhausted = false;
             }
+        }
+        if self.assignment.held && !grant.assignment.held {
+            self.begun.get_or_init(|| grant.assignment.clone());
         }
         if let Some(order) = &grant.probe {
             self.probe(order.clone());
@@ -186,9 +192,9 @@ impl Attempt {
         &self.key
     }
 
-    /// The assignment, whole.
+    /// The assignment, whole, as it stands.
     pub fn assignment(&self) -> &Assignment {
-        &self.assignment
+        self.begun.get().unwrap_or(&self.assignment)
     }
 
     /// Context of the log lines about the attempt.
@@ -288,8 +294,11 @@ impl Attempt {
 
     // ---- credentials ----
 
-    /// Replaces the credentials; those that are news are handed out by this.
+    /// Replaces the credentials; those that are news are handed out by this. What waits for its turn gets none.
     pub fn set_credentials(&self, credentials: Vec<Credential>) {
+        if self.assignment().held {
+            return;
+        }
         let mut state = self.state();
         let known = state.credentials.take().unwrap_or_default();
         let news: Vec<&Credential> =
@@ -323,6 +332,9 @@ impl Attempt {
 
     /// Whether the supervisor should be asked for credentials at `now`; not more often than `every`.
     pub fn credentials_due(&self, now: Instant, every: Duration) -> bool {
+        if self.assignment().held {
+            return false;
+        }
         let mut state = self.state();
         let waited = state.credentials_asked.is_none_or(|asked| now - asked >= every);
         let due = state.credentials.is_none() && waited;
@@ -381,7 +393,7 @@ impl Attempt {
         let open_until = self.signal().borrow().open_until;
         let left = open_until.map(|until| until.saturating_duration_since(now).as_millis());
         Survivor {
-            assignment: Assignment { budget: self.budget(), ..self.assignment.clone() },
+            assignment: Assignment { budget: self.budget(), ..self.assignment().clone() },
             redemption: self.state().redemption.clone(),
             open_remaining_millis: left.map(|left| u64::try_from(left).unwrap_or(u64::MAX)),
             usage,

@@ -526,6 +526,7 @@ pub(super) fn grant(uid: &str, step: StepName, budget: Option<TaskBudget>) -> Gr
         },
         sandbox: SandboxPolicy::default(),
         budget,
+        held: false,
     };
     Grant {
         assignment,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use agent_operator::{
     attempt::GateRequest,
-    domain::{StartFault, report::RunState},
+    domain::{Assignment, StartFault, report::RunState},
 };
 
 use super::{SEQUENCE_RUNNING, Step};
@@ -34,6 +34,14 @@ impl Step<'_> {
         }
     }
 
+    /// Its turn has come: what it works on is known, to the gateway too.
+    pub(super) fn released(&mut self, assignment: Box<Assignment>) {
+        if !self.machine.finished() {
+            self.record(Record::Released { assignment, at: self.moment() });
+            self.effects.push(Effect::RegisterGrant);
+        }
+    }
+
     /// Opens the gate once runner, address and policy agree. What takes its time goes on while the
     /// kubelet has not told the pod's address yet, with the address that redeemed; but nothing opens
     /// before the two are the same.
@@ -59,8 +67,10 @@ impl Step<'_> {
             return self.stop_unstarted(StartFault::PidsUnlimited, message);
         }
         let iflink = gate.iflink;
+        // One that was made ahead gets as far as this and waits for the word.
+        let may_open = seen.is_some() && !facts.assignment.held;
         match egress::next(policy.egress, gate, &self.machine.sight.egress) {
-            egress::Next::Open if seen.is_some() => self.open_gate_for(pod_ip),
+            egress::Next::Open if may_open => self.open_gate_for(pod_ip),
             egress::Next::Close { required } => {
                 self.machine.sight.egress.asked = true;
                 self.effects.push(Effect::CloseEgress { uid, pod_ip, iflink, required });

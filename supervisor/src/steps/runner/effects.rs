@@ -162,7 +162,7 @@ impl Runner {
             Record::GateOpened { at } => {
                 let Some(machine) = self.machines.get(run) else { return };
                 let facts = &machine.facts;
-                let after = at.boot.since(facts.accepted.boot);
+                let after = at.boot.since(facts.turn().boot);
                 self.metrics.started(facts.assignment.step, after);
             }
             Record::Acked => {
@@ -194,7 +194,7 @@ impl Runner {
         let Some(machine) = self.machines.get(run) else { return };
         let facts = &machine.facts;
         let (task, at) = (&facts.assignment.task.uid, &run.uid);
-        let (accepted, end) = (facts.accepted.wall, outcome.completed_at);
+        let (accepted, end) = (facts.turn().wall, outcome.completed_at);
         let opened = facts.opened.as_ref().map(|opened| opened.wall);
         let part = |name, times| {
             let pod = outcome.pod_name.clone();

@@ -66,19 +66,32 @@ impl Runner {
             return Ok(());
         }
         if refused.is_none() {
-            if known {
+            let released = known && self.is_released_by(&assignment);
+            if released {
+                self.step(&run, Event::Released(Box::new(assignment)))?;
+            } else if known {
                 self.step(&run, Event::EpochRaised(epoch))?;
                 self.budget(run.clone(), epoch, budget)?;
             } else {
                 refused = self.accept(assignment)?;
             }
             self.pass_credentials(run.clone(), credentials);
+            if released {
+                // Behind the credentials, so that the step finds them there.
+                self.step(&run, Event::MayOpen)?;
+            }
         }
         let answer = refused.as_ref().map_or(ACCEPTED, |(reason, _)| reason);
         self.metrics.assigned(answer);
         let refused = refused.map(|(reason, message)| (reason.to_owned(), message));
         self.say(Outgoing::AssignmentAck { run, epoch, refused });
         Ok(())
+    }
+
+    /// Whether the attempt is held at its gate, and this tells it to begin.
+    fn is_released_by(&self, assignment: &Assignment) -> bool {
+        let known = self.machines.get(&assignment.key());
+        known.is_some_and(|machine| machine.facts.assignment.held) && !assignment.held
     }
 
     /// Why an assignment is refused; none when it is new, or equal to one that is known.
@@ -94,8 +107,18 @@ impl Runner {
         if let Some(machine) = self.machines.get(&assignment.key()) {
             let known = &machine.facts.assignment;
             // Epoch and budget may have moved on; everything else belongs to the run's identity.
-            let same =
+            let mut same =
                 Assignment { epoch: known.epoch, budget: known.budget, ..assignment.clone() };
+            if known.held || assignment.held {
+                // What it works on is known when its turn comes. An order to hold that comes behind
+                // the word to begin is late, and changes nothing.
+                same.held = known.held;
+                same.work.clone_from(&known.work);
+                same.repository.clone_from(&known.repository);
+                // The chart's values, which may have changed in between.
+                same.start_deadline_seconds = known.start_deadline_seconds;
+                same.grace_seconds = known.grace_seconds;
+            }
             let message = "the run is known with other contents".to_owned();
             return Ok((same != *known).then_some((refusal::CONFLICT, message)));
         }
@@ -169,7 +192,8 @@ impl Runner {
 
     /// Hands credentials on. They are never kept: what cannot be handed on is asked for again.
     pub(super) fn pass_credentials(&mut self, run: RunKey, credentials: Vec<Credential>) {
-        let machine = self.machines.get(&run).filter(|machine| !machine.finished());
+        let takes = |machine: &&Machine| !machine.finished() && !machine.facts.assignment.held;
+        let machine = self.machines.get(&run).filter(takes);
         let Some(machine) = machine.filter(|_| !credentials.is_empty()) else { return };
         // What stays here of them is enough to find them in the log, and not to use them.
         let at = &machine.facts.assignment;
@@ -251,7 +275,8 @@ impl Runner {
             return;
         }
         let machines = &self.machines;
-        self.needing.retain(|run| machines.get(run).is_some_and(|machine| !machine.finished()));
+        let wants = |machine: &Machine| !machine.finished() && !machine.facts.assignment.held;
+        self.needing.retain(|run| machines.get(run).is_some_and(wants));
         if !self.needing.is_empty() {
             let runs = self.needing.iter().cloned().collect();
             self.say(Outgoing::NeedCredentials(runs));

@@ -3,6 +3,7 @@
 
 mod dropped;
 mod epochs;
+mod held;
 mod life;
 mod lost_ledger;
 mod requests;

@@ -30,6 +30,7 @@ pub(super) struct Assigned {
     pub(super) at: Timestamp,
     pub(super) node: String,
     pub(super) timeout: Duration,
+    prepared: bool,
 }
 
 /// One agent container.
@@ -57,6 +58,7 @@ pub(super) struct Record {
     pub(super) reason: Option<String>,
     pub(super) exit_code: Option<i32>,
     pub(super) opened: Option<Timestamp>,
+    began: bool,
 }
 
 impl Record {
@@ -71,6 +73,20 @@ impl Run {
         self.records.iter().find(|record| record.is_terminal())
     }
 
+    /// Whether it was made ahead and ended behind its gate, as far as anybody recorded: then nothing was tried.
+    pub(super) fn waited_in_vain(&self) -> bool {
+        self.is_prepared() && !self.records.iter().any(|record| record.began)
+    }
+
+    fn is_prepared(&self) -> bool {
+        self.assigned.as_ref().is_some_and(|assigned| assigned.prepared)
+    }
+
+    /// Since when one of its containers is a live attempt. What waits behind its gate is none.
+    fn lives_since(&self, container: &Container) -> Option<Timestamp> {
+        if self.is_prepared() { self.opened() } else { Some(container.started) }
+    }
+
     /// When the gate opened: by its sandbox, else by the first record that says so.
     pub(super) fn opened(&self) -> Option<Timestamp> {
         self.seen_open.or_else(|| self.records.iter().find_map(|record| record.opened))
@@ -82,11 +98,11 @@ pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
     let mut runs: BTreeMap<String, Run> = BTreeMap::new();
     for event in events {
         match &event.fact {
-            Fact::Assigned { run, task, node, timeout, .. } => {
+            Fact::Assigned { run, task, node, timeout, prepared, .. } => {
                 let story = runs.entry(run.clone()).or_default();
                 story.task.clone_from(task);
-                let (at, node, timeout) = (event.at, node.clone(), *timeout);
-                story.assigned.get_or_insert(Assigned { at, node, timeout });
+                let (at, node, timeout, prepared) = (event.at, node.clone(), *timeout, *prepared);
+                story.assigned.get_or_insert(Assigned { at, node, timeout, prepared });
             }
             Fact::Started { run, pod, node } => {
                 let (pod, node, started) = (pod.clone(), node.clone(), event.at);
@@ -110,13 +126,14 @@ pub(super) fn runs(events: &[Event]) -> BTreeMap<String, Run> {
             Fact::Contradicted { run } => {
                 runs.entry(run.clone()).or_default().contradicted = true;
             }
-            Fact::Recorded { run, phase, reason, exit_code, opened } => {
+            Fact::Recorded { run, phase, reason, exit_code, opened, began } => {
                 runs.entry(run.clone()).or_default().records.push(Record {
                     at: event.at,
                     phase: phase.clone(),
                     reason: reason.clone(),
                     exit_code: *exit_code,
                     opened: *opened,
+                    began: *began,
                 });
             }
             _ => {}
@@ -209,17 +226,19 @@ fn as_assigned(name: &str, run: &Run) -> Option<Violation> {
 /// Two attempts of a task at once; what runs on a fenced node does not count from then on.
 fn one_live(runs: &BTreeMap<String, Run>, fences: &Fences<'_>, skew: Duration) -> Vec<Violation> {
     let mut found = Vec::new();
-    let mut all: Vec<(&Run, &str, &Container)> = Vec::new();
+    let mut all: Vec<(&Run, &str, &Container, Timestamp)> = Vec::new();
     for (name, run) in runs {
         for container in &run.containers {
-            all.push((run, name, container));
+            all.extend(
+                run.lives_since(container).map(|since| (run, name.as_str(), container, since)),
+            );
         }
     }
-    all.sort_by_key(|(run, _, container)| (run.task.as_str(), container.started));
-    for (index, (Run { task, .. }, name, later)) in all.iter().enumerate() {
-        for (of, other, earlier) in all[..index].iter().filter(|(of, ..)| of.task == *task) {
-            let cut_off = fences.cut_off(of, earlier, later.started);
-            if other != name && earlier.lives_at(later.started, skew) && !cut_off {
+    all.sort_by_key(|(run, _, _, since)| (run.task.as_str(), *since));
+    for (index, (Run { task, .. }, name, _, since)) in all.iter().enumerate() {
+        for (of, other, earlier, _) in all[..index].iter().filter(|(of, ..)| of.task == *task) {
+            let cut_off = fences.cut_off(of, earlier, *since);
+            if other != name && earlier.lives_at(*since, skew) && !cut_off {
                 let what = format!("{name} started while {other} was running ({task})");
                 found.push(violation(Invariant::I1, what));
             }

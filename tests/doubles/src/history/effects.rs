@@ -136,7 +136,8 @@ fn last_records(events: &[Event]) -> BTreeMap<&str, (&str, Retries)> {
 /// Failures of a task by budget, as its runs tell them; only those of runs `such`.
 fn failures(task: &str, runs: &BTreeMap<String, Run>, such: impl Fn(&str) -> bool) -> Retries {
     let mut failed = Retries::default();
-    let of_task = runs.iter().filter(|(name, run)| run.task == task && such(name));
+    let tried = |run: &Run| run.task == task && !run.waited_in_vain();
+    let of_task = runs.iter().filter(|(name, run)| tried(run) && such(name));
     let outcomes = of_task.filter_map(|(_, run)| run.outcome());
     for outcome in outcomes.filter(|outcome| outcome.phase == "Failed") {
         let reason = outcome.reason.as_deref().unwrap_or_default();

@@ -23,7 +23,8 @@ fn at(second: i64) -> Timestamp {
 
 fn assigned(run: &str, node: &str) -> Fact {
     let timeout = Duration::from_mins(1);
-    Fact::Assigned { run: run.into(), task: TASK.into(), node: node.into(), timeout, epoch: 7 }
+    let (run, task, node) = (run.into(), TASK.into(), node.into());
+    Fact::Assigned { run, task, node, timeout, epoch: 7, prepared: false }
 }
 
 fn started(run: &str, pod: &str, node: &str) -> Fact {
@@ -39,12 +40,12 @@ fn recorded(run: &str, reason: &str, exit_code: Option<i32>, opened: i64) -> Fac
     let phase = if reason == "Completed" { "Succeeded" } else { "Failed" };
     let (phase, reason) = (phase.to_owned(), Some(reason.to_owned()));
     let (run, opened) = (run.to_owned(), Some(at(opened)));
-    Fact::Recorded { run, phase, reason, exit_code, opened }
+    Fact::Recorded { run, phase, reason, exit_code, opened, began: true }
 }
 
 fn running(run: &str, opened: i64) -> Fact {
     let (run, phase, opened) = (run.to_owned(), "Running".to_owned(), Some(at(opened)));
-    Fact::Recorded { run, phase, reason: None, exit_code: None, opened }
+    Fact::Recorded { run, phase, reason: None, exit_code: None, opened, began: true }
 }
 
 fn task_recorded(phase: &str, application: u32, infrastructure: u32) -> Fact {
@@ -414,4 +415,61 @@ fn the_latest_end_is_measured_from_deadline_and_grace() {
         late.push(at(moved), fact);
     }
     assert_eq!(latest_end(&late, &rules), Some(Duration::from_secs(1)));
+}
+
+/// The clean history, with the second step's pod made during the first.
+fn made_ahead(facts: &mut Vec<(i64, Fact)>) {
+    facts.retain(|(_, fact)| {
+        !matches!(fact, Fact::Assigned { run, .. } | Fact::Started { run, .. } if run == "implement-1")
+    });
+    let mut ahead = assigned("implement-1", "b");
+    if let Fact::Assigned { prepared, .. } = &mut ahead {
+        *prepared = true;
+    }
+    facts.push((14, ahead));
+    facts.push((15, started("implement-1", "p3", "b")));
+}
+
+#[test]
+fn a_pod_that_waits_behind_its_gate_is_no_live_attempt() {
+    assert_eq!(broken(made_ahead), []);
+}
+
+#[test]
+fn two_open_gates_are_two_live_attempts_however_their_pods_were_made() {
+    let early = |facts: &mut Vec<(i64, Fact)>| {
+        made_ahead(facts);
+        let opened = Fact::Opened { run: "implement-1".into(), gone: Duration::ZERO };
+        facts.push((18, opened));
+    };
+    assert_eq!(broken(early), [Invariant::I1]);
+}
+
+#[test]
+fn a_pod_that_was_not_made_ahead_lives_from_its_start() {
+    let early = |facts: &mut Vec<(i64, Fact)>| {
+        made_ahead(facts);
+        for (_, fact) in facts {
+            if let Fact::Assigned { prepared, .. } = fact {
+                *prepared = false;
+            }
+        }
+    };
+    assert_eq!(broken(early), [Invariant::I1]);
+}
+
+#[test]
+fn what_was_made_ahead_and_never_began_uses_no_budget() {
+    let lost = |facts: &mut Vec<(i64, Fact)>| {
+        let mut ahead = assigned("test-1", "b");
+        if let Fact::Assigned { prepared, .. } = &mut ahead {
+            *prepared = true;
+        }
+        let mut outcome = recorded("test-1", "Disrupted", None, 0);
+        if let Fact::Recorded { opened, began, .. } = &mut outcome {
+            (*opened, *began) = (None, false);
+        }
+        facts.extend([(25, ahead), (26, outcome)]);
+    };
+    assert_eq!(broken(lost), []);
 }

@@ -145,6 +145,7 @@ fn tell_assigned(run: &AgentRun, at: Timestamp, history: &mut History) {
         node: run.spec.node_name.clone(),
         timeout,
         epoch: run.spec.epoch,
+        prepared: run.spec.prepared,
     };
     history.push(at, fact);
 }
@@ -156,6 +157,7 @@ fn tell_recorded(run: &str, status: &AgentRunStatus, at: Timestamp, history: &mu
         reason: status.reason.clone(),
         exit_code: status.exit_code,
         opened: status.start_time,
+        began: status.start_time.is_some(),
     };
     history.push(at, fact);
 }

@@ -163,3 +163,77 @@ fn a_demanded_limit_of_processes_opens_the_gate_only_where_there_is_one() {
         }
     }
 }
+
+/// An attempt that was made ahead, at its gate with everything that an ordinary one needs.
+fn held() -> Machine {
+    let mut machine = Machine::new(facts());
+    machine.facts.assignment.held = true;
+    take(&mut machine, 0, Event::Accepted);
+    take(&mut machine, 0, created());
+    take(&mut machine, 1, Event::Redeemed(redemption()));
+    take(&mut machine, 1, Event::AtGate(GateRequest::default()));
+    take(&mut machine, 2, observed(running_pod()));
+    take(&mut machine, 2, not_closed());
+    machine
+}
+
+fn begin() -> Event {
+    let mut assignment = testing::assignment();
+    assignment.work.feedback = Some("1 failing".into());
+    assignment.epoch = Epoch(4);
+    Event::Released(Box::new(assignment))
+}
+
+#[test]
+fn what_was_made_ahead_waits_at_its_gate_until_it_is_told_to_begin() {
+    let mut machine = held();
+    assert!(machine.facts.opened.is_none() && machine.deadline().is_none());
+    let effects = take(&mut machine, 20, begin());
+    assert!(matches!(effects[..], [Effect::Journal(_), Effect::RegisterGrant]), "{effects:?}");
+    assert!(machine.facts.opened.is_none(), "the credentials come first");
+    let effects = take(&mut machine, 20, Event::MayOpen);
+    let opens = |effect: &Effect| matches!(effect, Effect::OpenGate { .. });
+    assert!(effects.iter().any(opens), "{effects:?}");
+    assert_eq!(machine.deadline(), Some(at(80).boot), "its clock starts here");
+    assert_eq!(machine.facts.assignment.work.feedback.as_deref(), Some("1 failing"));
+    assert_eq!(machine.facts.assignment.epoch, Epoch(4));
+}
+
+#[test]
+fn a_supervisor_that_dies_between_the_word_and_the_gate_opens_it_after_its_restart() {
+    let mut machine = held();
+    take(&mut machine, 20, begin());
+    let mut facts = facts();
+    for record in machine.facts.to_records() {
+        match record {
+            Record::Accepted { assignment, .. } => facts.assignment = *assignment,
+            record => facts.apply(&record),
+        }
+    }
+    assert_eq!(facts, machine.facts, "compaction keeps the word");
+    let mut machine = Machine::new(facts);
+    take(&mut machine, 21, Event::Restarted { one_time_hash: "fresh".into() });
+    take(&mut machine, 21, observed(running_pod()));
+    take(&mut machine, 21, not_closed());
+    assert!(machine.facts.opened.is_some());
+}
+
+#[test]
+fn an_attempt_that_is_held_after_a_restart_still_waits() {
+    let mut machine = Machine::new(held().facts);
+    take(&mut machine, 3, Event::Restarted { one_time_hash: "fresh".into() });
+    take(&mut machine, 3, observed(running_pod()));
+    take(&mut machine, 3, not_closed());
+    assert!(machine.facts.opened.is_none());
+}
+
+#[test]
+fn what_nobody_tells_to_begin_is_given_up_at_its_start_deadline() {
+    let mut machine = held();
+    let effects = take(&mut machine, 30, Event::Timer(Timer::Start));
+    assert!(orders_delete(&effects));
+    assert_eq!(machine.facts.stop.as_ref().map(|stop| stop.reason), Some(Reason::Unstarted));
+    take(&mut machine, 31, begin());
+    take(&mut machine, 31, Event::MayOpen);
+    assert!(machine.facts.opened.is_none(), "the word comes too late");
+}

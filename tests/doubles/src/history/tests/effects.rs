@@ -149,8 +149,8 @@ fn an_assignment_of_an_older_term_may_come_late_where_writes_are_held_up() {
     let mut history = History::default();
     for (second, fact) in clean() {
         let fact = match fact {
-            Fact::Assigned { run, task, node, timeout, .. } if run == "plan-2" => {
-                Fact::Assigned { run, task, node, timeout, epoch: 6 }
+            Fact::Assigned { run, task, node, timeout, prepared, .. } if run == "plan-2" => {
+                Fact::Assigned { run, task, node, timeout, epoch: 6, prepared }
             }
             other => other,
         };
