@@ -44,8 +44,10 @@ async fn at_gate(cluster: &Cluster, name: &str, step: &str, before: &str) -> Age
         let run = runs.iter().find(|run| run.spec.step == step && run_phase(run) == "Pending");
         let run = run.ok_or(cluster.describe(NAMESPACE, name).await)?;
         for pod in cluster.task_pods(NAMESPACE, name).await {
-            let of_run =
-                pod.owner_references().iter().any(|owner| owner.uid == run.uid().expect("a uid"));
+            let of_run = pod
+                .owner_references()
+                .iter()
+                .any(|owner| run.uid().as_deref() == Some(owner.uid.as_str()));
             let log = cluster.log(NAMESPACE, &pod.name_any()).await;
             if of_run && log.contains("waiting at the start gate") {
                 let runs = cluster.runs(NAMESPACE, name).await;

@@ -38,6 +38,7 @@ async fn a_held_attempt_learns_nothing_of_its_task_and_gets_no_credential() {
         .wait(|message| matches!(message, FromGateway::NeedCredentials { .. }).then_some(()))
         .await;
     supervisor.say(ToGateway::Credentials { run: key("a"), credentials: credentials() }).await;
+    rig.model.answer_json(1).await;
     supervisor.open_gate("a", POD).await;
     eventually(async || (rig.model_call(&tokens).await.status == 200).then_some(())).await;
 }
