@@ -94,11 +94,7 @@ impl Runner {
             Effect::CloseEgress { uid, pod_ip, iflink, required } => {
                 self.workers.close_egress(run, &uid, pod_ip, iflink, required);
             }
-            Effect::TryTargets => {
-                // The canary is this process: from here it would be reached through any wall.
-                let others = self.settings.forbidden.iter().skip(1).copied().collect();
-                self.workers.try_targets(run, others);
-            }
+            Effect::TryTargets => self.try_targets(run),
             Effect::Probe { patience } => self.order_probe(run, patience),
             Effect::OpenGate { pod_ip, remaining } => self.open_gate(run, pod_ip, remaining),
             Effect::Report { sequence, state } => {

@@ -93,6 +93,13 @@ impl Runner {
         }
     }
 
+    /// Tries from here what the runner will, but for the canary: that is this process, which would be reached through any
+    /// wall.
+    pub(super) fn try_targets(&mut self, run: &RunKey) {
+        let others = self.settings.forbidden.iter().skip(1).copied().collect();
+        self.workers.try_targets(run, others);
+    }
+
     pub(super) fn order_probe(&mut self, run: &RunKey, patience: Duration) {
         let order = self.probe(patience);
         self.tell_gateway(ToGateway::Probe { run: run.clone(), order });
