@@ -146,12 +146,19 @@ impl Workers {
     }
 
     /// Makes the pod, or finds that it was made.
-    pub fn create_pod(&mut self, assignment: &Assignment, delivery: Delivery, token: Secret) {
+    /// `again`: the attempt was accepted by a process before this one.
+    pub fn create_pod(
+        &mut self,
+        assignment: &Assignment,
+        delivery: Delivery,
+        token: Secret,
+        again: bool,
+    ) {
         let cancel = CancellationToken::new();
         self.hands.entry(assignment.key()).or_default().create = Some(cancel.clone());
         let (tools, assignment) = (Arc::clone(&self.tools), assignment.clone());
         self.spawn(async move {
-            let event = create(&tools, &assignment, delivery, &token, &cancel).await;
+            let event = create(&tools, &assignment, delivery, &token, &cancel, again).await;
             send(&tools, assignment.key(), event).await;
         });
     }
@@ -344,8 +351,11 @@ async fn create(
     delivery: Delivery,
     token: &Secret,
     cancel: &CancellationToken,
+    again: bool,
 ) -> Event {
     let mut pauses = backoff();
+    // Whoever comes back to it may find that the run was given up and replaced meanwhile.
+    let mut late = again;
     loop {
         let Some(gateway) = tools.gateway.resolve().await else {
             if cancel.is_cancelled() {
@@ -365,6 +375,21 @@ async fn create(
         let wanted = build::pod(assignment, &settings, token);
         if cancel.is_cancelled() {
             return settle(tools, assignment).await;
+        }
+        if std::mem::replace(&mut late, true) {
+            let at = &assignment.run;
+            match tools.pods.run(&at.namespace, &at.name).await {
+                Ok(Some(run)) if run.uid == at.uid && !run.phase.is_terminal() => {}
+                Ok(_) => return settle(tools, assignment).await,
+                Err(error) => {
+                    tracing::warn!(run = at.name, %error, "could not look at a run yet");
+                    tokio::select! {
+                        () = pause(&mut pauses) => {}
+                        () = cancel.cancelled() => {}
+                    }
+                    continue;
+                }
+            }
         }
         match tools.pods.create(&wanted).await {
             Ok(pod) => return created(&pod, token),

@@ -214,7 +214,8 @@ impl Runner {
         let Some(machine) = self.machines.get(run) else { return };
         let token = self.tokens.get(run).cloned();
         let token = token.expect("a token is made before every creation and kept until the pod");
-        self.workers.create_pod(&machine.facts.assignment, delivery, token);
+        let again = machine.facts.accepted.boot < self.began;
+        self.workers.create_pod(&machine.facts.assignment, delivery, token, again);
     }
 
     /// A runner has reached its pod. The first one that does so ends the node's trial.

@@ -116,3 +116,25 @@ async fn a_creation_that_takes_effect_again_after_its_pod_has_gone_leaves_no_pod
     wait_until(|| pods.only().is_none()).await;
     life.kill().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_was_not_made_before_its_run_ended_is_not_made_by_the_next_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let life = Life::start(dir.path(), &pods).await;
+    life.assign(assignment()).await;
+    wait_until(|| pods.only().is_some()).await;
+    life.kill().await;
+    // As though the first life had got no further than its ledger.
+    pods.pods.lock().unwrap().clear();
+    let ledger = dir.path().join("ledger.jsonl");
+    let text = std::fs::read_to_string(&ledger).unwrap();
+    let accepted: Vec<_> = text.lines().filter(|line| !line.contains("podCreated")).collect();
+    std::fs::write(&ledger, accepted.join("\n") + "\n").unwrap();
+    *pods.phase.lock().unwrap() = Some(RunPhase::Failed);
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    assert_eq!(life.outcome().await.reason, Reason::Unstarted);
+    assert_eq!(*pods.creations.lock().unwrap(), 1);
+    life.kill().await;
+}
