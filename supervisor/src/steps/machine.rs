@@ -79,6 +79,8 @@ pub struct Sight {
     pub cgroup_empty: bool,
     /// The pod is not made yet and creation is under way.
     pub creating: bool,
+    /// The attempt was accepted by an earlier life of the supervisor.
+    pub taken_over: bool,
     /// The watch showed a pod of this attempt before its creation was answered.
     pub early: Option<Box<PodDigest>>,
     /// Our finalizer was ordered off the pod, and is until it is done: once is enough.
@@ -304,6 +306,7 @@ impl Step<'_> {
     /// Takes an attempt up again where the journal left it. Everything asked for here is harmless
     /// when it had been done before.
     fn restarted(&mut self, one_time_hash: String) {
+        self.machine.sight.taken_over = true;
         if self.machine.finished() {
             self.effects.push(Effect::CloseStreams);
             return self.settle();

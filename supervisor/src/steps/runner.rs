@@ -26,7 +26,6 @@ use super::{
     event::Event,
     guard::Guards,
     machine::Machine,
-    moment::BootTime,
     workers::{Tools, Workers},
 };
 use crate::{
@@ -97,8 +96,6 @@ pub enum RunnerError {
 pub struct Runner {
     settings: Settings,
     boot_id: BootId,
-    /// When this process began.
-    began: BootTime,
     ledger: Ledger,
     machines: BTreeMap<RunKey, Machine>,
     highest_epoch: Epoch,
@@ -151,7 +148,6 @@ impl Runner {
         let mut runner = Self {
             machines,
             boot_id,
-            began: now.boot,
             ledger,
             highest_epoch: memory.highest_epoch,
             found_delivery: memory.delivery,

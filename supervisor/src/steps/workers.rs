@@ -123,6 +123,14 @@ async fn pause(pauses: &mut impl Iterator<Item = Duration>) {
     tokio::time::sleep(pauses.next().unwrap_or(BACKOFF_MAX)).await;
 }
 
+/// As [`pause`], until somebody calls the work off.
+async fn pause_unless(pauses: &mut impl Iterator<Item = Duration>, cancel: &CancellationToken) {
+    tokio::select! {
+        () = pause(pauses) => {}
+        () = cancel.cancelled() => {}
+    }
+}
+
 impl Workers {
     /// No task yet.
     pub fn new(tools: Arc<Tools>) -> Self {
@@ -377,16 +385,11 @@ async fn create(
             return settle(tools, assignment).await;
         }
         if std::mem::replace(&mut late, true) {
-            let at = &assignment.run;
-            match tools.pods.run(&at.namespace, &at.name).await {
-                Ok(Some(run)) if run.uid == at.uid && !run.phase.is_terminal() => {}
-                Ok(_) => return settle(tools, assignment).await,
-                Err(error) => {
-                    tracing::warn!(run = at.name, %error, "could not look at a run yet");
-                    tokio::select! {
-                        () = pause(&mut pauses) => {}
-                        () = cancel.cancelled() => {}
-                    }
+            match is_wanted(tools, assignment).await {
+                Some(true) => {}
+                Some(false) => return settle(tools, assignment).await,
+                None => {
+                    pause_unless(&mut pauses, cancel).await;
                     continue;
                 }
             }
@@ -418,9 +421,18 @@ async fn create(
                 send(tools, assignment.key(), Event::PodCreateDelayed(delay)).await;
             }
         }
-        tokio::select! {
-            () = pause(&mut pauses) => {}
-            () = cancel.cancelled() => {}
+        pause_unless(&mut pauses, cancel).await;
+    }
+}
+
+/// Whether the run goes on, as the API server has it; none: it cannot be asked at present.
+async fn is_wanted(tools: &Tools, assignment: &Assignment) -> Option<bool> {
+    let at = &assignment.run;
+    match tools.pods.run(&at.namespace, &at.name).await {
+        Ok(run) => Some(run.is_some_and(|run| run.uid == at.uid && !run.phase.is_terminal())),
+        Err(error) => {
+            tracing::warn!(run = at.name, %error, "could not look at a run yet");
+            None
         }
     }
 }

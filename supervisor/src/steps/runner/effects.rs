@@ -214,7 +214,7 @@ impl Runner {
         let Some(machine) = self.machines.get(run) else { return };
         let token = self.tokens.get(run).cloned();
         let token = token.expect("a token is made before every creation and kept until the pod");
-        let again = machine.facts.accepted.boot < self.began;
+        let again = machine.sight.taken_over;
         self.workers.create_pod(&machine.facts.assignment, delivery, token, again);
     }
 
