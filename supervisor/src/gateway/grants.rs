@@ -79,9 +79,6 @@ struct Table {
     seen: HashSet<RunKey>,
     /// The supervisor has lost its record of these and asks for ours.
     asked_about: HashSet<RunKey>,
-    /// Of these the supervisor has no record, until it registers them: nobody has judged yet whether
-    /// they are still wanted.
-    unclaimed: HashSet<RunKey>,
 }
 
 /// All attempts of the node. Cheap to clone.
@@ -115,13 +112,10 @@ impl Grants {
         let mut table = self.table();
         table.seen.insert(key.clone());
         table.asked_about.insert(key.clone());
-        table.unclaimed.insert(key.clone());
-    }
-
-    /// Whether the supervisor has a record of the attempt: its Hellos name it, so that the controller
-    /// has it ended before it permits the node to write, if it was given up.
-    pub fn is_claimed(&self, key: &RunKey) -> bool {
-        !self.table().unclaimed.contains(key)
+        // Nobody has judged yet whether it is still wanted.
+        if let Some(attempt) = table.attempts.get(key) {
+            attempt.claim().set(false);
+        }
     }
 
     /// Takes the attempts that were asked about.
@@ -155,7 +149,6 @@ impl Grants {
             return None;
         }
         table.seen.insert(key.clone());
-        table.unclaimed.remove(&key);
         let one_time = TokenHash::from_hex(&grant.one_time_hash);
         table.tokens.insert(one_time, (key.clone(), TokenKind::OneTime));
         let attempt = if let Some(known) = known {
@@ -300,7 +293,6 @@ impl Table {
     }
 
     fn remove(&mut self, key: &RunKey) -> Option<Arc<Attempt>> {
-        self.unclaimed.remove(key);
         let attempt = self.attempts.remove(key)?;
         self.tokens.retain(|_, (owner, _)| owner != key);
         attempt.end();

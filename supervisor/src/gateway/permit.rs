@@ -4,7 +4,10 @@
 //! keep a commit in quarantine but can no longer move a branch or open a pull request.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,6 +28,9 @@ pub enum PermitError {
     /// The last one is too old.
     #[error("the permission to write upstream has lapsed; the commit waits in quarantine")]
     Lapsed,
+    /// It was asked for by an attempt that its supervisor has no record of.
+    #[error("the node has lost its records of the attempt; the commit waits in quarantine")]
+    Unclaimed,
     /// It was asked for by an attempt that has to end.
     #[error("the attempt was told to end; the commit stays in quarantine")]
     Ended,
@@ -46,13 +52,33 @@ struct Given {
     valid_until: Instant,
 }
 
+/// Whether the supervisor has a record of an attempt: then its Hellos name it, so that the controller has
+/// it ended before it permits the node to write, if it was given up. Cheap to clone; claimed by default.
+#[derive(Clone, Debug, Default)]
+pub struct Claim {
+    lost: Arc<AtomicBool>,
+}
+
+impl Claim {
+    /// The supervisor asks about an attempt of which it has no record, or has one again.
+    pub fn set(&self, claimed: bool) {
+        self.lost.store(!claimed, Ordering::Release);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+}
+
 /// The live permission, shared by everything that writes upstream. Cheap to clone; ask
 /// [`Permit::check`] right before each write, never once for several.
 #[derive(Clone, Debug, Default)]
 pub struct Permit {
     given: Arc<Mutex<Option<Given>>>,
-    /// Whoever this handle is for may write until then.
+    /// Whoever this handle is for may write until then, ...
     ended: CancellationToken,
+    /// ... and only while this stands.
+    claim: Claim,
 }
 
 impl Permit {
@@ -69,11 +95,12 @@ impl Permit {
         permit
     }
 
-    /// The same permission for somebody who has it only until `ended`: an order to stop that comes while
-    /// a write is being prepared counts, although the node's own permission is renewed behind it.
+    /// The same permission for an attempt that has it only until `ended`, and only while its supervisor
+    /// claims it. What comes of either while a write is being prepared counts, although the node's own
+    /// permission is renewed behind it.
     #[must_use]
-    pub fn until(&self, ended: &CancellationToken) -> Self {
-        Self { given: Arc::clone(&self.given), ended: ended.clone() }
+    pub fn of_attempt(&self, ended: &CancellationToken, claim: &Claim) -> Self {
+        Self { given: Arc::clone(&self.given), ended: ended.clone(), claim: claim.clone() }
     }
 
     /// Takes a renewal that was received at `now` and holds for `valid`.
@@ -96,6 +123,7 @@ impl Permit {
         let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         match *given {
             _ if self.ended.is_cancelled() => Err(PermitError::Ended),
+            _ if self.claim.is_lost() => Err(PermitError::Unclaimed),
             None => Err(PermitError::Missing),
             Some(given) if given.valid_until <= now => Err(PermitError::Lapsed),
             Some(given) => Ok(given.epoch),
@@ -118,10 +146,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_attempt_that_has_to_end_has_no_permission_whatever_its_node_has() {
+    async fn an_attempt_that_has_to_end_or_that_nobody_claims_has_no_permission_whatever_its_node_has()
+     {
         let (permit, ended) = (Permit::none(), CancellationToken::new());
-        let of_attempt = permit.until(&ended);
+        let claim = Claim::default();
+        let of_attempt = permit.of_attempt(&ended, &claim);
         permit.renew(Epoch(2), Duration::from_secs(5), Instant::now()).unwrap();
+        assert_eq!(of_attempt.check(), Ok(Epoch(2)));
+        claim.set(false);
+        assert_eq!(of_attempt.check(), Err(PermitError::Unclaimed));
+        claim.set(true);
         assert_eq!(of_attempt.check(), Ok(Epoch(2)));
         ended.cancel();
         assert_eq!(of_attempt.check(), Err(PermitError::Ended));

@@ -44,7 +44,7 @@ pub(in crate::gateway) async fn publish(
     let attempt = &caller.attempt;
     let assignment = attempt.assignment();
     let allowed = assignment.step.may_push() && request.repository == assignment.repository.name;
-    let credential = match admit(gateway, attempt, allowed, "publish") {
+    let credential = match admit(attempt, allowed, "publish") {
         Ok(credential) => credential,
         Err(answer) => return answer,
     };
@@ -53,7 +53,7 @@ pub(in crate::gateway) async fn publish(
         let grant = repository_grant(&attempt);
         let began = Began::now();
         let secrets = attempt.secrets();
-        let permit = shared.permit.until(attempt.agent_ended());
+        let permit = shared.permit.of_attempt(attempt.agent_ended(), attempt.claim());
         let published =
             shared.git.publish(&grant, &credential, &request.commit, &secrets, &permit).await;
         shared.book.at_forge(&attempt, Operation::Publish, began, published.is_ok());
@@ -95,7 +95,7 @@ pub(in crate::gateway) async fn pull_request(
     };
     let attempt = &caller.attempt;
     let allowed = attempt.assignment().step == StepName::PullRequest;
-    let credential = match admit(gateway, attempt, allowed, "pull-request") {
+    let credential = match admit(attempt, allowed, "pull-request") {
         Ok(credential) => credential,
         Err(answer) => return answer,
     };
@@ -109,7 +109,7 @@ pub(in crate::gateway) async fn pull_request(
             issue: attempt.assignment().work.issue.clone(),
         };
         let began = Began::now();
-        let permit = shared.permit.until(attempt.agent_ended());
+        let permit = shared.permit.of_attempt(attempt.agent_ended(), attempt.claim());
         let opened = shared.forges.ensure_pull_request(&order, &credential, &permit).await;
         shared.book.at_forge(&attempt, Operation::PullRequest, began, opened.is_ok());
         let opened = match opened {
@@ -154,12 +154,7 @@ fn head_branch(attempt: &Attempt) -> String {
 }
 
 /// Whether the attempt may write upstream now, and with what.
-fn admit(
-    gateway: &Shared,
-    attempt: &Attempt,
-    allowed: bool,
-    operation: &str,
-) -> Result<Credential, Answer> {
+fn admit(attempt: &Attempt, allowed: bool, operation: &str) -> Result<Credential, Answer> {
     if !allowed {
         attempt.refuse(RefusalKind::Git, operation);
         let message = "this step may not do that";
@@ -168,11 +163,6 @@ fn admit(
     if let Err(not_now) = attempt.agent_may_act(Instant::now()) {
         attempt.refuse(RefusalKind::Git, operation);
         return Err(respond::refused(StatusCode::FORBIDDEN, not_now.to_string()));
-    }
-    if !gateway.grants.is_claimed(attempt.key()) {
-        let message =
-            "the node has lost its records of the attempt; the commit waits in quarantine";
-        return Err(respond::later(message));
     }
     let Some(credential) = attempt.credential(purpose::GIT) else {
         attempt.ask_credentials_again();

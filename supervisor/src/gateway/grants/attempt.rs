@@ -23,7 +23,7 @@ use super::refusals::{RefusalCounts, RefusalKind};
 use crate::{
     gateway::{
         args::Limits, attempt_api::preparation::Preparation, limits::AttemptLimits,
-        metrics::Metrics,
+        metrics::Metrics, permit::Claim,
     },
     link::contract::{Grant, Redemption, Survivor},
     scrub::Watchlist,
@@ -108,6 +108,7 @@ pub struct Attempt {
     ended: CancellationToken,
     /// Cancelled at Stop and at Revoke: model calls and tunnels end with it.
     agent_ended: CancellationToken,
+    claim: Claim,
     limits: AttemptLimits,
     canary: Option<SocketAddr>,
     /// Serial number of the event record expected next; held while records are handed over.
@@ -144,6 +145,7 @@ impl Attempt {
             signal: watch::Sender::new(signal),
             agent_ended: ended.child_token(),
             ended,
+            claim: Claim::default(),
             limits: AttemptLimits::new(limits, now),
             canary: grant.canary,
             next_event: tokio::sync::Mutex::new(grant.next_event),
@@ -158,6 +160,7 @@ impl Attempt {
     /// Takes what a repeated registration knows more of than we do. Our own counts and redemption
     /// are newer than the supervisor's, so they stay; the budget is the supervisor's.
     pub(super) fn update(&self, grant: &Grant, now: Instant) {
+        self.claim.set(true);
         {
             let mut state = self.state();
             if state.redemption.is_none() {
@@ -220,6 +223,11 @@ impl Attempt {
     /// Cancelled at Revoke.
     pub fn ended(&self) -> &CancellationToken {
         &self.ended
+    }
+
+    /// Whether the supervisor has a record of it.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
     }
 
     /// Cancelled as soon as the agent's token is dead.
