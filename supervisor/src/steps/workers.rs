@@ -94,6 +94,17 @@ pub struct Tools {
     pub tasks: TaskTracker,
 }
 
+impl Tools {
+    fn node_settings(&self, gateway: SocketAddr, delivery: Delivery) -> NodeSettings {
+        NodeSettings {
+            gateway,
+            runner_image: self.runner_image.clone(),
+            delivery,
+            priority_class: self.priority_class.clone(),
+        }
+    }
+}
+
 /// What runs on behalf of one attempt.
 #[derive(Default)]
 struct Hands {
@@ -374,13 +385,7 @@ async fn create(
             pause(&mut pauses).await;
             continue;
         };
-        let settings = NodeSettings {
-            gateway,
-            runner_image: tools.runner_image.clone(),
-            delivery,
-            priority_class: tools.priority_class.clone(),
-        };
-        let wanted = build::pod(assignment, &settings, token);
+        let wanted = build::pod(assignment, &tools.node_settings(gateway, delivery), token);
         if cancel.is_cancelled() {
             return settle(tools, assignment).await;
         }

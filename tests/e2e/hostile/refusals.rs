@@ -176,10 +176,15 @@ impl Account {
     }
 }
 
-/// Asserts that nothing of a task that attacks nothing was refused, whoever has used its tokens.
+/// A one-time token that was redeemed already counts for the run that it was made for, whoever shows it: the neighbour's
+/// is among the attackers' gifts (`gw-foreign-one-time`).
+const SHOWN_BY_OTHERS: (&str, &str) = ("auth", "second redemption");
+
+/// Asserts that nothing of a task that attacks nothing was refused, but for what others do with its token.
 pub(super) async fn assert_none(cluster: &Cluster, task: &str) {
     for run in cluster.runs(NAMESPACE, task).await {
-        let refusals = run.status.clone().unwrap_or_default().refusals;
+        let mut refusals = run.status.clone().unwrap_or_default().refusals;
+        refusals.retain(|one| (one.kind.as_str(), one.target.as_str()) != SHOWN_BY_OTHERS);
         assert!(refusals.is_empty(), "{} attacked nothing: {refusals:?}", run.name_any());
     }
 }

@@ -65,6 +65,10 @@ const NOT_THERE: [(&str, &str); 4] = [
     ),
 ];
 
+/// What succeeds there, as docs/threat-model.md says: gVisor shows the descriptors of every process of a container to all of
+/// them, whatever PID 1 has asked for.
+const OPEN_THERE: [&str; 1] = ["cred-pid1-fd"];
+
 fn applies(attack: &Attack) -> bool {
     NOT_THERE.iter().all(|(id, _)| *id != attack.id)
 }
@@ -79,7 +83,7 @@ async fn make_class(classes: &Api<DynamicObject>) -> String {
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run hostile"]
-async fn no_attack_from_inside_a_step_of_another_runtime_class_succeeds() {
+async fn no_other_attack_than_the_known_one_succeeds_from_inside_a_step_of_another_runtime_class() {
     let cluster = Cluster::connect().await;
     let rig = Rig::set_up(&cluster).await;
     let classes = untyped(&cluster, "node.k8s.io", "RuntimeClass", None);
@@ -114,7 +118,7 @@ async fn no_attack_from_inside_a_step_of_another_runtime_class_succeeds() {
     remove(&classes, &class).await;
     cluster.forge.delete_repository(&scene.repository).await;
     rig.clear(&cluster).await;
-    assert_held_off(&GROUPS, applies, &outcomes, &scores);
+    assert_held_off(&GROUPS, applies, &OPEN_THERE, &outcomes, &scores);
 }
 
 #[test]

@@ -92,7 +92,7 @@ async fn the_next_pod_waits_behind_its_gate_without_credentials_and_each_step_is
 async fn failing_tests_lead_back_with_nothing_left_of_what_was_made_ahead() {
     let cluster = Cluster::connect().await;
     let name = unique("prepared-red");
-    cluster.create(NAMESPACE, &task(&name, "Change a file.", &spec("test -f second"))).await;
+    cluster.create(NAMESPACE, &task(&name, "Change a file.", &spec("ls second"))).await;
     let done = cluster.complete(NAMESPACE, &name).await.status.expect("a status");
     assert_eq!(done.retry_count, Some(1));
     let runs = cluster.runs(NAMESPACE, &name).await;
