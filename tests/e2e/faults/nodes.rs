@@ -1,9 +1,13 @@
 //! Nodes that are drained, full, or wanted by somebody more important.
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    time::Duration,
+};
 
-use agent_operator::crd::AgentRun;
+use agent_operator::{crd::AgentRun, domain::names::LABEL_TASK};
 use agent_operator_controller::settings::quantity_milli;
+use futures::FutureExt as _;
 use k8s_openapi::api::{
     core::v1::{Node, Pod},
     scheduling::v1::PriorityClass,
@@ -102,6 +106,7 @@ async fn f19_a_step_that_a_more_important_pod_preempts_is_replaced_at_the_cost_o
         ..PriorityClass::default()
     };
     let class = classes.create(&PostParams::default(), &class).await.expect("a class").name_any();
+    others_are_gone(&cluster, &node, &name).await;
     let free = milli_of(&cluster, &node).await - milli_requested(&cluster, &node).await;
     let (pods, important) = (cluster.pods("default"), unique("important"));
     let pod = pod_of_size(&important, &node, free + 1, Some(&class));
@@ -154,28 +159,38 @@ fn pod_of_size(name: &str, node: &str, milli: u64, class: Option<&str>) -> Pod {
     .expect("a pod")
 }
 
-/// A pod that leaves too little CPU on `node` for any agent pod.
+/// Waits until no step of any task but this one takes up room on `node`: what one of them gives back later would be
+/// room that was not counted.
+async fn others_are_gone(cluster: &Cluster, node: &str, task: &str) {
+    let pods: Api<Pod> = Api::all(cluster.client.clone());
+    let others = ListParams::default()
+        .labels(&format!("{LABEL_TASK},{LABEL_TASK}!={task}"))
+        .fields(&format!("spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed"));
+    eventually("no other step is left on the node", TASK_LIMIT, || async {
+        let left = pods.list(&others).await.map_err(|e| e.to_string())?.items;
+        if left.is_empty() { Ok(()) } else { Err(format!("{} pods", left.len())) }
+    })
+    .await;
+}
+
+/// A pod that leaves no CPU on `node`.
 async fn fill(cluster: &Cluster, node: &str) -> String {
-    let milli = milli_of(cluster, node).await;
-    let pods: Api<Pod> = cluster.pods("default");
-    // What runs there already is not known: the largest filler that still fits is the one.
-    for left in (1..=20).map(|step| step * 50) {
-        let name = unique("filler");
-        let pod = pod_of_size(&name, node, milli.saturating_sub(left), None);
-        pods.create(&PostParams::default(), &pod).await.expect("a filler");
-        let placed = eventually("the scheduler has looked", TASK_LIMIT, || async {
-            let pod = pods.get(&name).await.map_err(|e| e.to_string())?;
-            let conditions = pod.status.and_then(|status| status.conditions).unwrap_or_default();
-            let found = conditions.into_iter().find(|c| c.type_ == "PodScheduled");
-            found.map(|c| c.status == "True").ok_or_else(|| "not yet".to_owned())
-        })
-        .await;
-        if placed {
-            return name;
+    others_are_gone(cluster, node, "").await;
+    let free = milli_of(cluster, node).await - milli_requested(cluster, node).await;
+    let name = unique("filler");
+    let (pods, pod) = (cluster.pods("default"), pod_of_size(&name, node, free, None));
+    pods.create(&PostParams::default(), &pod).await.expect("a filler");
+    eventually("the scheduler has placed the filler", TASK_LIMIT, || async {
+        let pod = pods.get(&name).await.map_err(|e| e.to_string())?;
+        let conditions = pod.status.and_then(|status| status.conditions).unwrap_or_default();
+        let found = conditions.into_iter().find(|c| c.type_ == "PodScheduled");
+        match found {
+            Some(condition) if condition.status == "True" => Ok(()),
+            other => Err(format!("{other:?}")),
         }
-        pods.delete(&name, &DeleteParams::default()).await.expect("its end");
-    }
-    panic!("nothing fits on {node}");
+    })
+    .await;
+    name
 }
 
 #[tokio::test]
@@ -186,13 +201,34 @@ async fn f20_a_step_that_its_node_cannot_take_is_placed_on_the_other_one() {
     let filler = fill(&cluster, node).await;
     // One after the other: the controller counts runs alone, so the second one goes where the first one is not.
     let names = [unique("full-a"), unique("full-b")];
+    let seen = AssertUnwindSafe(placed_elsewhere(&cluster, node, &names)).catch_unwind().await;
+    // Whatever was seen: a node that stays full fails the tests that follow.
+    let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    cluster.pods("default").delete(&filler, &params).await.expect("the filler's end");
+    let moved = seen.unwrap_or_else(|failure| resume_unwind(failure));
+    assert!(moved > 0, "one of two was given to the full node");
     for name in &names {
+        eventually("no dead pod is left", Duration::from_mins(1), || async {
+            match cluster.task_pods(NAMESPACE, name).await.len() {
+                1 => Ok(()),
+                count => Err(format!("{count} pods")),
+            }
+        })
+        .await;
+        cluster.delete(NAMESPACE, name).await;
+    }
+}
+
+/// Creates a task of each name and waits until its first step runs on another node than the full one. The answer is
+/// how many attempts were given to the full one before.
+async fn placed_elsewhere(cluster: &Cluster, node: &str, names: &[String]) -> usize {
+    for name in names {
         let spec = command_agent("echo in step $AGENT_STEP; sleep 7911");
         cluster.create(NAMESPACE, &task(name, "Wait.", &spec)).await;
         cluster.run_in_phase(NAMESPACE, name, "plan", "Running").await;
     }
     let mut moved = 0;
-    for name in &names {
+    for name in names {
         let run = cluster.run_in_phase(NAMESPACE, name, "plan", "Running").await;
         assert_ne!(run.spec.node_name, node, "nothing fits there");
         for first in
@@ -207,17 +243,5 @@ async fn f20_a_step_that_its_node_cannot_take_is_placed_on_the_other_one() {
         let retries = task.status.and_then(|status| status.retries).expect("counts");
         assert_eq!((retries.application, retries.infrastructure), (0, 0), "no attempt was charged");
     }
-    let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-    cluster.pods("default").delete(&filler, &params).await.expect("the filler's end");
-    assert!(moved > 0, "one of two was given to the full node");
-    for name in &names {
-        eventually("no dead pod is left", Duration::from_mins(1), || async {
-            match cluster.task_pods(NAMESPACE, name).await.len() {
-                1 => Ok(()),
-                count => Err(format!("{count} pods")),
-            }
-        })
-        .await;
-        cluster.delete(NAMESPACE, name).await;
-    }
+    moved
 }
