@@ -67,6 +67,7 @@ impl Places {
             ("metrics", metrics),
             ("disks", haystacks::disks(&nodes, self.since, needles).await),
             ("git", haystacks::git_objects(&git, needles).await),
+            ("requests", haystacks::requests(self.since, needles).await),
             ("images", images),
         ]
     }
@@ -247,6 +248,9 @@ impl Planted {
         let canary = unique("planted-canary");
         let name = format!("{name}-planted");
         plant_objects(&name, &canary).await;
+        // A request that names it in its address.
+        let asked = ["get", "configmap", "-n", NAMESPACE, &canary, "--ignore-not-found"];
+        must("kubectl", &asked).await;
         // Log, stream and the node's log files: an agent that prints it.
         let printing = command_agent(&format!("echo key={canary}; exit 3"));
         cluster.create(NAMESPACE, &task(&name, "Print.", &printing)).await;

@@ -171,6 +171,15 @@ find "$@" -xdev -type f -newerct "@$since" -print0 2>/dev/null | xargs -0 -r gre
     needles.grep(script, &arguments).await
 }
 
+/// The API server's own record of requests since `since`: addresses with their queries, and what was written of our own
+/// objects.
+pub(crate) async fn requests(since: u64, needles: &Needles) -> Vec<String> {
+    let script = r#"find "$2" -maxdepth 1 -name 'audit*.log' -newerct "@$1" -print0 2>/dev/null |
+  xargs -0 -r grep -laFf "$NEEDLES" -- 2>/dev/null"#;
+    let folder = PathBuf::from(env("AO_STATE")).join("logs");
+    needles.grep(script, &[since.to_string(), folder.to_string_lossy().into_owned()]).await
+}
+
 /// All objects of the bare repositories below these folders, unpacked; reachable or not.
 pub(crate) async fn git_objects(folders: &[PathBuf], needles: &Needles) -> Vec<String> {
     let script = r#"find "$@" -xdev -type d -name objects -print 2>/dev/null | while read -r objects; do

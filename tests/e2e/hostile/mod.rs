@@ -19,7 +19,7 @@ mod rig;
 mod runtimes;
 mod sink;
 mod starts;
-mod tokens;
+pub(crate) mod tokens;
 mod trial;
 
 /// One line for whoever watches the run.

@@ -39,7 +39,7 @@ const SOON: Duration = Duration::from_secs(15);
 const AREA_BYTES_MAX: u64 = 64 << 20;
 
 /// The release's own: signatures of the tokens of its accounts, and lines of its TLS keys.
-pub(super) async fn of_release(cluster: &Cluster) -> Vec<String> {
+pub(crate) async fn of_release(cluster: &Cluster) -> Vec<String> {
     let accounts = of_accounts(cluster).await;
     assert!(accounts.len() >= ACCOUNT_TOKENS_LEAST, "{} tokens of accounts", accounts.len());
     let keys = tls_keys(cluster).await;

@@ -4,9 +4,14 @@ import os
 import re
 import subprocess
 
-from frame import Refused, agent_token, attack, exchange, first_form, judged
+from frame import Refused, Untried, agent_token, attack, exchange, first_form, judged
 
 FILE_BYTES_MAX = 4 << 20
+# Of one area of memory: agents have arenas of gigabytes of which next to nothing is there.
+AREA_BYTES_MAX = 64 << 20
+PIECE_BYTES = 1 << 20
+# Longer than any form of a canary: one may lie across the border of two pieces.
+OVERLAP_BYTES = 1 << 10
 FOLDERS = ["/workspace", "/home", "/root", "/tmp", "/opt", "/etc", "/run", "/var", "/dev/shm", "/srv", "/mnt"]
 
 
@@ -97,6 +102,53 @@ def memory_of_pid_1(parameters):
                     memory.seek(int(area.group(1), 16))
                     return "%d bytes" % len(memory.read(64))
     raise Refused("no map")
+
+
+def areas(pid):
+    """Beginning and length of what a process may write to: heap, stack with arguments and environment, buffers."""
+    with open("/proc/%d/maps" % pid) as maps:
+        for line in maps:
+            area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+            if area:
+                begin, end = (int(border, 16) for border in area.groups())
+                yield begin, min(end - begin, AREA_BYTES_MAX)
+
+
+def pieces(pid):
+    """The memory of a process; areas that cannot be read, as those of devices, are left out."""
+    with open("/proc/%d/mem" % pid, "rb", 0) as memory:
+        for begin, length in areas(pid):
+            for offset in range(0, length, PIECE_BYTES):
+                try:
+                    memory.seek(begin + offset)
+                    yield memory.read(min(PIECE_BYTES + OVERLAP_BYTES, length - offset))
+                except OSError:
+                    break
+
+
+def is_attacker(pid):
+    """Whether this is the attacker's own program: there the canaries are put together from their halves."""
+    with open("/proc/%d/cmdline" % pid, "rb") as file:
+        return b"/attack.py\0" in file.read()
+
+
+@attack("cred-mem")
+def memory_of_all(parameters):
+    looked = closed = 0
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            if is_attacker(pid):
+                continue
+            for piece in pieces(pid):
+                found = look(parameters, "the memory of process %d" % pid, piece)
+                if found:
+                    return found
+            looked += 1
+        except OSError:
+            closed += 1
+    if looked + closed == 0:
+        raise Untried("no other process is to be seen")
+    raise Refused("%d processes read, %d closed" % (looked, closed))
 
 
 @attack("cred-pid1-fd")
