@@ -8,11 +8,14 @@ use agent_operator_doubles::collector::{Collected, Collector};
 use kube::{ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
-use crate::support::{
-    cluster::{Cluster, NAMESPACE, SYSTEM},
-    eventually,
-    release::{self, must},
-    task::{task, unique},
+use crate::{
+    hostile::{haystacks::Needles, tokens},
+    support::{
+        cluster::{Cluster, NAMESPACE, SYSTEM},
+        eventually,
+        release::{self, must},
+        task::{task, unique},
+    },
 };
 
 /// The machine's own address on the bridge of the local cluster: pods reach a collector here.
@@ -42,6 +45,7 @@ async fn observed(values: String) {
     let done = cluster.complete(NAMESPACE, &name).await;
 
     traced(&collector, &uid).await;
+    without_credentials(&cluster, &collector, &name).await;
     counted(&cluster, &before, &done.status.and_then(|status| status.usage).expect("usage")).await;
     let lines = logged(&name, &ids::trace_of(&uid).to_string()).await;
     audited(&lines);
@@ -86,6 +90,17 @@ async fn traced(collector: &Collector, uid: &TaskUid) {
         let told = format!("{:?}", span.attributes);
         assert!(!told.contains("/healthz"), "no word of the prompt: {span:?}");
     }
+}
+
+/// No span of anybody holds a credential of the task or of the release.
+async fn without_credentials(cluster: &Cluster, collector: &Collector, task: &str) {
+    let mut known = tokens::of_release(cluster).await;
+    let (model_key, git_token) = cluster.agent_secrets().await;
+    known.extend([model_key, git_token]);
+    let told = format!("{:?}", collector.spans());
+    assert!(Needles::of(&[task]).are_in(&told), "what spans say can be found");
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    assert!(!Needles::of(&known).are_in(&told), "a credential stands in a span");
 }
 
 fn missing(spans: &[Collected]) -> Vec<&'static str> {
