@@ -46,8 +46,9 @@ use crate::{
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest pause: a controller that is back is found within 5 s.
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
-/// A session that lasted this long was a good one: the next failure starts from the shortest pause.
-const GOOD_SESSION: Duration = Duration::from_secs(30);
+/// A session that lasted this long was a good one: the next failure starts from the shortest pause. As long as the
+/// longest pause, so that a controller whose sessions keep ending is dialled no more often than one that is away.
+const GOOD_SESSION: Duration = BACKOFF_MAX;
 /// Limit of the greeting.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest queue from the runner; beyond it the session counts as congested and starts over.
