@@ -10,11 +10,17 @@ use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use std::time::Duration;
-use tokio::sync::mpsc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::plan::EventNote;
+use crate::{clock, plan::EventNote};
 
 /// Events that wait to be written; beyond it they are dropped, and counted in the log.
 const QUEUE_MAX: usize = 1024;
@@ -22,15 +28,23 @@ const QUEUE_MAX: usize = 1024;
 const NOTE_BYTES_MAX: usize = 1024;
 /// Longest wait for one event to be written.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two lines about dropped events: when they are dropped, it is by the hundred.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Takes events without waiting.
 #[derive(Clone)]
-pub struct Events(mpsc::Sender<(ObjectReference, EventNote)>);
+pub struct Events {
+    queue: mpsc::Sender<(ObjectReference, EventNote)>,
+    dropped: Arc<AtomicU64>,
+}
 
 /// Writes events; to be run as one task.
 pub struct EventWriter {
     queue: mpsc::Receiver<(ObjectReference, EventNote)>,
     recorder: Recorder,
+    dropped: Arc<AtomicU64>,
+    /// When dropped events were last told of.
+    told: Option<Instant>,
 }
 
 /// A queue and its writer. `identity` names this process in the events.
@@ -40,7 +54,9 @@ pub fn events(client: Client, identity: &str) -> (Events, EventWriter) {
         controller: "agents.wearn.dev/controller".to_owned(),
         instance: Some(truncate(identity, 128).to_owned()),
     };
-    (Events(sender), EventWriter { queue, recorder: Recorder::new(client, reporter) })
+    let (dropped, recorder) = (Arc::<AtomicU64>::default(), Recorder::new(client, reporter));
+    let events = Events { queue: sender, dropped: Arc::clone(&dropped) };
+    (events, EventWriter { queue, recorder, dropped, told: None })
 }
 
 impl Events {
@@ -56,8 +72,8 @@ impl Events {
     }
 
     fn queue(&self, reference: ObjectReference, note: EventNote) {
-        if self.0.try_send((reference, note)).is_err() {
-            tracing::warn!("drop an event: the queue is full");
+        if self.queue.try_send((reference, note)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -86,6 +102,20 @@ impl EventWriter {
                 Ok(Err(error)) => tracing::warn!(error = %error, "write an event"),
                 Err(_) => tracing::warn!("write an event: no answer in time"),
             }
+            self.tell_of_dropped();
+        }
+    }
+
+    /// They are dropped while the queue is full, so an event that was written is always near.
+    fn tell_of_dropped(&mut self) {
+        let now = clock::instant();
+        if self.told.is_some_and(|told| now.duration_since(told) < TOLD_EVERY) {
+            return;
+        }
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            tracing::warn!(dropped, "events were dropped: more came than could be written");
+            self.told = Some(now);
         }
     }
 }
