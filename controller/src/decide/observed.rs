@@ -178,6 +178,24 @@ pub struct Used {
     pub amounts: Amounts,
 }
 
+impl Used {
+    /// One run more.
+    pub fn add(&mut self, amounts: Amounts) {
+        self.slots = self.slots.saturating_add(1);
+        let sum = &mut self.amounts;
+        sum.cpu_milli = sum.cpu_milli.saturating_add(amounts.cpu_milli);
+        sum.memory_milli = sum.memory_milli.saturating_add(amounts.memory_milli);
+    }
+
+    /// One run less.
+    pub fn take(&mut self, amounts: Amounts) {
+        self.slots = self.slots.saturating_sub(1);
+        let sum = &mut self.amounts;
+        sum.cpu_milli = sum.cpu_milli.saturating_sub(amounts.cpu_milli);
+        sum.memory_milli = sum.memory_milli.saturating_sub(amounts.memory_milli);
+    }
+}
+
 /// Whether the task's credentials can be had. Read only when a step is about to be handed out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CredentialState {

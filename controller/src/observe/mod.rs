@@ -1,14 +1,14 @@
 //! What the controller sees: the stores that the watches fill, own writes laid over them, and what
 //! the nodes' sessions say. Reads only.
 //!
-//! Everybody who only wants to look uses [`World`]: [`World::tasks`] and [`World::runs`] are the
-//! reflector stores, [`World::task`], [`World::run`] and [`World::runs_of`] look through own writes
-//! as well, and [`World::subscribe`] tells of changes.
+//! Everybody who only wants to look uses [`World`]: [`World::tasks`] is the reflector's store, [`World::task`],
+//! [`World::run`] and [`World::runs_of`] look through own writes as well, and [`World::subscribe`] tells of changes.
 
 pub mod overlay;
 pub mod watch;
 
 mod pods;
+mod runs;
 mod views;
 
 use std::{
@@ -39,6 +39,7 @@ use crate::{
     settings::Settings,
 };
 use overlay::Overlay;
+use runs::Runs;
 
 /// Longest wait for a live read that confirms an absence.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,10 +72,9 @@ pub enum ObserveError {
 /// Tasks, runs and nodes as this process knows them.
 pub struct World {
     tasks: Store<CodingTask>,
-    runs: Store<AgentRun>,
+    runs: Runs,
     nodes: Store<Node>,
     fresh_tasks: Overlay<CodingTask>,
-    fresh_runs: Overlay<AgentRun>,
     /// Runs that went without an outcome, by the uid of their task, until that is gone. A person deletes
     /// few, and a task makes none after it.
     vanished: Mutex<HashMap<String, Vec<AgentRunSummary>>>,
@@ -87,16 +87,14 @@ pub struct World {
 impl World {
     fn new(
         tasks: Store<CodingTask>,
-        runs: Store<AgentRun>,
         nodes: Store<Node>,
         changes: broadcast::Sender<Change>,
     ) -> Self {
         Self {
             tasks,
-            runs,
+            runs: Runs::default(),
             nodes,
             fresh_tasks: Overlay::default(),
-            fresh_runs: Overlay::default(),
             vanished: Mutex::default(),
             reserved: Mutex::default(),
             changes,
@@ -107,11 +105,6 @@ impl World {
     /// The store of all tasks.
     pub fn tasks(&self) -> Store<CodingTask> {
         self.tasks.clone()
-    }
-
-    /// The store of all runs.
-    pub fn runs(&self) -> Store<AgentRun> {
-        self.runs.clone()
     }
 
     /// Changes from now on. A subscriber that lags has to look at everything again.
@@ -129,7 +122,7 @@ impl World {
         // A store remembers the waker of one waiter only, so one waits for all of us.
         let filled = async {
             self.tasks.wait_until_ready().await?;
-            self.runs.wait_until_ready().await?;
+            self.runs.filled().await;
             self.nodes.wait_until_ready().await
         };
         self.filled.get_or_try_init(|| filled).await.copied()
@@ -143,12 +136,7 @@ impl World {
 
     /// A run by name.
     pub fn run(&self, namespace: &str, name: &str) -> Option<Arc<AgentRun>> {
-        match self.runs.get(&ObjectRef::new(name).within(namespace)) {
-            Some(stored) => Some(self.fresh_runs.newest(stored)),
-            None => self.fresh_runs.unseen(&self.runs).into_iter().find(|run| {
-                run.name_any() == name && run.namespace().as_deref() == Some(namespace)
-            }),
-        }
+        self.runs.named(namespace, name)
     }
 
     /// A node by name.
@@ -158,43 +146,26 @@ impl World {
 
     /// A run by uid.
     pub fn run_by_uid(&self, uid: &RunUid) -> Option<Arc<AgentRun>> {
-        self.runs_where(|run| run.metadata.uid.as_deref() == Some(uid.as_str())).pop()
+        self.runs.with_uid(uid)
     }
 
     /// All runs of a task, by its uid.
     pub fn runs_of(&self, namespace: &str, task_uid: &str) -> Vec<Arc<AgentRun>> {
-        self.runs_where(|run| {
-            run.spec.task_ref.uid == task_uid
-                && run.metadata.namespace.as_deref() == Some(namespace)
-        })
-    }
-
-    /// All runs with something that never changes about a run, so that the rest costs no look at the
-    /// own writes: each pass asks, and a new term passes over every task.
-    fn runs_where(&self, wanted: impl Fn(&AgentRun) -> bool) -> Vec<Arc<AgentRun>> {
-        let stored = self.runs.state().into_iter().filter(|run| wanted(run));
-        let mut runs: Vec<_> = stored.map(|run| self.fresh_runs.newest(run)).collect();
-        runs.extend(self.fresh_runs.unseen(&self.runs).into_iter().filter(|run| wanted(run)));
+        let mut runs = self.runs.of_task(task_uid);
+        runs.retain(|run| run.metadata.namespace.as_deref() == Some(namespace));
         runs
     }
 
     /// All runs that were given to a node and have not ended.
     pub fn live_runs_on(&self, node: &str) -> Vec<Arc<AgentRun>> {
-        let mut runs = self.all_runs();
-        runs.retain(|run| run.spec.node_name == node && !run.has_ended());
+        let mut runs = self.runs.on_node(node);
+        runs.retain(|run| !run.has_ended());
         runs
     }
 
     /// All runs that were given to a node.
     pub fn runs_on(&self, node: &str) -> Vec<Arc<AgentRun>> {
-        let mut runs = self.all_runs();
-        runs.retain(|run| run.spec.node_name == node);
-        runs
-    }
-
-    /// All runs, own writes included.
-    pub fn all_runs(&self) -> Vec<Arc<AgentRun>> {
-        self.runs_where(|_| true)
+        self.runs.on_node(node)
     }
 
     /// Takes note of an own write of a task.
@@ -207,15 +178,14 @@ impl World {
     pub fn wrote_run(&self, mut run: AgentRun) -> Arc<AgentRun> {
         watch::slim(&mut run);
         let run = Arc::new(run);
-        self.fresh_runs.put(Arc::clone(&run));
+        self.runs.wrote(&run);
         run
     }
 
     /// Takes note of a run that is gone. One without an outcome must not be made anew on the word of a
     /// task that is older than the deletion: what it ran may not have ended.
     fn run_gone(&self, run: &Arc<AgentRun>) {
-        let run = self.fresh_runs.newest(Arc::clone(run));
-        self.fresh_runs.remove(&run.uid().unwrap_or_default());
+        let run = self.runs.gone(run);
         let (namespace, task_uid) = (run.namespace().unwrap_or_default(), &run.spec.task_ref.uid);
         let task = self.tasks.get(&ObjectRef::new(&run.spec.task_ref.name).within(&namespace));
         if run.has_ended() || task.is_none_or(|task| task.uid().as_ref() != Some(task_uid)) {
@@ -261,29 +231,8 @@ impl World {
 
     /// What live runs, and reservations, use on each node.
     pub fn used(&self) -> BTreeMap<NodeName, Used> {
-        let mut used: BTreeMap<NodeName, Used> = BTreeMap::new();
-        let mut add = |node: NodeName, amounts: Amounts| {
-            let entry = used.entry(node).or_default();
-            entry.slots = entry.slots.saturating_add(1);
-            let sum = &mut entry.amounts;
-            sum.cpu_milli = sum.cpu_milli.saturating_add(amounts.cpu_milli);
-            sum.memory_milli = sum.memory_milli.saturating_add(amounts.memory_milli);
-        };
-        let runs = self.all_runs();
-        for run in runs.iter().filter(|run| !run.has_ended()) {
-            add(NodeName::from(run.spec.node_name.as_str()), views::amounts(&run.spec));
-        }
         let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((namespace, name), (node, amounts)) in reserved.iter() {
-            let exists = runs.iter().any(|run| {
-                let meta = &run.metadata;
-                meta.name.as_ref() == Some(name) && meta.namespace.as_ref() == Some(namespace)
-            });
-            if !exists {
-                add(node.clone(), *amounts);
-            }
-        }
-        used
+        self.runs.used(&reserved)
     }
 }
 

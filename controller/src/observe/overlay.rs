@@ -3,10 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kube::{
-    ResourceExt,
-    runtime::reflector::{ObjectRef, Store},
-};
+use kube::ResourceExt;
 use std::sync::{Mutex, PoisonError};
 use tokio::time::Instant;
 
@@ -14,7 +11,7 @@ use crate::clock;
 
 /// Longest time that an own write outranks the watch: a watch is noticed to be dead within 15 s, and
 /// after a relist the store is newer anyway.
-const KEEP: Duration = Duration::from_mins(1);
+pub(super) const KEEP: Duration = Duration::from_mins(1);
 
 /// The newest versions that this process wrote itself.
 pub struct Overlay<K>(Mutex<HashMap<String, (Instant, Arc<K>)>>);
@@ -63,25 +60,9 @@ impl<K: ResourceExt> Overlay<K> {
         }
         stored
     }
-
-    /// Own writes of objects that `store` has not seen yet.
-    pub fn unseen(&self, store: &Store<K>) -> Vec<Arc<K>>
-    where
-        K: kube::Resource<DynamicType = ()> + Clone + 'static,
-    {
-        let now = clock::instant();
-        let written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        written
-            .values()
-            // The answer to a write may come after the object's end; such a ghost is dropped by age.
-            .filter(|(at, _)| now.duration_since(*at) < KEEP)
-            .filter(|(_, own)| store.get(&ObjectRef::from_obj(own.as_ref())).is_none())
-            .map(|(_, own)| Arc::clone(own))
-            .collect()
-    }
 }
 
 /// Resource versions of one kind are ordered numbers (KEP-5504); others count as oldest.
-fn version<K: ResourceExt>(object: &K) -> u64 {
+pub(super) fn version<K: ResourceExt>(object: &K) -> u64 {
     object.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
 }

@@ -75,10 +75,10 @@ pub struct WatchEnded(&'static str);
 /// Prepares stores and watches; nothing is read before [`Watches::run`].
 pub fn watches(client: Client) -> (Arc<World>, Watches) {
     let (task_store, tasks) = reflector::store();
-    let (run_store, runs) = reflector::store();
+    let (_, runs) = reflector::store();
     let (node_store, nodes) = reflector::store();
     let (changes, _) = broadcast::channel(CHANGES_MAX);
-    let world = Arc::new(World::new(task_store, run_store, node_store, changes));
+    let world = Arc::new(World::new(task_store, node_store, changes));
     (Arc::clone(&world), Watches { client, world, tasks, runs, nodes })
 }
 
@@ -88,32 +88,37 @@ impl Watches {
         let Self { client, world, tasks, runs, nodes } = self;
         let all = Api::all(client.clone());
         let task_world = Arc::clone(&world);
-        let watch_tasks = follow(all, tasks, "codingtasks", slim, move |task, gone| {
-            if gone {
+        let watch_tasks = follow(all, tasks, "codingtasks", slim, move |told| match told {
+            Told::Gone(task) => {
                 task_world.task_gone(&task);
                 task_world.announce(Change::TaskGone(task));
-            } else {
+            }
+            Told::There(task) => {
                 task_world.fresh_tasks.seen(&task);
                 task_world.announce(Change::Task {
                     namespace: task.namespace().unwrap_or_default(),
                     name: task.name_any(),
                 });
             }
+            Told::Filled => {}
         });
         let run_world = Arc::clone(&world);
         let all = Api::all(client.clone());
-        let watch_runs = follow(all, runs, "agentruns", slim, move |run: Arc<AgentRun>, gone| {
-            if gone {
+        let watch_runs = follow(all, runs, "agentruns", slim, move |told| match told {
+            Told::Gone(run) => {
                 run_world.run_gone(&run);
                 run_world.announce(Change::RunGone(run));
-            } else {
-                run_world.fresh_runs.seen(&run);
+            }
+            Told::There(run) => {
+                run_world.runs.seen(&run);
                 run_world.announce(Change::Run(run));
             }
+            Told::Filled => run_world.runs.fill(),
         });
         let all = Api::all(client);
-        let watch_nodes = follow(all, nodes, "nodes", slim_node, move |node: Arc<Node>, _| {
-            world.announce(Change::Node(node.name_any()));
+        let watch_nodes = follow(all, nodes, "nodes", slim_node, move |told| match told {
+            Told::There(node) | Told::Gone(node) => world.announce(Change::Node(node.name_any())),
+            Told::Filled => {}
         });
         tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -152,6 +157,16 @@ pub(crate) fn backoff() -> ExponentialBackoff {
     ExponentialBackoff::from(pauses)
 }
 
+/// What a watch has brought.
+enum Told<K> {
+    /// An object appeared or changed.
+    There(Arc<K>),
+    /// An object is gone.
+    Gone(Arc<K>),
+    /// All that was there when the watch began has been told.
+    Filled,
+}
+
 /// Keeps a store by a watch and tells of each change after the store has it. Objects that do not
 /// parse are left out alone, instead of failing the whole list.
 async fn follow<K>(
@@ -159,7 +174,7 @@ async fn follow<K>(
     mut writer: Writer<K>,
     what: &'static str,
     slim: impl Fn(&mut K),
-    tell: impl Fn(Arc<K>, bool),
+    tell: impl Fn(Told<K>),
 ) -> WatchEnded
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -180,7 +195,7 @@ where
     WatchEnded(what)
 }
 
-fn take<K>(writer: &mut Writer<K>, store: &Store<K>, event: &Event<K>, tell: &impl Fn(Arc<K>, bool))
+fn take<K>(writer: &mut Writer<K>, store: &Store<K>, event: &Event<K>, tell: &impl Fn(Told<K>))
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
@@ -193,21 +208,22 @@ where
         Event::Apply(object) => {
             // The store's own, not a second one that lives for as long as somebody holds the change.
             let stored = store.get(&ObjectRef::from_obj(object));
-            tell(stored.unwrap_or_else(|| Arc::new(object.clone())), false);
+            tell(Told::There(stored.unwrap_or_else(|| Arc::new(object.clone()))));
         }
-        Event::Delete(object) => tell(Arc::new(object.clone()), true),
+        Event::Delete(object) => tell(Told::Gone(Arc::new(object.clone()))),
         Event::Init | Event::InitApply(_) => {}
         Event::InitDone => {
             let now = store.state();
             let uids: HashSet<_> = now.iter().filter_map(|object| object.uid()).collect();
             for object in before {
                 if object.uid().is_none_or(|uid| !uids.contains(&uid)) {
-                    tell(object, true);
+                    tell(Told::Gone(object));
                 }
             }
             for object in now {
-                tell(object, false);
+                tell(Told::There(object));
             }
+            tell(Told::Filled);
         }
     }
 }
