@@ -1,4 +1,4 @@
-//! Tasks that are looked at because a term or a session began, not because something happened to them.
+//! Tasks that are looked at because a term or a session began or room may be free, not because something happened to them.
 //! There may be thousands of them, and what happens meanwhile must not wait behind them all: they are
 //! handed out a few at a time.
 

@@ -144,8 +144,9 @@ impl Queue {
         self.backlog.extend(tasks);
     }
 
+    /// Whoever waits for room is looked at again, one behind the other: there may be thousands, and room for one.
     fn room_may_be_free(&mut self) {
-        self.ready.extend(self.context.waiting());
+        self.backlog.extend(self.context.waiting());
     }
 
     fn task_gone(&mut self, task: &CodingTask) {

@@ -79,10 +79,12 @@ impl Context {
         Self { observer, applier, passes, credentials, placing, waiting, metrics }
     }
 
-    /// The tasks that wait for room on a node.
+    /// The tasks that wait for room on a node, the one that has waited longest first.
     pub(super) fn waiting(&self) -> Vec<(String, String)> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.keys().cloned().collect()
+        let mut names: Vec<_> = waiting.iter().collect();
+        names.sort_by_key(|(_, since)| **since);
+        names.into_iter().map(|(name, _)| name.clone()).collect()
     }
 
     /// Forgets who waits: a term begins or ends.
