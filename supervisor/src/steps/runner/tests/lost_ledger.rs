@@ -205,6 +205,32 @@ async fn a_run_that_had_a_pod_gets_no_second_one_when_pod_and_ledger_are_gone() 
     life.kill().await;
 }
 
+/// A controller takes the refusal of a run for the word that there is no pod, and places it elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_node_refuses_no_run_whose_pod_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    killed_without_ledger(dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    let mut other = assignment();
+    other.run.name = "other".into();
+    other.run.uid = "other".into();
+    life.order(other.clone(), true).await;
+    life.assign(assignment()).await;
+    for run in [other.key(), assignment().key()] {
+        let refused = loop {
+            match life.said().await {
+                Outgoing::AssignmentAck { run: of, refused, .. } if of == run => break refused,
+                _ => {}
+            }
+        };
+        assert_eq!(refused, None, "{run}");
+    }
+    life.kill().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pending_run_of_an_empty_ledger_is_an_ordinary_assignment() {
     let dir = tempfile::tempdir().unwrap();
