@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agent_operator::{
     domain::{
-        Assignment, Credential, Epoch, PreflightOrder, PreflightReport, Reason, RunKey,
+        Assignment, Credential, Epoch, PreflightOrder, PreflightReport, RunKey,
         assignment::TaskBudget,
         preflight::{Finding, Problem},
     },
@@ -168,25 +168,6 @@ impl Runner {
         self.machines.insert(run.clone(), Machine::new(facts));
         self.step(&run, Event::Accepted)?;
         Ok(None)
-    }
-
-    pub(super) fn cancel(
-        &mut self,
-        run: &RunKey,
-        epoch: Epoch,
-        reason: Reason,
-        message: String,
-        grace: Option<Duration>,
-    ) -> Result<(), RunnerError> {
-        if !self.obey(epoch)? {
-            return Ok(());
-        }
-        let Some(machine) = self.machines.get(run) else {
-            self.metrics.drop_one("unknown_attempt");
-            return Ok(());
-        };
-        let grace = grace.unwrap_or_else(|| machine.facts.assignment.grace());
-        self.step(run, Event::CancelOrdered { reason, message, grace })
     }
 
     pub(super) fn credentials(

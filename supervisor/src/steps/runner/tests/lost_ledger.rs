@@ -140,7 +140,10 @@ fn restart_node(dir: &Path) {
     let line = |line: &str| match line.split_once(" {") {
         Some((_, json)) => {
             let json = format!("{{{json}").replace(boot_id.as_str(), "another");
-            format!("{} {json}\n", &agent_operator::domain::names::sha256_hex(json.as_bytes())[..16])
+            format!(
+                "{} {json}\n",
+                &agent_operator::domain::names::sha256_hex(json.as_bytes())[..16]
+            )
         }
         None => format!("{line}\n"),
     };
