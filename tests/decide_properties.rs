@@ -41,6 +41,10 @@ enum Happening {
     Preflight(Option<Problem>),
     /// The controller restarts: what it sent is not known any more.
     Restart,
+    /// A supervisor without its ledger says hello.
+    LoseLedger(usize),
+    /// Somebody ends the task.
+    Cancel,
     /// The live run's object is deleted by somebody.
     LoseLive,
     /// An ended run's object is deleted by somebody.
@@ -68,6 +72,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => any::<bool>().prop_map(Happening::Secret),
         1 => prop::option::of(problem).prop_map(Happening::Preflight),
         1 => Just(Happening::Restart),
+        1 => (0_usize..2).prop_map(Happening::LoseLedger),
+        1 => Just(Happening::Cancel),
         1 => Just(Happening::LoseLive),
         1 => (0_usize..8).prop_map(Happening::LoseEnded),
     ]
@@ -122,6 +128,13 @@ fn happen(model: &mut Model, happening: &Happening) {
                 run.delivery = if run.is_live() { Delivery::Known } else { Delivery::Unsent };
             }
         }
+        Happening::LoseLedger(index) => {
+            let node = model.nodes[*index].name.clone();
+            for run in model.runs.iter_mut().filter(|run| run.node() == node) {
+                run.delivery = Delivery::Unsent;
+            }
+        }
+        Happening::Cancel => model.task.cancel = Some(String::new()),
         Happening::LoseLive => {
             let told = model.told.clone();
             model.runs.retain(|run| !run.is_live() || !told.contains(&run.run.name));

@@ -166,6 +166,17 @@ fn controller_restarted_in_mid_step() {
 }
 
 #[test]
+fn cancelled_while_its_node_has_lost_its_ledger() {
+    let mut model = until(StepName::Implement);
+    model.start_live();
+    for run in &mut model.runs {
+        run.delivery = Delivery::Unsent;
+    }
+    model.task.cancel = Some("not needed any more".to_owned());
+    insta::assert_yaml_snapshot!(model.pass());
+}
+
+#[test]
 fn finished_ten_minutes_ago() {
     let mut model = until(StepName::PullRequest);
     after(&mut model, Reason::Completed, None);

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use agent_operator::{
     crd::{AgentRun, AgentRunSpec, AgentRunStatus, CodingTask, CodingTaskStatus},
-    domain::{Credential, Epoch, NodeName, Reason, RunKey, StepName, names},
+    domain::{Assignment, Credential, Epoch, NodeName, Reason, RunKey, StepName, names},
     telemetry::audit::Subject,
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -225,13 +225,20 @@ impl Applier {
         }
         let read_back = |source| ApplyError::ReadBack { name: run.name_any(), source };
         let view = run_view(run).map_err(read_back)?;
-        self.assign(observed, &view, credentials, first);
+        let Ok(epoch) = self.epoch() else { return Ok(()) };
+        self.assign(observed, &view, assignment(observed, &view, epoch), credentials, first);
         Ok(())
     }
 
-    fn assign(&self, observed: &Observed, run: &RunView, credentials: &[Credential], first: bool) {
-        let Ok(epoch) = self.epoch() else { return };
-        let assignment = Box::new(assignment(observed, run, epoch));
+    fn assign(
+        &self,
+        observed: &Observed,
+        run: &RunView,
+        assignment: Assignment,
+        credentials: &[Credential],
+        first: bool,
+    ) {
+        let assignment = Box::new(assignment);
         let (budget, held) = (assignment.budget, assignment.held);
         // Nothing of the task comes to a pod before its turn.
         let credentials = if held { &[] } else { credentials };
@@ -270,8 +277,11 @@ impl Applier {
             Order::Assign | Order::Confirm | Order::Hold => {
                 let assigns = matches!(order, Order::Assign);
                 let credentials = if assigns { credentials } else { &[] };
+                let Ok(epoch) = self.epoch() else { return };
                 if let Some(run) = observed.runs.iter().find(|view| view.run == *run) {
-                    self.assign(observed, run, credentials, false);
+                    let mut assignment = assignment(observed, run, epoch);
+                    assignment.held |= matches!(order, Order::Hold);
+                    self.assign(observed, run, assignment, credentials, false);
                 }
             }
             Order::Cancel { reason, message } => {

@@ -98,7 +98,8 @@ pub struct NodeCommand {
 pub enum Order {
     /// Run it; `apply` builds the whole assignment from the run, the task and its credentials.
     Assign,
-    /// Keep it ready behind its gate: the assignment without credentials.
+    /// Keep it ready behind its gate: the assignment without credentials. Before [`Self::Cancel`]: find out what there
+    /// is of it, and let nothing begin.
     Hold,
     /// The node has it already: the same order under the present term, without credentials. A gateway
     /// that lacks them asks for them.

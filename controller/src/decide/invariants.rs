@@ -5,7 +5,7 @@ use agent_operator::{
     domain::StepName,
 };
 
-use super::{Observed, prepare, status::is_finished};
+use super::{Observed, prepare, run, status::is_finished};
 use crate::plan::{Order, Plan};
 
 /// A broken invariant; numbers as in docs/reliability.md.
@@ -14,7 +14,7 @@ pub enum Violation {
     /// I1: more than one live attempt.
     #[error("I1: {0}")]
     OneLiveAttempt(String),
-    /// I2: a recorded outcome is touched.
+    /// I2: a recorded outcome is touched, or one is recorded that nobody has told.
     #[error("I2: {0}")]
     OutcomeStays(String),
     /// I7: a second pull request.
@@ -81,17 +81,24 @@ fn one_live_attempt(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>
 }
 
 fn outcome_stays(observed: &Observed, plan: &Plan, found: &mut Vec<Violation>) {
-    let run = |uid: &_| observed.runs.iter().find(|run| run.uid() == uid);
+    let of = |uid: &_| observed.runs.iter().find(|run| run.uid() == uid);
     for update in &plan.run_updates {
-        if run(&update.run.uid).is_none_or(|run| !run.is_live()) {
+        if of(&update.run.uid).is_none_or(|run| !run.is_live()) {
             found.push(Violation::OutcomeStays(format!("updates ended run {}", update.run.name)));
         }
         if update.phase.is_terminal() != update.reason.is_some() {
             found.push(Violation::OutcomeStays(format!("{} ends without reason", update.run.name)));
         }
+        // A ledger that was lost names nothing, so only a look can tell that there is nothing.
+        if of(&update.run.uid).is_some_and(|run| run::holds(observed, run)) {
+            found.push(Violation::OutcomeStays(format!(
+                "{} becomes {} without a word of its node, which is connected",
+                update.run.name, update.phase
+            )));
+        }
     }
     for command in &plan.commands {
-        let live = run(&command.run.uid).is_some_and(super::RunView::is_live);
+        let live = of(&command.run.uid).is_some_and(super::RunView::is_live);
         if live == (command.order == Order::Forget) {
             found.push(Violation::OutcomeStays(format!(
                 "{:?} for run {} (live: {live})",

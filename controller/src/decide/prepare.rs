@@ -49,7 +49,7 @@ pub fn look_after(observed: &Observed, stand: &Stand<'_>, now: Timestamp, plan: 
         let told = matches!(run.delivery, Delivery::Held | Delivery::CancelSent);
         match run::contact(observed, run, now) {
             Contact::Connected if told => {}
-            Contact::Connected if holds(observed, run) => {
+            Contact::Connected if run::holds(observed, run) => {
                 plan.commands.push(run::command(run, Order::Hold));
             }
             // A supervisor of before would begin it.
@@ -66,11 +66,6 @@ pub fn look_after(observed: &Observed, stand: &Stand<'_>, now: Timestamp, plan: 
     if let Stand::Live(present) = stand {
         plan.run_creates.extend(next(observed, present));
     }
-}
-
-fn holds(observed: &Observed, run: &RunView) -> bool {
-    let session = observed.node(&run.node()).and_then(|node| node.session.as_ref());
-    session.is_some_and(|session| session.holds)
 }
 
 /// Whether a run waits at its gate for its turn or for the word, as far as this process knows.
@@ -103,7 +98,7 @@ fn next(observed: &Observed, present: &RunView) -> Option<RunCreate> {
         return None;
     }
     let node = observed.node(&present.node())?;
-    if !holds(observed, present) || !placement::has_room(observed, node) {
+    if !run::holds(observed, present) || !placement::has_room(observed, node) {
         return None;
     }
     let attempt = progress::next_attempt(observed, step);

@@ -55,8 +55,7 @@ pub fn tend(observed: &Observed, run: &RunView, now: Timestamp, plan: &mut Plan)
     }
 }
 
-/// Adds what ends a run whose task is over or gone. True: nothing of it can be live any more, or it
-/// is recorded as ended by this plan.
+/// Adds what ends a run whose task is over or gone.
 pub fn end(
     observed: &Observed,
     run: &RunView,
@@ -70,8 +69,14 @@ pub fn end(
                 .commands
                 .push(command(run, Order::Cancel { reason, message: message.to_owned() })),
             Delivery::CancelSent | Delivery::Forgotten => {}
-            // The node's supervisor has said hello in this term without naming the run, so it never
-            // got it, and what an older term sent it refuses.
+            // The node's supervisor has said hello without naming the run, which it may have all the same:
+            // its ledger may be lost. It compares the order with what is there, and ends that.
+            Delivery::Unsent if holds(observed, run) => {
+                plan.commands.push(command(run, Order::Hold));
+                plan.commands
+                    .push(command(run, Order::Cancel { reason, message: message.to_owned() }));
+            }
+            // One of before would begin it.
             Delivery::Unsent => plan.run_updates.push(RunUpdate {
                 run: run.run.clone(),
                 phase: RunPhase::Failed,
@@ -83,6 +88,12 @@ pub fn end(
         Contact::Silent => mark_unknown(run, plan),
         Contact::Fenced => give_up(observed, run, plan),
     }
+}
+
+/// Whether the node's supervisor is of a version that can hold a run at its gate.
+pub fn holds(observed: &Observed, run: &RunView) -> bool {
+    let session = observed.node(&run.node()).and_then(|node| node.session.as_ref());
+    session.is_some_and(|session| session.holds)
 }
 
 /// The earlier of the plan's own time and `after`.

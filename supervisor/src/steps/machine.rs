@@ -8,6 +8,7 @@ use agent_operator::{
     attempt::StopOrder,
     domain::{
         Reason, StartFault, Usage,
+        ids::BootId,
         report::{Refusal, RunState, Started},
     },
 };
@@ -21,6 +22,7 @@ use super::{
     record::{Facts, Record, Stop},
     verdict,
 };
+use crate::link::contract::Redemption;
 
 mod ending;
 mod gate;
@@ -126,6 +128,13 @@ impl Machine {
     pub fn deadline(&self) -> Option<BootTime> {
         let opened = self.facts.opened.as_ref()?;
         Some(opened.boot.plus(self.facts.assignment.timeout()))
+    }
+
+    /// The tokens that somebody may still have; those of a step that ran before the node restarted are
+    /// nobody's. A gateway that was told of them would vouch for the step where the ledger is lost, too.
+    pub fn redemption(&self, boot_id: &BootId) -> Option<&Redemption> {
+        let opened = self.facts.opened.as_ref();
+        self.facts.redemption.as_ref().filter(|_| opened.is_none_or(|opened| opened.is_of(boot_id)))
     }
 
     /// What must have ended by the deadline, whatever becomes of this machine; none before the gate

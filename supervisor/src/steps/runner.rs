@@ -36,6 +36,7 @@ use crate::{
 };
 
 mod adoption;
+mod called_off;
 mod effects;
 mod gateway;
 mod leaving;
@@ -44,6 +45,7 @@ mod orders;
 
 pub use adoption::Look;
 use adoption::Stranger;
+use called_off::End;
 use leaving::Leaving;
 pub use messages::{Input, Known, Outgoing, Snapshot};
 pub(crate) use orders::{ACCEPTED, refusal};
@@ -288,7 +290,7 @@ impl Runner {
                 self.assign(*assignment, credentials, first)
             }
             Input::Cancel { run, epoch, reason, message, grace } => {
-                self.cancel(&run, epoch, reason, message, grace)
+                self.cancel(&run, epoch, End { reason, message, grace })
             }
             Input::ReportAck { run, sequence } => self.step(&run, Event::Acked(sequence)),
             Input::Credentials { run, epoch, credentials } => {

@@ -11,6 +11,7 @@
 //! | pod, no such run or one with an outcome | pod deleted and released |
 //! | no pod, run had started | `ExitCodeUnknown` |
 //! | no pod, run pending | an ordinary assignment |
+//! | an order to end it behind the order itself | ends for that, with or without a pod; nothing is made for it |
 //! | the run was made for this very order | the same, without a look: there is nothing to be lost |
 //!
 //! The deadline comes from the gateway's own clock where it remembers an open gate, else from the
@@ -23,14 +24,14 @@ use agent_operator::{
 };
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{ACCEPTED, Outgoing, Runner, RunnerError};
+use super::{ACCEPTED, End, Outgoing, Runner, RunnerError};
 use crate::{
     clock,
     ledger::Entry,
     link::contract::{Survivor, ToGateway},
     pod::{
         adoption::{RunOnServer, container_started_at, judge_for, opened_at},
-        client::Adoption,
+        client::{Adoption, owned},
         digest::digest,
     },
     steps::{
@@ -70,6 +71,8 @@ pub(super) struct Stranger {
     look: Option<Box<Look>>,
     /// The look that is under way was begun before there was news.
     look_again: bool,
+    /// It is to end, whatever there is of it.
+    pub(super) end: Option<End>,
 }
 
 impl Runner {
@@ -191,10 +194,10 @@ impl Runner {
             tracing::error!(run_uid = %run.uid, node = %server.node, "a pod of ours is on the wrong node");
             return Ok(());
         }
-        // Whether the tokens survived is known only with the gateway at hand.
+        // Whether the tokens survived is known only with the gateway at hand; what ends needs none.
         let Some(stranger) = self.strangers.remove(run) else { return Ok(()) };
-        let waits = self.link.is_none()
-            || (self.gateway_knows.contains(run) && stranger.survivor.is_none());
+        let untold = self.gateway_knows.contains(run) && stranger.survivor.is_none();
+        let waits = stranger.end.is_none() && (self.link.is_none() || untold);
         let pod = stranger.look.as_ref().and_then(|look| look.pod.clone());
         match pod {
             Some(pod) if waits || !stranger.has_order() => {
@@ -287,9 +290,12 @@ impl Runner {
         mut stranger: Stranger,
         pod: &Pod,
     ) -> Result<(), RunnerError> {
-        let Some(assignment) = stranger.assignment() else { return Ok(()) };
+        let Some(mut assignment) = stranger.assignment() else { return Ok(()) };
         let _within = logs::attempt(&assignment).entered();
-        let (uid, one_time_hash) = match judge_for(pod, &assignment) {
+        // To be ended, it has to be the run's and nothing else.
+        let of_run = owned(pod, &run.uid).filter(|_| stranger.end.is_some());
+        let judged = of_run.map(|(uid, one_time_hash)| Adoption::Ours { uid, one_time_hash });
+        let (uid, one_time_hash) = match judged.unwrap_or_else(|| judge_for(pod, &assignment)) {
             Adoption::Ours { uid, one_time_hash } => (uid, one_time_hash),
             Adoption::Foreign(difference) => {
                 tracing::error!(difference, "a pod is not adopted");
@@ -303,6 +309,8 @@ impl Runner {
         };
         let now = clock::now();
         let opened = self.opened(server, &stranger, pod, now);
+        // A late order to hold does not close what is open.
+        assignment.held &= opened.is_none();
         let accepted = opened.clone().unwrap_or_else(|| Moment::new(now, &self.boot_id));
         let redemption =
             stranger.survivor.as_ref().and_then(|survivor| survivor.redemption.clone());
@@ -315,7 +323,7 @@ impl Runner {
         records.push(Record::PodCreated { uid });
         records.extend(redemption.map(Record::Redeemed));
         records.extend(opened.map(|at| Record::GateOpened { at }));
-        if tokens_lost {
+        if tokens_lost && stranger.end.is_none() {
             let at = Moment::new(now, &self.boot_id);
             let stop = Stop::new(Reason::Disrupted, TOKENS_LOST.to_owned(), at, assignment.grace());
             records.push(Record::Stopping(stop));
@@ -329,6 +337,9 @@ impl Runner {
         self.metrics.adopted.inc();
         self.step(run, Event::Restarted { one_time_hash })?;
         self.answer(stranger.order, None);
+        if let Some(end) = stranger.end {
+            self.end(run, end)?;
+        }
         if self.unheard.contains(run) {
             // A new link begins with all that was not acknowledged.
             self.link = None;
@@ -362,23 +373,29 @@ impl Runner {
     ) -> Result<(), RunnerError> {
         self.guards.release(run);
         let began = server.phase != RunPhase::Pending || stranger.survivor.is_some();
-        let Some(order) = stranger.order else {
-            if stranger.survivor.is_some() {
+        let known = stranger.assignment();
+        let Stranger { order, survivor, end, .. } = stranger;
+        let Some(assignment) = known.filter(|_| order.is_some() || end.is_some()) else {
+            if survivor.is_some() {
                 self.tell_gateway(ToGateway::Revoke { run: run.clone() });
             }
             return Ok(());
         };
-        if !began {
-            let refused = self.accept(order.assignment.clone())?;
-            self.answer(Some(order), refused);
+        if !began && end.is_none() {
+            let refused = self.accept(assignment)?;
+            self.answer(order, refused);
             return Ok(());
         }
         let at = Moment::new(clock::now(), &self.boot_id);
-        let assignment = Box::new(order.assignment.clone());
         let one_time_hash = names::sha256_hex(run.to_string().as_bytes());
+        let assignment = Box::new(assignment);
         self.take_up(run, &[Record::Accepted { assignment, one_time_hash, at }])?;
-        self.step(run, Event::PodCreateFailed(CreateFailure::Vanished))?;
-        self.answer(Some(order), None);
+        if let Some(end) = end {
+            self.end(run, end)?;
+        }
+        let failure = if began { CreateFailure::Vanished } else { CreateFailure::Aborted };
+        self.step(run, Event::PodCreateFailed(failure))?;
+        self.answer(order, None);
         Ok(())
     }
 
@@ -407,7 +424,7 @@ impl Stranger {
     }
 
     /// What is to be done, by the controller where it has spoken, else by the gateway's memory.
-    fn assignment(&self) -> Option<Assignment> {
+    pub(super) fn assignment(&self) -> Option<Assignment> {
         let ordered = self.order.as_ref().map(|order| order.assignment.clone());
         ordered.or_else(|| self.survivor.as_ref().map(|survivor| survivor.assignment.clone()))
     }

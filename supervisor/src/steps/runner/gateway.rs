@@ -75,7 +75,7 @@ impl Runner {
         Grant {
             assignment: facts.assignment.clone(),
             one_time_hash: facts.one_time_hash.clone(),
-            redemption: facts.redemption.clone(),
+            redemption: machine.redemption(&self.boot_id).cloned(),
             open_remaining_millis: remaining.map(|left| u64::try_from(left).unwrap_or(u64::MAX)),
             usage: facts.usage,
             refusals: facts.refusals.clone(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agent_operator::{
     domain::{
-        Assignment, Credential, Epoch, PreflightOrder, PreflightReport, Reason, RunKey,
+        Assignment, Credential, Epoch, PreflightOrder, PreflightReport, RunKey,
         assignment::TaskBudget,
         preflight::{Finding, Problem},
     },
@@ -94,7 +94,8 @@ impl Runner {
         known.is_some_and(|machine| machine.facts.assignment.held) && !assignment.held
     }
 
-    /// Why an assignment is refused; none when it is new, or equal to one that is known.
+    /// Why an assignment is refused, whatever room there is; none when it is new, or equal to one that is
+    /// known.
     fn judge(&mut self, assignment: &Assignment) -> Result<Option<Refusal>, RunnerError> {
         if !self.obey(assignment.epoch)? {
             let message = format!("epoch {} is below {}", assignment.epoch, self.highest_epoch);
@@ -122,20 +123,30 @@ impl Runner {
             let message = "the run is known with other contents".to_owned();
             return Ok((same != *known).then_some((refusal::CONFLICT, message)));
         }
-        if self.live() >= self.settings.slots {
-            let message = format!("all {} slots are taken", self.settings.slots);
-            return Ok(Some((refusal::NO_CAPACITY, message)));
-        }
-        Ok(self.ledger.check_room().err().map(no_room))
+        Ok(None)
     }
 
-    /// Takes an assignment on; why not, if the ledger does not take it.
+    /// Why nothing new is taken on; none while there is room.
+    fn full(&self) -> Option<Refusal> {
+        if self.live() >= self.settings.slots {
+            let message = format!("all {} slots are taken", self.settings.slots);
+            return Some((refusal::NO_CAPACITY, message));
+        }
+        self.ledger.check_room().err().map(no_room)
+    }
+
+    /// Takes an assignment on; why not, if there is no room. What is only taken up again asks for none:
+    /// a refusal is believed to mean that there is no pod.
     pub(super) fn accept(
         &mut self,
         assignment: Assignment,
     ) -> Result<Option<Refusal>, RunnerError> {
         let run = assignment.key();
         let _within = logs::attempt(&assignment).entered();
+        let full = self.full();
+        if full.is_some() {
+            return Ok(full);
+        }
         tracing::info!(attempt = %assignment.attempt, "assigned");
         let one_time_hash = self.new_token(&run)?;
         let at = Moment::new(clock::now(), &self.boot_id);
@@ -157,25 +168,6 @@ impl Runner {
         self.machines.insert(run.clone(), Machine::new(facts));
         self.step(&run, Event::Accepted)?;
         Ok(None)
-    }
-
-    pub(super) fn cancel(
-        &mut self,
-        run: &RunKey,
-        epoch: Epoch,
-        reason: Reason,
-        message: String,
-        grace: Option<Duration>,
-    ) -> Result<(), RunnerError> {
-        if !self.obey(epoch)? {
-            return Ok(());
-        }
-        let Some(machine) = self.machines.get(run) else {
-            self.metrics.drop_one("unknown_attempt");
-            return Ok(());
-        };
-        let grace = grace.unwrap_or_else(|| machine.facts.assignment.grace());
-        self.step(run, Event::CancelOrdered { reason, message, grace })
     }
 
     pub(super) fn credentials(

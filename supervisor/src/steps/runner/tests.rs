@@ -1,6 +1,7 @@
 //! Whole attempts: the real runner, ledger, machine, workers and streams over a double of the API
 //! server and of the gateway.
 
+mod called_off;
 mod dropped;
 mod epochs;
 mod held;

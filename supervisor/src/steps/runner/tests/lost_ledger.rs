@@ -132,6 +132,45 @@ async fn an_attempt_of_lost_tokens_whose_time_is_over_is_disrupted_for_it_may_ha
     life.kill().await;
 }
 
+/// What the ledger has of this boot becomes what it has of another one.
+fn restart_node(dir: &Path) {
+    let file = dir.join("ledger.jsonl");
+    let boot_id = clock::boot_id().unwrap();
+    let ledger = std::fs::read_to_string(&file).unwrap();
+    let line = |line: &str| match line.split_once(" {") {
+        Some((_, json)) => {
+            let json = format!("{{{json}").replace(boot_id.as_str(), "another");
+            format!(
+                "{} {json}\n",
+                &agent_operator::domain::names::sha256_hex(json.as_bytes())[..16]
+            )
+        }
+        None => format!("{line}\n"),
+    };
+    std::fs::write(file, ledger.lines().map(line).collect::<String>()).unwrap();
+}
+
+/// Else the gateway would be the witness of tokens that went with the boot, once this ledger is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_is_told_no_tokens_of_a_step_that_ran_before_its_node_restarted() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let mut life = Life::start(dir.path(), &pods).await;
+    life.assign(assignment()).await;
+    life.open_gate(&pods).await;
+    life.kill().await;
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    assert_eq!(life.registered().await.redemption, Some(redemption()));
+    life.kill().await;
+    restart_node(dir.path());
+    let mut life = Life::start(dir.path(), &pods).await;
+    let grant = life.registered().await;
+    assert!(grant.open_remaining_millis.is_some(), "its clock runs on");
+    assert_eq!(grant.redemption, None);
+    life.kill().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_whose_gate_the_gateway_has_kept_closed_has_all_of_its_time() {
     let dir = tempfile::tempdir().unwrap();
@@ -166,6 +205,32 @@ async fn a_run_that_had_a_pod_gets_no_second_one_when_pod_and_ledger_are_gone() 
     life.assign(assignment()).await;
     assert_eq!(life.outcome().await.reason, Reason::ExitCodeUnknown);
     assert_eq!(*pods.creations.lock().unwrap(), 1);
+    life.kill().await;
+}
+
+/// A controller takes the refusal of a run for the word that there is no pod, and places it elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_node_refuses_no_run_whose_pod_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    killed_without_ledger(dir.path(), &pods).await;
+    *pods.phase.lock().unwrap() = Some(RunPhase::Running);
+
+    let mut life = Life::start(dir.path(), &pods).await;
+    let mut other = assignment();
+    other.run.name = "other".into();
+    other.run.uid = "other".into();
+    life.order(other.clone(), true).await;
+    life.assign(assignment()).await;
+    for run in [other.key(), assignment().key()] {
+        let refused = loop {
+            match life.said().await {
+                Outgoing::AssignmentAck { run: of, refused, .. } if of == run => break refused,
+                _ => {}
+            }
+        };
+        assert_eq!(refused, None, "{run}");
+    }
     life.kill().await;
 }
 

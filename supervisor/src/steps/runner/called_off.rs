@@ -1,0 +1,53 @@
+//! Orders to end an attempt, also one that the ledger has lost: such an order waits until it is known
+//! what there is of the attempt, so that its outcome is never on record while its pod runs.
+
+use std::time::Duration;
+
+use agent_operator::domain::{Epoch, Reason, RunKey};
+
+use super::{Runner, RunnerError};
+use crate::steps::event::Event;
+
+/// The controller's word that an attempt has to end.
+pub(super) struct End {
+    pub(super) reason: Reason,
+    pub(super) message: String,
+    /// None: that of its assignment.
+    pub(super) grace: Option<Duration>,
+}
+
+impl Runner {
+    pub(super) fn cancel(
+        &mut self,
+        run: &RunKey,
+        epoch: Epoch,
+        end: End,
+    ) -> Result<(), RunnerError> {
+        if !self.obey(epoch)? {
+            return Ok(());
+        }
+        if self.machines.contains_key(run) {
+            return self.end(run, end);
+        }
+        // The order to compare with what is there came before this one. Without it nobody knows what to
+        // compare, and a run that is gone needs no outcome.
+        let stranger = self.strangers.get_mut(run);
+        let Some((stranger, at)) =
+            stranger.and_then(|stranger| stranger.assignment().map(|known| (stranger, known.run)))
+        else {
+            self.metrics.drop_one("unknown_attempt");
+            return Ok(());
+        };
+        stranger.end.get_or_insert(end);
+        self.workers.look(run.clone(), &at);
+        Ok(())
+    }
+
+    /// Ends an attempt that has its machine.
+    pub(super) fn end(&mut self, run: &RunKey, end: End) -> Result<(), RunnerError> {
+        let Some(machine) = self.machines.get(run) else { return Ok(()) };
+        let End { reason, message, grace } = end;
+        let grace = grace.unwrap_or_else(|| machine.facts.assignment.grace());
+        self.step(run, Event::CancelOrdered { reason, message, grace })
+    }
+}
