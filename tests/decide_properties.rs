@@ -141,7 +141,11 @@ fn happen(model: &mut Model, happening: &Happening) {
         }
         Happening::LoseEnded(index) => {
             if model.runs.get(*index).is_some_and(|run| !run.is_live()) {
-                model.runs.remove(*index);
+                let lost = model.runs.remove(*index);
+                // Made ahead and gone before its turn it is on no record, and its number comes back (ADR 0004).
+                if !model.told.contains(&lost.run.name) {
+                    model.created.remove(&(lost.step, lost.attempt));
+                }
             }
         }
     }
