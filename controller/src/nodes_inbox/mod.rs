@@ -5,6 +5,7 @@
 //! reports of a run stay in order and a slow API server holds up neither sessions nor other runs.
 
 mod acts;
+mod job;
 mod record;
 mod worker;
 
@@ -23,7 +24,8 @@ use crate::{
     observe::{Change, Observer},
 };
 
-use worker::{Job, Worker};
+use job::Job;
+use worker::Worker;
 
 /// Workers: one call is in flight for each, which the API server's fairness easily takes.
 const WORKERS: u16 = 8;

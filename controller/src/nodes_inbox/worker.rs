@@ -1,6 +1,6 @@
 //! Works off what one node said about one run.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use agent_operator::{
     crd::{AgentRun, AgentRunSpec, AgentRunStatus, conditions},
@@ -11,128 +11,28 @@ use agent_operator::{
     telemetry::{audit::Subject, logs},
 };
 use kube::ResourceExt as _;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
 
 use super::{
     acts::{Act, acts},
+    job::{Job, JobError, Parked, RETRY_INTERVAL},
     record::{minimal, recorded},
 };
 use crate::{
     apply::{Applier, ApplyError, run_event},
     clock,
-    credentials::{CredentialError, Credentials, record_read},
+    credentials::{Credentials, record_read},
     decide::Delivery,
-    fleet::{Command, Judging, KnownAttempt, SendError},
-    observe::{Change, ObserveError, Observer},
+    fleet::{Command, KnownAttempt, SendError},
+    observe::{Change, Observer},
 };
 
-/// Interval at which jobs that failed are tried again: one write a run in this time at most.
-const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// Longest time between two tries of the same job.
-const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(30);
-/// Least time before a write is tried again that the API server refused for its contents (403, 413,
-/// 422): it will again.
-const REFUSED_INTERVAL: Duration = RETRY_INTERVAL_MAX;
 /// Jobs kept for another try; beyond it the node has to say them again.
 const PARKED_MAX: usize = 4096;
 /// Tries within one go when the object changes under a write.
 const CONFLICTS_MAX: u32 = 5;
-
-/// Something to work off.
-#[derive(Clone, Debug)]
-pub(super) enum Job {
-    /// Record it, then acknowledge.
-    Report {
-        /// Who said it.
-        node: NodeName,
-        /// What.
-        report: Box<Report>,
-    },
-    /// Check that an attempt in a ledger is still wanted.
-    Known {
-        /// Whose ledger.
-        node: NodeName,
-        /// The attempt.
-        attempt: Box<KnownAttempt>,
-        /// Told of the verdict.
-        judging: Judging,
-    },
-    /// A session has opened.
-    Opened {
-        /// With whom.
-        node: NodeName,
-        /// Told that it was taken note of.
-        judging: Judging,
-    },
-    /// An assignment was not taken.
-    Refused {
-        /// By whom.
-        node: NodeName,
-        /// Which.
-        run: RunKey,
-        /// Word of the wire.
-        reason: String,
-        /// Sentence.
-        message: String,
-    },
-    /// Send the credentials again.
-    Credentials {
-        /// To whom.
-        node: NodeName,
-        /// For which attempt.
-        run: RunKey,
-    },
-}
-
-impl Job {
-    /// Jobs of the same key replace one another while they wait.
-    fn key(&self) -> (u8, String) {
-        match self {
-            Self::Report { report, .. } => {
-                let kind = match report.state {
-                    RunState::Finished(_) => 0,
-                    RunState::Waiting(_) | RunState::Running(_) | RunState::Unknown { .. } => 1,
-                    RunState::ExitMismatch { .. } => 5,
-                };
-                (kind, report.run.uid.to_string())
-            }
-            Self::Known { attempt, .. } => (2, attempt.run.uid.to_string()),
-            Self::Refused { run, .. } => (3, run.uid.to_string()),
-            Self::Credentials { run, .. } => (4, run.uid.to_string()),
-            Self::Opened { node, .. } => (6, node.to_string()),
-        }
-    }
-}
-
-/// Why a job is tried again later.
-#[derive(Debug, thiserror::Error)]
-enum JobError {
-    #[error("look at the run")]
-    Observe(#[from] ObserveError),
-    #[error("write or answer")]
-    Apply(#[from] ApplyError),
-    #[error("read credentials")]
-    Credentials(#[from] CredentialError),
-    #[error("have an attempt ended")]
-    Cancel(#[from] SendError),
-}
-
-impl JobError {
-    fn is_refusal(&self) -> bool {
-        matches!(self, Self::Apply(error) if matches!(error.code(), Some(403 | 413 | 422)))
-    }
-}
-
-struct Parked {
-    job: Job,
-    tries: u32,
-    due: Instant,
-}
 
 pub(super) struct Worker {
     observer: Observer,
@@ -242,6 +142,7 @@ impl Worker {
             self.parked.remove(&key);
             return;
         };
+        let parked = Parked::after(job, tries, &error);
         if !matches!(error, JobError::Apply(ApplyError::NotLeading)) {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(error = %agent_operator::domain::text::error_chain(error), "leave a node's word to a later try");
@@ -250,10 +151,6 @@ impl Worker {
             tracing::warn!("drop a node's word: too many wait");
             return;
         }
-        let wait =
-            RETRY_INTERVAL.saturating_mul(2_u32.saturating_pow(tries)).min(RETRY_INTERVAL_MAX);
-        let wait = if error.is_refusal() { wait.max(REFUSED_INTERVAL) } else { wait };
-        let parked = Parked { job, tries: tries.saturating_add(1), due: clock::instant() + wait };
         self.parked.insert(key, parked);
     }
 
