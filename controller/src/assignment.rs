@@ -18,7 +18,7 @@ use agent_operator::{
 };
 
 use crate::decide::{
-    Observed, RunView, prepare,
+    Observed, RunView, deadline, prepare,
     progress::{self, replay},
     status::{Draft, MAIN_REPOSITORY},
 };
@@ -39,7 +39,7 @@ pub fn assignment(observed: &Observed, run: &RunView, epoch: Epoch) -> Assignmen
         epoch,
         node: run.node(),
         timeout_seconds: timeout.get().as_secs(),
-        start_deadline_seconds: prepare::start_deadline(settings, &run.spec).as_secs(),
+        start_deadline_seconds: deadline::start_deadline(settings, &run.spec).as_secs(),
         grace_seconds: settings.grace.get().as_secs(),
         pod: pod(run),
         work: work(observed, run),

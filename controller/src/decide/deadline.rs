@@ -3,11 +3,14 @@
 
 use std::time::Duration;
 
-use agent_operator::{crd::conditions, domain::RunPhase};
+use agent_operator::{
+    crd::{AgentRunSpec, conditions},
+    domain::{GoDuration, RunPhase},
+};
 use jiff::Timestamp;
 
-use super::{Observed, RunView, prepare};
-use crate::settings::OVERRUN_SLACK;
+use super::{Observed, RunView};
+use crate::settings::{OVERRUN_SLACK, Settings};
 
 /// `at` plus `duration`, at most the end of time.
 pub fn after(at: Timestamp, duration: Duration) -> Timestamp {
@@ -32,6 +35,14 @@ pub fn task_deadline(observed: &Observed, now: Timestamp) -> Timestamp {
     after(start, observed.task_timeout())
 }
 
+/// Time from the acceptance of a run to its open gate. One that is made ahead waits for the end of the
+/// step before, at most until that would have been stopped.
+pub fn start_deadline(settings: &Settings, spec: &AgentRunSpec) -> Duration {
+    let before = spec.timeout.parse::<GoDuration>().map_or(settings.step_timeout, |own| own).get();
+    let held = if spec.prepared { before + settings.grace.get() } else { Duration::ZERO };
+    settings.start_deadline.get() + held
+}
+
 /// When a live run should have been reported as ended by its node.
 pub fn overdue_at(observed: &Observed, run: &RunView) -> Timestamp {
     let settings = &observed.settings;
@@ -39,7 +50,7 @@ pub fn overdue_at(observed: &Observed, run: &RunView) -> Timestamp {
     let slack = settings.grace.get() + OVERRUN_SLACK;
     match (run.phase, run.status.start_time) {
         (RunPhase::Pending, _) | (_, None) => {
-            after(run.created, prepare::start_deadline(settings, &run.spec) + slack)
+            after(run.created, start_deadline(settings, &run.spec) + slack)
         }
         (_, Some(started)) => after(started, timeout + slack),
     }

@@ -104,6 +104,11 @@ impl RunView {
     pub fn node(&self) -> NodeName {
         NodeName::from(self.spec.node_name.as_str())
     }
+
+    /// Whether it was made ahead and nothing of its step has begun: it has no open gate on record.
+    pub fn never_began(&self) -> bool {
+        self.spec.prepared && self.status.start_time.is_none()
+    }
 }
 
 /// How far a run has come to its node, as far as this process knows.

@@ -1,11 +1,9 @@
 //! The run that is made ahead: while plan and implement run, the next step's pod may wait at its gate
 //! (docs/adr/0004-next-pod-held-at-the-gate.md).
 
-use std::time::Duration;
-
 use agent_operator::{
     crd::AgentRunSpec,
-    domain::{GoDuration, Reason, RunPhase, StepName, names},
+    domain::{Reason, RunPhase, StepName, names},
 };
 use jiff::Timestamp;
 
@@ -15,10 +13,7 @@ use super::{
     resolve,
     run::{self, Contact},
 };
-use crate::{
-    plan::{Order, Plan, RunCreate},
-    settings::Settings,
-};
+use crate::plan::{Order, Plan, RunCreate};
 
 /// Whether a run has to wait behind its gate: it was made ahead, and its step's turn has not come.
 pub fn is_held(observed: &Observed, run: &RunView) -> bool {
@@ -27,19 +22,6 @@ pub fn is_held(observed: &Observed, run: &RunView) -> bool {
 
 fn has_turn(run: &RunView, stand: &Stand<'_>) -> bool {
     matches!(stand, Stand::Live(live) if live.run == run.run)
-}
-
-/// Whether a run was made ahead and nothing of its step has begun: it has no open gate on record.
-pub fn never_began(run: &RunView) -> bool {
-    run.spec.prepared && run.status.start_time.is_none()
-}
-
-/// Time from the acceptance of a run to its open gate. One that is made ahead waits for the end of the
-/// step before, at most until that would have been stopped.
-pub fn start_deadline(settings: &Settings, spec: &AgentRunSpec) -> Duration {
-    let before = spec.timeout.parse::<GoDuration>().map_or(settings.step_timeout, |own| own).get();
-    let held = if spec.prepared { before + settings.grace.get() } else { Duration::ZERO };
-    settings.start_deadline.get() + held
 }
 
 /// Adds what a run that is held beside `stand` needs, and the run that is to be made ahead.
@@ -70,7 +52,7 @@ pub fn look_after(observed: &Observed, stand: &Stand<'_>, now: Timestamp, plan: 
 
 /// Whether a run waits at its gate for its turn or for the word, as far as this process knows.
 pub fn waits(run: &RunView) -> bool {
-    run.is_live() && never_began(run) && run.delivery != Delivery::Sent
+    run.is_live() && run.never_began() && run.delivery != Delivery::Sent
 }
 
 /// Ends what waits: the task waits for somebody, and its node is not to wait with it. Should one have

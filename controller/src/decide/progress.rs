@@ -18,7 +18,7 @@ use agent_operator::{
 use jiff::Timestamp;
 
 use super::{
-    Observed, RunView, deadline, message, prepare,
+    Observed, RunView, deadline, message,
     retry::{self, Chain, Counts, Limits, Verdict},
 };
 use crate::settings::quantity_milli;
@@ -249,7 +249,7 @@ impl<'a> Replay<'a> {
         };
         self.reached.insert(self.step, record.attempt);
         let given_up = record.run.filter(|run| run.phase == RunPhase::Failed);
-        if given_up.is_some_and(prepare::never_began) {
+        if given_up.is_some_and(RunView::never_began) {
             // Made ahead and given up before its turn, or at it: but for its number, as if never made.
             return None;
         }

@@ -59,7 +59,7 @@ impl StreamFile {
         let file = match File::open(&self.index_path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(failed("open", &self.index_path, source)),
+            Err(source) => return Err(StoreError::io("open", &self.index_path, source)),
         };
         let mut valid_bytes = 0_u64;
         let mut reader = BufReader::new(file.take(INDEX_BYTES_MAX));
@@ -75,7 +75,7 @@ impl StreamFile {
         }
         let shorten =
             || OpenOptions::new().write(true).open(&self.index_path)?.set_len(valid_bytes);
-        shorten().map_err(|source| failed("shorten", &self.index_path, source))
+        shorten().map_err(|source| StoreError::io("shorten", &self.index_path, source))
     }
 
     /// Applies one index line; false when it does not fit.
@@ -148,10 +148,10 @@ impl StreamFile {
     fn write_line(&self, line: &IndexLine) -> Result<(), StoreError> {
         let mut text = serde_json::to_vec(line)
             .map_err(io::Error::from)
-            .map_err(|source| failed("encode a line of", &self.index_path, source))?;
+            .map_err(|source| StoreError::io("encode a line of", &self.index_path, source))?;
         text.push(b'\n');
         let append = || append_to(&self.index_path)?.write_all(&text);
-        append().map_err(|source| failed("append to", &self.index_path, source))
+        append().map_err(|source| StoreError::io("append to", &self.index_path, source))
     }
 
     /// What there is at `offset`, at most `max` bytes of it.
@@ -191,13 +191,8 @@ fn append_to(path: &Path) -> io::Result<File> {
 pub(super) fn remove(folder: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed("remove", folder, error))
+            Err(StoreError::io("remove", folder, error))
         }
         _ => Ok(()),
     }
-}
-
-/// Wraps an I/O error with what was tried.
-pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io { action, path: path.display().to_string(), source }
 }

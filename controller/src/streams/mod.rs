@@ -19,7 +19,7 @@ pub use self::{
     store::{Limits, StreamStore},
 };
 
-use std::io;
+use std::{io, path::Path};
 
 use agent_operator::domain::{
     RunUid,
@@ -63,6 +63,13 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+}
+
+impl StoreError {
+    /// An I/O error with what was tried.
+    fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.display().to_string(), source }
+    }
 }
 
 /// Names one stream.

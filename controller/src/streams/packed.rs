@@ -14,7 +14,7 @@ use std::{
 
 use agent_operator::domain::{limits::CHUNK_BYTES_MAX, stream::Channel};
 
-use super::{StoreError, file::failed};
+use super::StoreError;
 
 /// Length from which on the tail becomes a block: long enough to compress well, short enough to
 /// unpack for a single line.
@@ -58,8 +58,10 @@ impl Packed {
         let blocks_path = folder.join(format!("{channel}.zst"));
         let tail_path = folder.join(format!("{channel}.data"));
         let mut packed = Self { blocks_path, tail_path, blocks: Vec::new(), tail: 0 };
-        packed.load_blocks().map_err(|source| failed("read", &packed.blocks_path, source))?;
-        packed.load_tail().map_err(|source| failed("read", &packed.tail_path, source))?;
+        packed
+            .load_blocks()
+            .map_err(|source| StoreError::io("read", &packed.blocks_path, source))?;
+        packed.load_tail().map_err(|source| StoreError::io("read", &packed.tail_path, source))?;
         Ok(packed)
     }
 
@@ -125,10 +127,10 @@ impl Packed {
     pub(super) fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
         // Where the last try failed, the tail is long already, and must not get longer than a block.
         if self.tail >= BLOCK_BYTES {
-            self.pack().map_err(|source| failed("pack into", &self.blocks_path, source))?;
+            self.pack().map_err(|source| StoreError::io("pack into", &self.blocks_path, source))?;
         }
         let written = self.append_tail(data);
-        written.map_err(|source| failed("append to", &self.tail_path, source))?;
+        written.map_err(|source| StoreError::io("append to", &self.tail_path, source))?;
         if self.tail >= BLOCK_BYTES
             && let Err(error) = self.pack()
         {
@@ -187,7 +189,9 @@ impl Packed {
         if at >= packed {
             let left = usize::try_from(self.length() - at).unwrap_or(max).min(max);
             let read = self.read_tail(at - packed, left);
-            return read.map(Bytes::Here).map_err(|source| failed("read", &self.tail_path, source));
+            return read
+                .map(Bytes::Here)
+                .map_err(|source| StoreError::io("read", &self.tail_path, source));
         }
         let index = self.blocks.partition_point(|(end, _)| *end <= at);
         let (start, from) = index.checked_sub(1).map_or((0, 0), |before| self.blocks[before]);
@@ -196,7 +200,7 @@ impl Packed {
         let mut block = vec![0; usize::try_from(to - from).unwrap_or_default()];
         File::open(&self.blocks_path)
             .and_then(|file| file.read_exact_at(&mut block, from))
-            .map_err(|source| failed("read", &self.blocks_path, source))?;
+            .map_err(|source| StoreError::io("read", &self.blocks_path, source))?;
         let raw = zstd::bulk::decompress(&block, BLOCK_BYTES_MAX).unwrap_or_default();
         if raw.len() as u64 != end - start {
             return Ok(Bytes::Damaged { until: end });

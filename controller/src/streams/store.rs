@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Demand, Piece, Position, StoreError, StreamKey,
-    file::{StreamFile, failed, remove},
+    file::{StreamFile, remove},
 };
 use crate::clock;
 
@@ -95,7 +95,7 @@ pub struct StreamStore {
 impl StreamStore {
     /// Opens the store in `root` and takes over what an earlier process left.
     pub fn open(root: &Path, limits: Limits) -> Result<Self, StoreError> {
-        fs::create_dir_all(root).map_err(|source| failed("create", root, source))?;
+        fs::create_dir_all(root).map_err(|source| StoreError::io("create", root, source))?;
         let store = Self {
             root: root.to_owned(),
             limits,
@@ -103,10 +103,10 @@ impl StreamStore {
             demand: Arc::default(),
             opened: clock::instant(),
         };
-        let listing = fs::read_dir(root).map_err(|source| failed("list", root, source))?;
+        let listing = fs::read_dir(root).map_err(|source| StoreError::io("list", root, source))?;
         let mut found = Vec::new();
         for entry in listing {
-            let entry = entry.map_err(|source| failed("list", root, source))?;
+            let entry = entry.map_err(|source| StoreError::io("list", root, source))?;
             let age = entry.metadata().and_then(|meta| meta.modified());
             let uid = RunUid::from(entry.file_name().to_string_lossy().into_owned());
             if is_uid(&uid) {
@@ -315,7 +315,7 @@ impl StreamStore {
             hash_map::Entry::Occupied(known) => known.into_mut(),
             hash_map::Entry::Vacant(free) => {
                 fs::create_dir_all(&run.folder)
-                    .map_err(|source| failed("create", &run.folder, source))?;
+                    .map_err(|source| StoreError::io("create", &run.folder, source))?;
                 free.insert(StreamFile::open(&run.folder, key.channel)?)
             }
         };
