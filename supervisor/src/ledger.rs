@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use crate::steps::record::{Facts, Record};
 
 pub mod disk;
-mod format;
+pub(crate) mod format;
 
 use disk::{Disk, RealDisk, open_file, sync_dir};
 

@@ -27,7 +27,12 @@ pub(super) fn header() -> Vec<u8> {
 /// The line of `entry`.
 pub(super) fn line(entry: &Entry) -> Result<Vec<u8>, LedgerError> {
     let json = serde_json::to_string(entry).map_err(LedgerError::Serialise)?;
-    Ok(format!("{} {json}\n", checksum(&json)).into_bytes())
+    Ok(sealed(&json).into_bytes())
+}
+
+/// A line of this JSON, with its checksum.
+pub(crate) fn sealed(json: &str) -> String {
+    format!("{} {json}\n", checksum(json))
 }
 
 fn checksum(json: &str) -> String {

@@ -147,9 +147,7 @@ fn a_missing_and_an_empty_file_are_no_error_but_facts_may_be_missing() {
 fn a_record_of_a_later_version_is_left_out_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let mut bytes = format::header();
-    let json = r#"{"entry":"inventedLater"}"#;
-    let sum = &agent_operator::domain::names::sha256_hex(json.as_bytes())[..16];
-    bytes.extend(format!("{sum} {json}\n").into_bytes());
+    bytes.extend(format::sealed(r#"{"entry":"inventedLater"}"#).into_bytes());
     bytes.extend(format::line(&Entry::HighestEpoch { epoch: Epoch(5) }).unwrap());
     std::fs::write(dir.path().join(FILE), &bytes).unwrap();
     let (_, memory, oddities) = Ledger::open(dir.path()).unwrap();

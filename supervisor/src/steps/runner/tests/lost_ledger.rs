@@ -1,7 +1,10 @@
 //! A supervisor whose ledger is gone, full, or of many attempts.
 
 use super::*;
-use crate::{ledger::tests::SmallDisk, link::contract::Survivor};
+use crate::{
+    ledger::{format, tests::SmallDisk},
+    link::contract::Survivor,
+};
 
 /// An attempt with an open gate whose supervisor was killed and whose ledger is gone.
 async fn killed_without_ledger(dir: &Path, pods: &Arc<FakePods>) {
@@ -139,11 +142,7 @@ fn restart_node(dir: &Path) {
     let ledger = std::fs::read_to_string(&file).unwrap();
     let line = |line: &str| match line.split_once(" {") {
         Some((_, json)) => {
-            let json = format!("{{{json}").replace(boot_id.as_str(), "another");
-            format!(
-                "{} {json}\n",
-                &agent_operator::domain::names::sha256_hex(json.as_bytes())[..16]
-            )
+            format::sealed(&format!("{{{json}").replace(boot_id.as_str(), "another"))
         }
         None => format!("{line}\n"),
     };
