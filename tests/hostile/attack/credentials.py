@@ -91,19 +91,6 @@ def environ_of_pid_1(parameters):
         return "%d bytes" % len(file.read())
 
 
-@attack("cred-pid1-mem")
-def memory_of_pid_1(parameters):
-    pid = parameters.get("victim", 1)
-    with open("/proc/%d/maps" % pid) as maps:
-        for line in maps:
-            area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
-            if area:
-                with open("/proc/%d/mem" % pid, "rb", 0) as memory:
-                    memory.seek(int(area.group(1), 16))
-                    return "%d bytes" % len(memory.read(64))
-    raise Refused("no map")
-
-
 def areas(pid):
     """Beginning and length of what a process may write to: heap, stack with arguments and environment, buffers."""
     with open("/proc/%d/maps" % pid) as maps:
@@ -112,6 +99,16 @@ def areas(pid):
             if area:
                 begin, end = (int(border, 16) for border in area.groups())
                 yield begin, min(end - begin, AREA_BYTES_MAX)
+
+
+@attack("cred-pid1-mem")
+def memory_of_pid_1(parameters):
+    pid = parameters.get("victim", 1)
+    for begin, _ in areas(pid):
+        with open("/proc/%d/mem" % pid, "rb", 0) as memory:
+            memory.seek(begin)
+            return "%d bytes" % len(memory.read(64))
+    raise Refused("no map")
 
 
 def pieces(pid):
