@@ -8,6 +8,7 @@ use std::{
 
 use agent_operator::{attempt::Published, domain::names};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
 
 use super::{
     RepositoryGrant,
@@ -76,7 +77,10 @@ impl Quarantine {
         let bytes = serde_json::to_vec(state).map_err(|error| failed(error.into()))?;
         let new = self.path.join(format!("{STATE_FILE}.new"));
         let mut file = tokio::fs::File::create(&new).await.map_err(failed)?;
-        tokio::io::AsyncWriteExt::write_all(&mut file, &bytes).await.map_err(failed)?;
+        file.write_all(&bytes).await.map_err(failed)?;
+        // The write itself runs behind `write_all`, and `sync_all` keeps its error for the next call: on a full
+        // disk an empty file would take the name.
+        file.flush().await.map_err(failed)?;
         file.sync_all().await.map_err(failed)?;
         tokio::fs::rename(&new, self.path.join(STATE_FILE)).await.map_err(failed)
     }
@@ -196,6 +200,23 @@ pub(super) async fn remove(path: &Path) -> Result<(), GitError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_state_that_finds_no_room_is_an_error_and_takes_no_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let quarantine = Quarantine { path: directory.path().to_owned() };
+        let start =
+            Start { work_branch: "ai/x".to_owned(), commit: "b".repeat(40), expected: None };
+        let state = State { base_commit: "a".repeat(40), start, published: None };
+        let new = directory.path().join(format!("{STATE_FILE}.new"));
+        std::os::unix::fs::symlink("/dev/full", new).unwrap();
+
+        let Err(GitError::UseDisk { source, .. }) = quarantine.save(&state).await else {
+            panic!("the disk is full");
+        };
+        assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(quarantine.load().await.unwrap(), None);
+    }
 
     #[test]
     fn a_snapshot_pins_base_and_start_and_drops_what_git_could_not_hold_beside_them() {

@@ -146,7 +146,11 @@ impl GitService {
             return Ok(state);
         }
         Box::pin(self.prepare(grant, credential)).await?;
-        quarantine.load().await?.ok_or(GitError::AttemptEnded)
+        // An attempt that ended meanwhile is told so by its slot; here only the disk can be to blame.
+        quarantine.load().await?.ok_or_else(|| GitError::UseDisk {
+            operation: "read a new quarantine",
+            source: io::ErrorKind::NotFound.into(),
+        })
     }
 
     /// The git run for a service: what a push may do is configuration of `receive-pack` itself, so
