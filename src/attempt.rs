@@ -312,6 +312,10 @@ pub struct StepResult {
     pub reported_usage: Usage,
     /// Number of event records sent.
     pub events: u64,
+    /// Bytes that were written, or are still to be written, to the container's output: so many its log has once the
+    /// runtime has taken all of them. None: the runner does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub printed: Option<u64>,
 }
 
 /// An error of the attempt API.

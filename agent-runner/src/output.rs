@@ -46,6 +46,8 @@ struct Queue {
     bytes: usize,
     /// What came behind these lines and had no room.
     omitted: Omitted,
+    /// Bytes of all lines so far, with those that had no room.
+    printed: u64,
     /// Whether a line has waited for room in vain.
     stalled: bool,
     writing: bool,
@@ -81,6 +83,12 @@ impl Printer {
         drop(self.shared.changed.wait_timeout_while(self.lock(), limit, pending));
     }
 
+    /// Bytes of all lines so far, written or not, with those that had no room: what a log has that lacks nothing,
+    /// gaps counted.
+    pub(crate) fn printed(&self) -> u64 {
+        self.lock().printed
+    }
+
     /// Ends the thread once everything is written.
     #[cfg(test)]
     pub(crate) fn close(&self) {
@@ -100,9 +108,11 @@ impl Printer {
             queue = after;
             queue.stalled = timeout.timed_out();
         }
+        let bytes = line.len() as u64 + 1;
+        queue.printed += bytes;
         if queue.stalled {
             queue.omitted.lines += 1;
-            queue.omitted.bytes += line.len() as u64 + 1;
+            queue.omitted.bytes += bytes;
             return;
         }
         queue.add_mark();

@@ -96,7 +96,7 @@ impl StepEnd {
     }
 
     /// The form that is sent; everything from the sandbox is cut and cleaned here.
-    pub(crate) fn into_result(self, events: u64) -> StepResult {
+    pub(crate) fn into_result(self, events: u64, printed: u64) -> StepResult {
         let message = printable(&self.message);
         StepResult {
             reason: self.reason,
@@ -106,6 +106,7 @@ impl StepEnd {
             facts: self.facts,
             reported_usage: self.reported_usage,
             events,
+            printed: Some(printed),
         }
     }
 }
@@ -178,9 +179,9 @@ mod tests {
     #[test]
     fn messages_are_cut_and_cleaned() {
         let end = StepEnd::from(Failure::new(Reason::AgentFailed, "\u{1b}x".repeat(5000)));
-        let result = end.into_result(3);
+        let result = end.into_result(3, 5);
         assert!(result.message.len() <= MESSAGE_BYTES_MAX);
         assert!(!result.message.contains('\u{1b}'));
-        assert_eq!(result.events, 3);
+        assert_eq!((result.events, result.printed), (3, Some(5)));
     }
 }

@@ -171,7 +171,7 @@ impl Runner {
         };
         let now = clock::boot_now();
         self.events.flush(FLUSH_LIMIT.min(until.saturating_sub(now) / 2));
-        let result = end.into_result(self.events.acknowledged());
+        let result = end.into_result(self.events.acknowledged(), self.printer.printed());
         let sent = patiently(&self.stop, until, || {
             client.post_only("/v1/result", &result, gate::ANSWER_LIMIT)
         });

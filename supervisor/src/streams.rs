@@ -158,6 +158,16 @@ impl AttemptStreams {
     }
 }
 
+/// What is known of the log of a container that has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Bytes that the runner has printed; none where it could not say so.
+    pub printed: Option<u64>,
+    /// No more comes into the files. The kubelet has its record of the end, and has it from a runtime that
+    /// copies all output before it tells an end (containerd's `Task.Delete` waits for it); or the pod is gone.
+    pub recorded: bool,
+}
+
 /// All streams on this node.
 #[derive(Debug)]
 pub struct Streams {

@@ -113,6 +113,7 @@ pub(crate) fn result(reason: Reason, exit_code: i32) -> StepResult {
         facts: StepFacts::default(),
         reported_usage: Usage::default(),
         events: 0,
+        printed: None,
     }
 }
 

@@ -149,6 +149,7 @@ fn completed(message: &str) -> DurableEvent {
         facts: StepFacts::default(),
         reported_usage: Usage::default(),
         events: 0,
+        printed: None,
     };
     DurableEvent::Result { result: Box::new(result), usage: Usage::default(), refusals: Vec::new() }
 }

@@ -211,6 +211,7 @@ impl Kubelet {
             facts,
             reported_usage: Usage::default(),
             events: 0,
+            printed: None,
         };
         self.kept(|| self.gateway.result(&run, result.clone())).await;
         0

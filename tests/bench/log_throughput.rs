@@ -13,12 +13,12 @@ use std::{
 use agent_operator::domain::{Attempt, RunRef, RunUid, ids::PodUid};
 use agent_operator_supervisor::{
     pod::logs::{Folder, Waker, tail},
-    streams::{AttemptStreams, Retention, Streams, spool::Piece},
+    streams::{AttemptStreams, LogEnd, Retention, Streams, spool::Piece},
 };
 use anyhow::Context as _;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use crate::{
     measure::{ROUNDS, Samples, Scale},
@@ -32,6 +32,8 @@ const LINE_BYTES: usize = 100;
 const ROTATIONS: u32 = 100;
 /// A bench that hangs is broken.
 const LIMIT: Duration = Duration::from_mins(5);
+/// All is written that will be.
+const ENDED: LogEnd = LogEnd { printed: None, recorded: true };
 const MIB: f64 = (1 << 20) as f64;
 
 fn pods(dir: &Path) -> PathBuf {
@@ -82,10 +84,9 @@ fn cpu_seconds(of: ClockId) -> f64 {
 pub fn tail_process(arguments: &[String]) -> anyhow::Result<()> {
     let dir = PathBuf::from(arguments.first().context("the folder is missing")?);
     let (kept, source) = (streams(&dir), source(&dir));
-    let drain = CancellationToken::new();
-    drain.cancel();
+    let (_told, end) = watch::channel(Some(ENDED));
     let began = cpu_seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID);
-    block_on(tail(source, Arc::clone(&kept), Arc::new(Waker::new()), drain))?;
+    block_on(tail(source, Arc::clone(&kept), Arc::new(Waker::new()), end))?;
     let seconds = cpu_seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID) - began;
     let end = kept.log.extent();
     let peak = field("/proc/self/status", "VmHWM:");
@@ -173,13 +174,9 @@ async fn rotated(file_bytes: u64) -> (u64, u64) {
     fs::create_dir_all(&log).unwrap();
     let live = log.join("0.log");
     File::create(&live).unwrap();
-    let (kept, drain) = (streams(dir.path()), CancellationToken::new());
-    let reading = tokio::spawn(tail(
-        source(dir.path()),
-        Arc::clone(&kept),
-        Arc::new(Waker::new()),
-        drain.clone(),
-    ));
+    let (kept, (told, end)) = (streams(dir.path()), watch::channel(None));
+    let reading =
+        tokio::spawn(tail(source(dir.path()), Arc::clone(&kept), Arc::new(Waker::new()), end));
     let (mut next, mut written, mut names) = (0, 0, Vec::new());
     for number in 0..ROTATIONS {
         let (path, first) = (live.clone(), next);
@@ -202,7 +199,7 @@ async fn rotated(file_bytes: u64) -> (u64, u64) {
         };
         tokio::time::timeout(LIMIT, near).await.expect("the reader keeps up");
     }
-    drain.cancel();
+    told.send_replace(Some(ENDED));
     reading.await.unwrap().unwrap();
     let (bytes, breaks) = looked_at(&kept);
     (written.abs_diff(bytes), breaks + kept.log.extent().gaps as u64)

@@ -291,5 +291,6 @@ fn plain(reason: Reason, message: &str, exit_code: i32) -> StepResult {
         facts: StepFacts::default(),
         reported_usage: Usage::default(),
         events: 0,
+        printed: None,
     }
 }

@@ -99,6 +99,7 @@ fn lines_that_nobody_takes_become_a_mark_of_their_size_and_only_the_first_is_wai
     drop(open);
     printer.flush(Duration::from_mins(1));
     printer.print_line("after");
+    assert_eq!(printer.printed(), (pushed + "after\n".len()) as u64, "what had no room counts");
     printer.close();
     thread.join().unwrap();
     let text: Vec<u8> = written.into_iter().flatten().collect();

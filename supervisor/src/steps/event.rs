@@ -261,7 +261,8 @@ pub enum Effect {
     },
     /// End the attempt at the gateway.
     Revoke,
-    /// No more log will come: drain and complete the streams.
+    /// The container has ended: read its log to its end and complete the streams. Again when more is known of
+    /// the end.
     CloseStreams,
     /// Arm a timer, replacing one of the same kind.
     ArmTimer {

@@ -22,7 +22,7 @@ use super::{
     record::{Facts, Record, Stop},
     verdict,
 };
-use crate::link::contract::Redemption;
+use crate::{link::contract::Redemption, streams::LogEnd};
 
 mod ending;
 mod gate;
@@ -148,6 +148,16 @@ impl Machine {
             namespace: assignment.run.namespace.clone(),
             pod: verdict::pod_name(&self.facts),
             uid: self.facts.pod_uid.clone()?,
+        })
+    }
+
+    /// What is known of the end of the container's log; none before the outcome.
+    pub fn log_end(&self) -> Option<LogEnd> {
+        let facts = &self.facts;
+        let never_opened = facts.opened.is_none();
+        self.finished().then(|| LogEnd {
+            printed: facts.result.as_ref().and_then(|result| result.printed),
+            recorded: facts.exit.is_some() || self.sight.pod_gone || never_opened,
         })
     }
 
@@ -318,6 +328,9 @@ impl Step<'_> {
         self.machine.sight.taken_over = true;
         if self.machine.finished() {
             self.effects.push(Effect::CloseStreams);
+            if self.machine.log_end().is_some_and(|end| !end.recorded) {
+                self.effects.push(Effect::ObservePod);
+            }
             return self.settle();
         }
         if let Some(uid) = self.facts().pod_uid.clone() {

@@ -13,7 +13,11 @@ use agent_operator::domain::{
     Assignment, Attempt, RunKey, RunRef, Secret, StartFault, ids::PodUid, names,
 };
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
@@ -34,7 +38,7 @@ use crate::{
         digest::digest,
         logs::{self, Folder, Waker},
     },
-    streams::{AttemptStreams, Streams},
+    streams::{AttemptStreams, LogEnd, Streams},
 };
 
 /// First pause of a repeated call.
@@ -112,7 +116,7 @@ struct Hands {
     cgroup: Option<AbortHandle>,
     closing: Option<AbortHandle>,
     trying: Option<AbortHandle>,
-    log: Option<CancellationToken>,
+    log: Option<watch::Sender<Option<LogEnd>>>,
 }
 
 /// The tasks of all attempts.
@@ -283,8 +287,8 @@ impl Workers {
         if hands.log.is_some() {
             return;
         }
-        let drain = CancellationToken::new();
-        hands.log = Some(drain.clone());
+        let (told, end) = watch::channel(None);
+        hands.log = Some(told);
         let tools = Arc::clone(&self.tools);
         let pod = names::pod_name(&at.name, &at.uid, run.attempt);
         let folder = Folder::new(&tools.pod_log_dir, &at.namespace, &pod, uid);
@@ -293,7 +297,7 @@ impl Workers {
             let waker = Arc::clone(&tools.waker);
             let mut pauses = backoff();
             while let Err(error) =
-                logs::tail(folder.clone(), Arc::clone(&streams), Arc::clone(&waker), drain.clone())
+                logs::tail(folder.clone(), Arc::clone(&streams), Arc::clone(&waker), end.clone())
                     .await
             {
                 tracing::warn!(pod, %error, "could not read a pod's log; trying again");
@@ -303,15 +307,14 @@ impl Workers {
     }
 
     /// No more output will come: reads the log to its end and completes both streams. Streams that
-    /// retention has dropped are not made anew.
-    pub fn close_streams(&mut self, run: &RunKey, at: &RunRef, uid: Option<&PodUid>) {
+    /// retention has dropped are not made anew. Again when more is known of the log's end.
+    pub fn close_streams(&mut self, run: &RunKey, at: &RunRef, uid: Option<&PodUid>, end: LogEnd) {
         let Some(streams) = self.tools.streams.known(run) else { return };
         if let Some(uid) = uid {
             self.open_streams(run, at, uid);
         }
-        let drain = self.hands.get(run).and_then(|hands| hands.log.as_ref());
-        if let Some(drain) = drain {
-            drain.cancel();
+        if let Some(told) = self.hands.get(run).and_then(|hands| hands.log.as_ref()) {
+            told.send_replace(Some(end));
         }
         let done = if uid.is_none() { streams.log.complete() } else { Ok(()) };
         if let Err(error) = done.and_then(|()| streams.events.complete()) {

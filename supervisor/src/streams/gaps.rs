@@ -33,10 +33,13 @@ pub enum GapReason {
     WrittenLate,
     /// agent-runner dropped output, for nobody took it from the container; exact.
     OutputDropped,
+    /// The container ended before its runtime had copied all of its output; exact where the runner said how much
+    /// it had printed. Else one byte, where nobody told within a limit that all was copied.
+    NotCopied,
 }
 
 impl GapReason {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::RotatedUnseen,
         Self::RotatedUnread,
         Self::Truncated,
@@ -47,6 +50,7 @@ impl GapReason {
         Self::Missing,
         Self::WrittenLate,
         Self::OutputDropped,
+        Self::NotCopied,
     ];
 
     /// The name on the wire.
@@ -62,6 +66,7 @@ impl GapReason {
             Self::Missing => "Missing",
             Self::WrittenLate => "WrittenLate",
             Self::OutputDropped => "OutputDropped",
+            Self::NotCopied => "NotCopied",
         }
     }
 

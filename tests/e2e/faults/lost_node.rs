@@ -1,8 +1,6 @@
 //! A node is gone and comes back, with nobody's word that it is fenced: first cut off and without its
 //! kubelet and runtime while its steps run on, then by a power cut that ends everything on it.
 
-use std::{fs, path::PathBuf};
-
 use nix::sys::signal::Signal;
 
 use super::{
@@ -14,7 +12,7 @@ use super::{
 };
 use crate::support::{
     cluster::{NAMESPACE, SYSTEM, phase},
-    env, eventually, processes, release,
+    eventually, processes, release,
 };
 
 /// The node that is lost; the other one carries the control plane.
@@ -40,19 +38,13 @@ async fn controller_is_elsewhere(trial: &Trial) {
     release::must("kubectl", &["uncordon", lost]).await;
 }
 
-/// Waits until the runtime, which was started again, has copied what a step has printed meanwhile. One that ends before
-/// has ended its log there (docs/reliability.md), and the runtime would tell its end after everybody else.
-async fn runtime_goes_on(task: &str) {
-    let pods = PathBuf::from(env("AO_STATE")).join(LOST.name()).join("host/var/log/pods");
-    let last = format!("row {} ", ROWS - 1);
-    eventually("the log of the step goes on", SOON, || async {
-        let folders = fs::read_dir(&pods).expect("the node's logs").flatten();
-        let mut of_task = folders.filter(|it| it.file_name().to_string_lossy().contains(task));
-        let whole = of_task.any(|folder| {
-            fs::read_to_string(folder.path().join("agent/0.log"))
-                .is_ok_and(|log| log.contains(&last))
-        });
-        if whole { Ok(()) } else { Err(format!("no {last:?} below {}", pods.display())) }
+/// Waits until the implement step has its outcome.
+async fn implement_has_ended(trial: &Trial, task: &str) {
+    eventually("the step's end is told", SOON, || async {
+        let runs = trial.cluster.runs(NAMESPACE, task).await;
+        let implement = runs.iter().find(|run| run.spec.step == "implement");
+        let phase = implement.and_then(|run| run.status.as_ref()?.phase.clone());
+        if phase.as_deref() == Some("Succeeded") { Ok(()) } else { Err(format!("{phase:?}")) }
     })
     .await;
 }
@@ -76,9 +68,10 @@ async fn f12_f14_a_node_that_is_cut_off_goes_on_and_is_not_replaced() {
     trial.held_up_by(&ticking, "Scheduled", "NodeUnknown").await;
     trial.agent_is_gone(&sleeping).await;
     assert_eq!(trial.cluster.runs(NAMESPACE, &ticking).await.len(), 2, "nothing is replaced");
-    drop(containerd);
-    runtime_goes_on(&ticking).await;
     drop(cut);
+    implement_has_ended(&trial, &ticking).await;
+    // Last, so that what was printed without a runtime is copied when everybody else knows the end.
+    drop(containerd);
     drop(kubelet);
     node_is_back().await;
 

@@ -38,6 +38,8 @@ const NAME_BYTES_MAX: usize = 256;
 const ARGUMENTS_MAX: usize = 256;
 /// Bytes of all of them: the longest that a task can name.
 const COMMAND_BYTES_MAX: usize = 16 * 1024;
+/// More output than a step can print: a pebibyte takes days at the speed of memory. Offsets stay far from their end.
+const PRINTED_BYTES_MAX: u64 = 1 << 50;
 /// Most addresses of a probe's report: it is asked for a handful.
 const PROBED_MAX: usize = 32;
 
@@ -53,11 +55,12 @@ fn short(value: String, max: usize, secrets: &Watchlist) -> String {
 
 /// The runner's result within its bounds.
 pub(super) fn result(result: StepResult, secrets: &Watchlist) -> StepResult {
-    let StepResult { reason, message, exit_code, start_fault, facts, reported_usage, events } =
-        result;
-    let message = long(message, MESSAGE_BYTES_MAX, secrets);
-    let facts = step_facts(facts, secrets);
-    StepResult { reason, message, exit_code, start_fault, facts, reported_usage, events }
+    StepResult {
+        message: long(result.message, MESSAGE_BYTES_MAX, secrets),
+        facts: step_facts(result.facts, secrets),
+        printed: result.printed.filter(|bytes| *bytes <= PRINTED_BYTES_MAX),
+        ..result
+    }
 }
 
 fn step_facts(facts: StepFacts, secrets: &Watchlist) -> StepFacts {
@@ -178,6 +181,7 @@ mod tests {
             },
             reported_usage: Usage::default(),
             events: u64::MAX,
+            printed: Some(u64::MAX),
         }
     }
 
@@ -185,6 +189,7 @@ mod tests {
     fn every_text_of_a_sandbox_ends_up_within_its_bounds() {
         let list = secrets();
         let result = result(hostile_result(), &list);
+        assert_eq!(result.printed, None, "no log is so long");
         let word = Some(hostile());
         let sandbox =
             SandboxStatus { runtime_class: word.clone(), egress: word, ..SandboxStatus::default() };

@@ -23,6 +23,7 @@ fn result(reason: Reason, exit_code: i32) -> StepResult {
         facts: StepFacts::default(),
         reported_usage: Usage::default(),
         events: 0,
+        printed: None,
     }
 }
 

@@ -25,13 +25,12 @@ pub use self::{folder::Folder, waker::Waker};
 
 use std::{io, sync::Arc, time::Duration};
 
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, watch};
 
 use self::reader::{Burst, Reader};
 use crate::{
     clock,
-    streams::{AttemptStreams, spool::SpoolError},
+    streams::{AttemptStreams, LogEnd, spool::SpoolError},
 };
 
 /// Bytes read at once.
@@ -49,13 +48,18 @@ const DRAIN_QUIET: Duration = Duration::from_millis(750);
 /// Longest wait after the container's end for files that are known and do not come.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
-/// Reads the log in `folder` into the attempt's log spool until `drain` is cancelled and the files
-/// are quiet. Ends with a complete spool.
+/// Longest wait for output that the runtime has not copied when the container has ended: a runtime that is
+/// down when that happens copies it when it is back. As long as Kubernetes waits before it gives up the
+/// pods of a node that does not answer (`tolerationSeconds` of 300).
+const COPY_MAX: Duration = Duration::from_mins(5);
+
+/// Reads the log in `folder` into the attempt's log spool until its `end` is known and the files are
+/// quiet. Ends with a complete spool; what the runtime never copied is a gap.
 pub async fn tail(
     folder: Folder,
     streams: Arc<AttemptStreams>,
     waker: Arc<Waker>,
-    drain: CancellationToken,
+    mut end: watch::Receiver<Option<LogEnd>>,
 ) -> Result<(), SpoolError> {
     if streams.log.extent().complete {
         return Ok(());
@@ -64,7 +68,8 @@ pub async fn tail(
     let of_reader = Arc::clone(&streams);
     let mut reader = blocking(move || Reader::resume(folder, of_reader)).await?;
     let mut notify: Option<Arc<Notify>> = None;
-    let (mut quiet, mut drained) = (Duration::ZERO, Duration::ZERO);
+    let (mut quiet, mut drained, mut awaited) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let mut last;
     loop {
         if notify.is_none() && path.is_dir() {
             notify = Some(waker.watch(&path));
@@ -82,11 +87,13 @@ pub async fn tail(
         if burst == Burst::More {
             continue;
         }
-        if drain.is_cancelled() {
-            if quiet >= DRAIN_QUIET || drained >= DRAIN_MAX {
+        last = known(&mut end);
+        if let Some(end) = last {
+            let whole = end.recorded || end.printed.is_some_and(|bytes| reader.reached() >= bytes);
+            if whole && (quiet >= DRAIN_QUIET || drained >= DRAIN_MAX) || awaited >= COPY_MAX {
                 break;
             }
-            drained += POLL;
+            *(if whole { &mut drained } else { &mut awaited }) += POLL;
             if burst == Burst::Idle {
                 quiet += POLL;
             }
@@ -102,12 +109,21 @@ pub async fn tail(
         tokio::select! {
             () = woken => {}
             () = tokio::time::sleep(POLL) => {}
-            () = drain.cancelled() => {}
+            _ = end.changed() => {}
         }
     }
-    blocking(move || reader.give_up(clock::instant())).await?;
+    blocking(move || reader.give_up(clock::instant(), last.unwrap_or_default())).await?;
     waker.forget(&path);
     streams.log.complete()
+}
+
+/// What is known of the log's end; whoever has forgotten the attempt has no more to say.
+fn known(end: &mut watch::Receiver<Option<LogEnd>>) -> Option<LogEnd> {
+    let known = *end.borrow_and_update();
+    match end.has_changed() {
+        Ok(_) => known,
+        Err(_) => Some(LogEnd { recorded: true, ..known.unwrap_or_default() }),
+    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -13,7 +13,7 @@ use super::{
     source::{Got, Source},
 };
 use crate::streams::{
-    AttemptStreams,
+    AttemptStreams, LogEnd,
     gaps::GapReason,
     spool::{Spool, SpoolError},
 };
@@ -217,8 +217,14 @@ impl Reader {
         Ok(())
     }
 
-    /// What cannot be told by listing any more is a gap: for the end, when nobody will look again.
-    pub(super) fn give_up(&mut self, now: Instant) -> Result<(), SpoolError> {
+    /// Where the container's output has been read to.
+    pub(super) fn reached(&self) -> u64 {
+        self.streams.log.extent().end + self.held.bytes.len() as u64
+    }
+
+    /// What cannot be told by listing any more is a gap, and so is what never came into a file: for the
+    /// end, when nobody will look again.
+    pub(super) fn give_up(&mut self, now: Instant, end: LogEnd) -> Result<(), SpoolError> {
         self.release();
         if self.unsure {
             self.lose(0, GapReason::RotatedUnseen);
@@ -234,7 +240,15 @@ impl Reader {
                 self.lose(bytes, reason);
             }
         }
-        self.count_late(now)
+        self.count_late(now)?;
+        let not_copied = match end.printed {
+            Some(bytes) => bytes.saturating_sub(self.reached()),
+            None => u64::from(!end.recorded),
+        };
+        if not_copied > 0 {
+            self.lose(not_copied, GapReason::NotCopied);
+        }
+        Ok(())
     }
 
     /// Decodes and keeps the first `count` bytes of the buffer.

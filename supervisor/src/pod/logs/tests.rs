@@ -10,9 +10,12 @@ use agent_operator::domain::{Attempt, RunRef, RunUid, ids::PodUid};
 use super::*;
 use crate::streams::{Retention, Streams, spool::Piece};
 
+mod copied;
 mod pace;
 mod rotation;
 
+/// Whoever knows has said that all was copied.
+const RECORDED: LogEnd = LogEnd { printed: None, recorded: true };
 const TIME: &str = "2027-01-15T10:00:00";
 
 /// A container's folder and the spool that its log goes to.
@@ -71,18 +74,16 @@ impl Rig {
         self.streams = Self::streams(self.dir.path(), Retention::default());
     }
 
-    fn start(&self, drain: &CancellationToken) -> tokio::task::JoinHandle<()> {
+    fn start(&self, end: watch::Receiver<Option<LogEnd>>) -> tokio::task::JoinHandle<()> {
         let waker = Arc::new(Waker::new());
         let (folder, streams) = (self.folder(), Arc::clone(&self.streams));
-        let drain = drain.clone();
-        tokio::spawn(async move { tail(folder, streams, waker, drain).await.unwrap() })
+        tokio::spawn(async move { tail(folder, streams, waker, end).await.unwrap() })
     }
 
     /// Reads to the end of what is there.
     async fn drain(&self) {
-        let drain = CancellationToken::new();
-        drain.cancel();
-        self.start(&drain).await.unwrap();
+        let (_told, end) = watch::channel(Some(RECORDED));
+        self.start(end).await.unwrap();
     }
 
     /// Reads what is there and dies.
@@ -135,8 +136,8 @@ fn compress(folder: &Path, name: &str) {
 async fn lines_arrive_while_they_are_written_and_rotation_loses_and_doubles_none() {
     let mut rig = Rig::new();
     rig.write("0.log", "one\n");
-    let drain = CancellationToken::new();
-    let task = rig.start(&drain);
+    let (told, end) = watch::channel(None);
+    let task = rig.start(end);
     rig.expect("one\n").await;
     rig.write("0.log", "two\n");
     rig.rename("0.log", "0.log.20270115-100000");
@@ -145,7 +146,7 @@ async fn lines_arrive_while_they_are_written_and_rotation_loses_and_doubles_none
     rig.rename("0.log", "0.log.20270115-100001");
     rig.remove("0.log.20270115-100000");
     rig.write("0.log", "four\n");
-    drain.cancel();
+    told.send_replace(Some(RECORDED));
     task.await.unwrap();
     rig.expect("one\ntwo\nthree\nfour\n").await;
     let extent = rig.streams.log.extent();

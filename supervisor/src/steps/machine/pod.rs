@@ -114,6 +114,7 @@ impl Step<'_> {
             exit.deleted_outside |= deleted_outside;
             self.record(Record::Exit(exit));
             self.compare_records();
+            self.tell_log_end();
         }
         if self.machine.finished() {
             return;
@@ -134,6 +135,13 @@ impl Step<'_> {
         }
         self.open_gate();
         self.conclude();
+    }
+
+    /// The kubelet's word came after the outcome: the log's reader may wait for it.
+    fn tell_log_end(&mut self) {
+        if self.machine.finished() {
+            self.effects.push(Effect::CloseStreams);
+        }
     }
 
     /// Both records are on disk: a contradiction is shown, and changes nothing.
@@ -191,7 +199,7 @@ impl Step<'_> {
         let ordered = sight.delete_ordered || self.machine.facts.forgotten.is_some();
         sight.deleted_outside |= sight.scheduled && !ordered;
         if self.machine.finished() {
-            return;
+            return self.tell_log_end();
         }
         // The object is gone, but processes may outlive it for a moment: look before judging.
         self.effects.push(Effect::Revoke);

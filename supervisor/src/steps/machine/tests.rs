@@ -141,6 +141,21 @@ fn the_runners_result_decides_once_the_cgroup_is_empty_without_waiting_for_the_k
     assert!(effects.contains(&Effect::Revoke) && effects.contains(&Effect::CloseStreams));
 }
 
+#[test]
+fn the_reader_of_the_log_learns_what_was_printed_and_later_that_the_end_is_recorded() {
+    let mut machine = running();
+    take(&mut machine, 9, result(StepResult { printed: Some(120), ..completed() }));
+    assert_eq!(machine.log_end(), None, "it runs");
+    take(&mut machine, 9, Event::CgroupEmpty);
+    assert_eq!(machine.log_end(), Some(LogEnd { printed: Some(120), recorded: false }));
+    for word in [ended(exited(0, "Completed")), Event::PodGone] {
+        let mut machine = machine.clone();
+        let effects = take(&mut machine, 11, word);
+        assert!(effects.contains(&Effect::CloseStreams), "{effects:?}");
+        assert_eq!(machine.log_end(), Some(LogEnd { printed: Some(120), recorded: true }));
+    }
+}
+
 /// Name, the runner's word, the kubelet's record, and what they must mean.
 type Row = (&'static str, Option<StepResult>, Exit, Reason, Option<i32>);
 

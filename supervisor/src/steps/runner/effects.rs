@@ -118,7 +118,8 @@ impl Runner {
             }
             Effect::CloseStreams => {
                 let uid = machine.facts.pod_uid.clone();
-                self.workers.close_streams(run, &at, uid.as_ref());
+                let end = machine.log_end().unwrap_or_default();
+                self.workers.close_streams(run, &at, uid.as_ref(), end);
             }
             Effect::ArmTimer { timer, at } => {
                 if timer == Timer::Deadline

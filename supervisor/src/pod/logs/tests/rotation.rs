@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 
 /// Rotated files that are kept; a kubelet's `containerLogMaxFiles` of 5 counts the live one.

@@ -124,3 +124,15 @@ fn an_unacknowledged_outcome_is_reported_again_and_never_changed() {
     assert!(effects.iter().any(|e| matches!(e, Effect::Report { sequence: 3, .. })));
     assert_eq!(machine.unacked().len(), 1);
 }
+
+#[test]
+fn a_step_whose_end_the_kubelet_has_not_recorded_is_looked_at_for_its_log() {
+    let mut machine = running();
+    take(&mut machine, 9, result(completed()));
+    take(&mut machine, 9, Event::CgroupEmpty);
+    let (mut machine, effects) = again(&machine, 30);
+    assert!(effects.contains(&Effect::CloseStreams) && effects.contains(&Effect::ObservePod));
+    take(&mut machine, 30, ended(exited(0, "Completed")));
+    let (_, effects) = again(&machine, 40);
+    assert!(effects.contains(&Effect::CloseStreams) && !effects.contains(&Effect::ObservePod));
+}
