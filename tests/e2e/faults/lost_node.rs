@@ -1,7 +1,9 @@
 //! A node is gone and comes back, with nobody's word that it is fenced: first cut off and without its
 //! kubelet and runtime while its steps run on, then by a power cut that ends everything on it.
 
+use kube::ResourceExt as _;
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use super::{
     harm::{
@@ -12,13 +14,17 @@ use super::{
 };
 use crate::support::{
     cluster::{NAMESPACE, SYSTEM, phase},
-    eventually, processes, release,
+    eventually, grpcurl,
+    logs::{self, Rows},
+    processes, release,
 };
 
 /// The node that is lost; the other one carries the control plane.
 const LOST: Node = Node::B;
 /// Rows of a step that is in its middle when the node goes.
 const ROWS: u64 = 60;
+/// More than a runner says of its own at the end of a step.
+const OWN_WORDS: u64 = 1024;
 const CONTROLLER: &str = "app.kubernetes.io/component=controller";
 
 /// Moves the controller off the node that is about to be lost.
@@ -38,15 +44,41 @@ async fn controller_is_elsewhere(trial: &Trial) {
     release::must("kubectl", &["uncordon", lost]).await;
 }
 
-/// Waits until the implement step has its outcome.
-async fn implement_has_ended(trial: &Trial, task: &str) {
+/// Waits until the implement step has its outcome; the name of its run.
+async fn implement_has_ended(trial: &Trial, task: &str) -> String {
     eventually("the step's end is told", SOON, || async {
         let runs = trial.cluster.runs(NAMESPACE, task).await;
-        let implement = runs.iter().find(|run| run.spec.step == "implement");
-        let phase = implement.and_then(|run| run.status.as_ref()?.phase.clone());
-        if phase.as_deref() == Some("Succeeded") { Ok(()) } else { Err(format!("{phase:?}")) }
+        let implement = runs.iter().find(|run| run.spec.step == "implement").expect("a run");
+        let phase = implement.status.as_ref().and_then(|status| status.phase.as_deref());
+        if phase == Some("Succeeded") {
+            Ok(implement.name_any())
+        } else {
+            Err(format!("{phase:?}"))
+        }
+    })
+    .await
+}
+
+/// The runtime lets go what nobody has taken from a container that has ended: the log says how much that is.
+async fn what_was_not_copied_is_a_gap(run: &str) {
+    let token = grpcurl::token(NAMESPACE, "viewer").await;
+    let request = json!({"namespace": NAMESPACE, "run": run, "follow": true});
+    let events = eventually("the log is read to its end", SOON, || async {
+        grpcurl::call(Some(&token), logs::FOLLOW, &request).await
     })
     .await;
+    let told = Rows::of(&events).rows;
+    let missing = (0..ROWS).filter(|row| !told.contains(row)).map(|row| format!("row {row} \n"));
+    let missing: u64 = missing.map(|line| line.len() as u64).sum();
+    assert!(missing > 0, "the runtime was away: {told:?}");
+    let gaps: Vec<_> =
+        events.iter().map(|event| &event["gap"]).filter(|gap| gap.is_object()).collect();
+    let [gap] = gaps[..] else { panic!("one hole, and all behind it: {gaps:?}") };
+    let offset = |of: &str| gap[of].as_str().and_then(|digits| digits.parse::<u64>().ok());
+    let lost = offset("to").expect("an offset") - offset("from").expect("an offset");
+    // What the runner itself said meanwhile is lost, too.
+    assert!(lost >= missing && lost < missing + OWN_WORDS, "{gap} for {missing} bytes of rows");
+    assert_eq!(gap["reason"], "NotCopied");
 }
 
 async fn node_is_back() {
@@ -69,11 +101,11 @@ async fn f12_f14_a_node_that_is_cut_off_goes_on_and_is_not_replaced() {
     trial.agent_is_gone(&sleeping).await;
     assert_eq!(trial.cluster.runs(NAMESPACE, &ticking).await.len(), 2, "nothing is replaced");
     drop(cut);
-    implement_has_ended(&trial, &ticking).await;
-    // Last, so that what was printed without a runtime is copied when everybody else knows the end.
+    let run = implement_has_ended(&trial, &ticking).await;
     drop(containerd);
     drop(kubelet);
     node_is_back().await;
+    what_was_not_copied_is_a_gap(&run).await;
 
     let ended = trial.judge(true).await;
     assert_untouched(&ended[&ticking]);

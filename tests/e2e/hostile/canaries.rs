@@ -89,7 +89,7 @@ async fn all_logs(cluster: &Cluster, needles: &Needles) -> Vec<String> {
     let mut hits = Vec::new();
     for namespace in [SYSTEM, NAMESPACE] {
         let pods = haystacks::pods(cluster, namespace).await;
-        hits.extend(haystacks::logs(namespace, &pods, needles).await);
+        hits.extend(haystacks::logs(cluster, namespace, &pods, needles).await);
     }
     hits
 }

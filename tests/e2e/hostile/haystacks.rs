@@ -10,8 +10,12 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures::{StreamExt as _, future, stream};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{ResourceExt, api::ListParams};
+use kube::{
+    ResourceExt,
+    api::{ListParams, LogParams},
+};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use regex::Regex;
 use serde_json::json;
@@ -25,6 +29,8 @@ use crate::support::{
 
 /// Gigabytes of images on a busy machine.
 const SEARCH_LIMIT: Duration = Duration::from_mins(3);
+/// Logs that are read at the same time.
+const READERS: usize = 4;
 /// Ports on which parts of the release show their metrics.
 const METRICS_PORTS: [u16; 3] = [8080, 8081, 8082];
 
@@ -105,18 +111,37 @@ pub(crate) async fn pods(cluster: &Cluster, namespace: &str) -> Vec<Pod> {
 }
 
 /// Logs of all containers of these pods of a namespace, those of their earlier lives too.
-pub(crate) async fn logs(namespace: &str, pods: &[Pod], needles: &Needles) -> Vec<String> {
-    let mut hits = Vec::new();
-    for name in pods.iter().map(ResourceExt::name_any) {
-        for previous in ["--previous=false", "--previous"] {
-            let line = ["logs", "-n", namespace, &name, "--all-containers", previous];
-            let text = run("kubectl", &line).await.unwrap_or_default();
-            if needles.are_in(&text) {
-                hits.push(format!("the log of {namespace}/{name}"));
-            }
-        }
-    }
-    hits
+pub(crate) async fn logs(
+    cluster: &Cluster,
+    namespace: &str,
+    pods: &[Pod],
+    needles: &Needles,
+) -> Vec<String> {
+    let api = &cluster.pods(namespace);
+    let read = |(pod, container, previous): (String, String, bool)| async move {
+        let of = LogParams { container: Some(container), previous, ..LogParams::default() };
+        // One that never started has none.
+        let text = api.logs(&pod, &of).await.unwrap_or_default();
+        needles.are_in(&text).then(|| format!("the log of {namespace}/{pod}"))
+    };
+    let lives = stream::iter(pods.iter().flat_map(lives_of));
+    lives.map(read).buffer_unordered(READERS).filter_map(future::ready).collect().await
+}
+
+/// Pod, container, and whether an earlier life of it is meant.
+fn lives_of(pod: &Pod) -> Vec<(String, String, bool)> {
+    let statuses = pod.status.iter().flat_map(|status| {
+        [&status.init_container_statuses, &status.container_statuses]
+            .into_iter()
+            .flatten()
+            .flatten()
+    });
+    let lives = statuses.flat_map(|status| {
+        let earlier = (status.restart_count > 0).then_some(true);
+        let life = |previous| (pod.name_any(), status.name.clone(), previous);
+        [Some(false), earlier].into_iter().flatten().map(life).collect::<Vec<_>>()
+    });
+    lives.collect()
 }
 
 /// What `Follow` tells of these tasks.
