@@ -66,11 +66,11 @@ async fn assert_no_trace(cluster: &Cluster, tasks: &[String], canaries: &[&str])
     let needles = Needles::of(canaries);
     let mut hits = haystacks::objects(&needles).await;
     let release = haystacks::pods(cluster, SYSTEM).await;
-    hits.extend(haystacks::logs(SYSTEM, &release, &needles).await);
+    hits.extend(haystacks::logs(cluster, SYSTEM, &release, &needles).await);
     for task in tasks {
         let pods = cluster.task_pods(NAMESPACE, task).await;
         assert!(!pods.is_empty(), "pods with label {LABEL_TASK} stay readable");
-        hits.extend(haystacks::logs(NAMESPACE, &pods, &needles).await);
+        hits.extend(haystacks::logs(cluster, NAMESPACE, &pods, &needles).await);
     }
     assert!(hits.is_empty(), "{hits:#?}");
 }
