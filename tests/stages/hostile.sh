@@ -11,7 +11,8 @@ stage_hostile() {
     eval "$(deploy/local/env)"
     export AO_REQUIRE_CLUSTER=1
     # The table of what was tried is worth its lines also when all was held off.
-    cargo_tests hostile --test e2e -- --include-ignored --test-threads=1 --nocapture "${AO_HOSTILE_FILTER:-hostile::}"
+    cargo_tests hostile --test e2e -- --include-ignored --test-threads="${AO_HOSTILE_THREADS:-2}" --nocapture \
+      "${AO_HOSTILE_FILTER:-hostile::}"
   )
   cluster_failed hostile
 }

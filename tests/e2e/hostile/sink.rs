@@ -4,18 +4,23 @@ use std::{
     net::{IpAddr, SocketAddr},
     process::Command,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, UdpSocket},
+    sync,
     task::JoinHandle,
 };
 
-use crate::support::env;
+use crate::support::{env, eventually};
 
 /// Where clouds have their metadata, with the credentials of the node.
 const METADATA: &str = "169.254.169.254";
+
+/// A socket whose task was ended is closed at once, on a busy machine within a second.
+const FREE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Listens for TCP and UDP on one port of the machine's own address, and answers.
 pub(super) struct Sink {
@@ -42,7 +47,11 @@ impl Sink {
     }
 
     async fn listen(address: &str) -> Self {
-        let listener = TcpListener::bind(address).await.expect("a port of the machine");
+        // Whoever listened there before has let go once its runtime has looked.
+        let listener = eventually("a port of the machine", FREE_LIMIT, || async {
+            TcpListener::bind(address).await.map_err(|error| error.to_string())
+        })
+        .await;
         let address = listener.local_addr().expect("an address");
         let came = Arc::<Mutex<Vec<IpAddr>>>::default();
         let known = Arc::clone(&came);
@@ -79,14 +88,20 @@ impl Drop for Sink {
     }
 }
 
+/// There is one address of a metadata service, so whoever needs it has it alone.
+static TURN: sync::Mutex<()> = sync::Mutex::const_new(());
+
 /// A metadata service as a cloud has it, reachable from the nodes; taken away when this is dropped.
 pub(super) struct Metadata {
     _sink: Sink,
     nodes: Vec<String>,
+    /// Dropped last.
+    _turn: sync::MutexGuard<'static, ()>,
 }
 
 impl Metadata {
     pub(super) async fn start() -> Self {
+        let turn = TURN.lock().await;
         let nodes: Vec<String> =
             env("AO_NODES").split(' ').map(|node| node.replace("node-", "ao-")).collect();
         let registry = env("AO_REGISTRY");
@@ -95,7 +110,7 @@ impl Metadata {
         for node in &nodes {
             assert!(ip(&["-n", node, "route", "replace", METADATA, "via", &host]), "{node}");
         }
-        Self { _sink: Sink::listen(&format!("{METADATA}:80")).await, nodes }
+        Self { _sink: Sink::listen(&format!("{METADATA}:80")).await, nodes, _turn: turn }
     }
 
     /// `host:port`.
