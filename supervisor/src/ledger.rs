@@ -34,7 +34,10 @@ use std::{
 use agent_operator::domain::{Epoch, RunKey};
 use serde::{Deserialize, Serialize};
 
-use crate::steps::record::{Facts, Record};
+use crate::{
+    steps::record::{Facts, Record},
+    streams::spool::SpoolError,
+};
 
 pub mod disk;
 pub(crate) mod format;
@@ -224,7 +227,7 @@ pub enum NoRoom {
     #[error("the node's disk is full: free space, or inodes, on the volume of supervisor.hostPath")]
     DiskFull,
     /// The disk does not take writes.
-    #[error("the node's ledger cannot be written: look at the supervisor's log and its disk")]
+    #[error("the node's records cannot be written: look at the supervisor's log and its disk")]
     Unwritable,
     /// Too much is unacknowledged.
     #[error("the node's ledger is full of outcomes that the controller has not acknowledged")]
@@ -234,6 +237,14 @@ pub enum NoRoom {
 impl NoRoom {
     /// Every [`Self::kind`].
     pub const KINDS: [&str; 3] = ["DiskFull", "LedgerUnwritable", "LedgerFull"];
+
+    /// Where the streams of an attempt could not be made.
+    pub fn of_streams(error: &SpoolError) -> Self {
+        match error {
+            SpoolError::Io(error) if disk::is_full(error) => Self::DiskFull,
+            _ => Self::Unwritable,
+        }
+    }
 
     /// The reason of a refused assignment.
     pub fn kind(self) -> &'static str {

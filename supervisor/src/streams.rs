@@ -215,7 +215,25 @@ impl Streams {
             return Ok(Arc::clone(known));
         }
         let dir = self.dir.join(format!("{}.{attempt}", safe(run.uid.as_str())));
-        std::fs::create_dir_all(&dir)?;
+        let there = dir.exists();
+        let streams = self.open_attempt(run, attempt, &dir).inspect_err(|_| {
+            // A full disk gets back what was begun.
+            if !there {
+                let _ = std::fs::remove_dir_all(&dir);
+            }
+        })?;
+        attempts.insert(key, Arc::clone(&streams));
+        self.changed.notify_one();
+        Ok(streams)
+    }
+
+    fn open_attempt(
+        &self,
+        run: &RunRef,
+        attempt: Attempt,
+        dir: &Path,
+    ) -> Result<Arc<AttemptStreams>, SpoolError> {
+        std::fs::create_dir_all(dir)?;
         let identity = Identity { run: run.clone(), attempt };
         let text = serde_json::to_vec(&identity).map_err(SpoolError::Serialise)?;
         std::fs::write(dir.join(IDENTITY_FILE), text)?;
@@ -226,12 +244,18 @@ impl Streams {
         let (log, events) = (spool(Channel::Log)?, spool(Channel::Events)?);
         let next_event = AtomicU64::new(next_event(&events)?);
         let secrets = Mutex::default();
-        let run = run.clone();
-        let streams =
-            Arc::new(AttemptStreams { run, attempt, log, events, next_event, dir, secrets });
-        attempts.insert(key, Arc::clone(&streams));
-        self.changed.notify_one();
-        Ok(streams)
+        let (run, dir) = (run.clone(), dir.to_owned());
+        Ok(Arc::new(AttemptStreams { run, attempt, log, events, next_event, dir, secrets }))
+    }
+
+    /// Drops the streams of an attempt that was not taken on after all.
+    pub fn discard(&self, run: &RunKey) {
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(streams) = attempts.remove(run)
+            && let Err(error) = std::fs::remove_dir_all(&streams.dir)
+        {
+            tracing::warn!(%error, dir = %streams.dir.display(), "could not drop streams");
+        }
     }
 
     /// The streams of an attempt, if they are (still) here.

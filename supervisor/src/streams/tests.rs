@@ -86,6 +86,19 @@ fn only_old_complete_streams_of_dead_attempts_are_dropped() {
 }
 
 #[test]
+fn streams_that_cannot_be_made_leave_nothing_and_those_that_are_not_wanted_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let streams = Streams::open(dir.path(), Retention::default()).unwrap();
+    // A name that is too long for a folder is a disk that takes none, also for root.
+    let unfit = RunRef { uid: RunUid::from("x".repeat(300).as_str()), ..run() };
+    streams.attempt(&unfit, Attempt(1)).unwrap_err();
+    streams.attempt(&run(), Attempt(1)).unwrap();
+    streams.discard(&RunKey { uid: run().uid, attempt: Attempt(1) });
+    assert!(streams.all().is_empty());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_hole_at_the_end_and_its_reason_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path());

@@ -7,6 +7,7 @@ use agent_operator::{
         Assignment, Credential, Epoch, PreflightOrder, PreflightReport, RunKey,
         assignment::TaskBudget,
         preflight::{Finding, Problem},
+        text::error_chain,
     },
     telemetry::{
         audit::{self, Act},
@@ -147,6 +148,11 @@ impl Runner {
         if full.is_some() {
             return Ok(full);
         }
+        // Its output could not be kept, and nobody would learn what is missing.
+        if let Err(error) = self.workers.streams().attempt(&assignment.run, assignment.attempt) {
+            tracing::warn!(error = %error_chain(&error), "no streams for an assignment");
+            return Ok(Some(no_room(NoRoom::of_streams(&error))));
+        }
         tracing::info!(attempt = %assignment.attempt, "assigned");
         let one_time_hash = self.new_token(&run)?;
         let at = Moment::new(clock::now(), &self.boot_id);
@@ -160,6 +166,7 @@ impl Runner {
             // It may reach the disk later, and must not come back to life then.
             self.keep(&[Entry::Dropped { run: run.clone() }], true)?;
             self.tokens.remove(&run);
+            self.workers.streams().discard(&run);
             return Ok(Some(no_room(NoRoom::Unwritable)));
         }
         let act = Act::Assigned { node: assignment.node.as_str(), epoch: assignment.epoch };

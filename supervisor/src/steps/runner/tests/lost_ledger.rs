@@ -367,6 +367,26 @@ async fn a_full_disk_refuses_assignments_by_name_and_acknowledges_nothing_that_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_whose_output_could_not_be_kept_is_not_taken_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    let mut life = Life::start(dir.path(), &pods).await;
+    // A file in the folder's place is a disk that takes no folder, also for root.
+    let streams = dir.path().join("streams");
+    std::fs::remove_dir(&streams).unwrap();
+    std::fs::write(&streams, "").unwrap();
+    life.assign(assignment()).await;
+    let Outgoing::AssignmentAck { refused, .. } = life.said().await else { panic!("an answer") };
+    assert_eq!(refused.expect("no").0, "LedgerUnwritable");
+
+    std::fs::remove_file(&streams).unwrap();
+    life.assign(assignment()).await;
+    assert!(matches!(life.said().await, Outgoing::AssignmentAck { refused: None, .. }));
+    wait_until(|| pods.only().is_some()).await;
+    life.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_outlasts_a_loss_of_power_in_the_same_moment() {
     let dir = tempfile::tempdir().unwrap();
     let pods = Arc::new(FakePods::default());
