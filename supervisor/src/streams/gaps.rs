@@ -8,6 +8,11 @@ use std::{
     path::Path,
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+};
+
 /// Why bytes of a stream are lost for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GapReason {
@@ -195,15 +200,23 @@ fn check(from: u64, to: u64, code: u64) -> u64 {
     from.rotate_left(17) ^ to.rotate_left(31) ^ !code
 }
 
-/// Opens the file at `path`, made with all its `bytes` on disk if it is not there, so that writing
-/// over it needs no space.
+/// Opens the file at `path`, made with all its `bytes` allocated if it is not there, so that writing
+/// over it needs no space. Nothing is waited for where the file system can allocate: a step's pod is
+/// made behind this. A crash of the machine may undo it; then it is laid out again.
 pub(super) fn open_preallocated(path: &Path, bytes: usize) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.create(true).read(true).write(true).truncate(false).mode(0o600);
     let file = options.open(path)?;
     if file.metadata()?.len() < bytes as u64 {
-        file.write_all_at(&vec![0; bytes], 0)?;
-        file.sync_all()?;
+        let length = i64::try_from(bytes).unwrap_or(i64::MAX);
+        match fallocate(&file, FallocateFlags::empty(), 0, length) {
+            // Blocks of what was written are allocated as late as it is synced.
+            Err(Errno::EOPNOTSUPP) => {
+                file.write_all_at(&vec![0; bytes], 0)?;
+                file.sync_all()?;
+            }
+            done => done.map_err(io::Error::from)?,
+        }
     }
     Ok(file)
 }

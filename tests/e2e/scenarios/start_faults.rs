@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent_operator::crd::{CodingTask, shared::Condition};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
-    Api, Resource as _,
+    Api, Resource as _, ResourceExt as _,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
 };
@@ -16,7 +16,7 @@ use crate::support::{
     cluster::{Cluster, NAMESPACE, phase},
     env, eventually,
     images::{self, crane},
-    registry::{LimitedRegistry, PrivateRegistry},
+    registry::{LimitedRegistry, PrivateRegistry, StalledRegistry},
     task::{command_agent, merge, task, unique},
 };
 
@@ -213,6 +213,21 @@ async fn f21_a_registry_whose_rate_limit_is_reached_is_waited_for_within_the_att
     let message = held_up(&cluster, NAMESPACE, &name, "ImageNotPullable").await;
     assert!(message.contains("429 Too Many Requests"), "the registry's own words: {message}");
     registry.relent();
+    goes_on(&cluster, NAMESPACE, &name).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run e2e"]
+async fn f21_a_registry_that_does_not_answer_for_a_while_costs_no_attempt() {
+    let cluster = Cluster::connect().await;
+    let registry = StalledRegistry::start().await;
+    let overrides = json!({"agentImage": registry.image("agent")});
+    let name = start(&cluster, NAMESPACE, "stalled-registry", overrides).await;
+    registry.asked().await;
+    let waiting = cluster.runs(NAMESPACE, &name).await.remove(0);
+    registry.wake();
+    let done = cluster.run_in_phase(NAMESPACE, &name, "plan", "Succeeded").await;
+    assert_eq!(done.name_any(), waiting.name_any(), "the attempt that waited is the one that ran");
     goes_on(&cluster, NAMESPACE, &name).await;
 }
 

@@ -7,12 +7,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
 };
 
@@ -22,6 +24,8 @@ use super::{env, images, release::must, task::unique};
 const USER: &str = "robot";
 /// Longest head of a request.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// A pod of a busy machine until its image is pulled.
+const ASKED_LIMIT: Duration = Duration::from_mins(2);
 /// What it says to strangers.
 const REFUSAL: &str = r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
 /// What it says to clients that ask too often.
@@ -34,6 +38,15 @@ enum Rule {
     Password(String),
     /// Patience, while this is set.
     Limit(Arc<AtomicBool>),
+    /// To wait without an answer, until this says so.
+    Stall(watch::Sender<Stall>),
+}
+
+/// How far a registry has come that does not answer.
+#[derive(Clone, Copy, Default)]
+struct Stall {
+    asked: bool,
+    over: bool,
 }
 
 /// Something in front of the local registry that the nodes pull from.
@@ -148,6 +161,37 @@ impl LimitedRegistry {
     }
 }
 
+/// The local registry, which takes requests and lets them wait until somebody wakes it.
+pub(crate) struct StalledRegistry {
+    front: Front,
+    stall: watch::Sender<Stall>,
+}
+
+impl StalledRegistry {
+    pub(crate) async fn start() -> Self {
+        let stall = watch::Sender::new(Stall::default());
+        let front = Front::start(Rule::Stall(stall.clone())).await;
+        Self { front, stall }
+    }
+
+    /// The reference of one of our images here.
+    pub(crate) fn image(&self, name: &str) -> String {
+        self.front.image(name)
+    }
+
+    /// Comes back once a node waits for an answer.
+    pub(crate) async fn asked(&self) {
+        let mut stall = self.stall.subscribe();
+        let asked = tokio::time::timeout(ASKED_LIMIT, stall.wait_for(|stall| stall.asked)).await;
+        assert!(matches!(asked, Ok(Ok(_))), "no node pulls");
+    }
+
+    /// From now on it answers, also those that wait.
+    pub(crate) fn wake(&self) {
+        self.stall.send_modify(|stall| stall.over = true);
+    }
+}
+
 /// Passes a connection on whose first request the rule allows, and refuses any other.
 async fn serve(mut stream: TcpStream, open: String, rule: Arc<Rule>) -> std::io::Result<()> {
     let mut head = Vec::new();
@@ -170,6 +214,11 @@ async fn serve(mut stream: TcpStream, open: String, rule: Arc<Rule>) -> std::io:
             "429 Too Many Requests\r\nRetry-After: 1",
             LIMIT_REACHED,
         ),
+        Rule::Stall(stall) => {
+            stall.send_modify(|stall| stall.asked = true);
+            let woken = stall.subscribe().wait_for(|stall| stall.over).await.is_ok();
+            (woken, "503 Service Unavailable", "")
+        }
     };
     if allowed {
         let mut registry = TcpStream::connect(open).await?;
