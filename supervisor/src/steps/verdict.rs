@@ -71,6 +71,9 @@ pub fn outcome(facts: &Facts, seen: Seen<'_>, log: LogSummary, now: Timestamp) -
     }
     let recorded = facts.exit.as_ref().map(recorded_code);
     let reported = facts.result.as_ref().map(|result| result.exit_code);
+    // What was printed and is not read yet: whoever follows knows that it is still to come, or missing.
+    let printed = facts.result.as_ref().and_then(|result| result.printed).unwrap_or_default();
+    let log = LogSummary { bytes: log.bytes.max(printed), ..log };
     Outcome {
         reason,
         message: text::head_and_tail(&text::printable(&message), MESSAGE_BYTES_MAX),

@@ -148,6 +148,8 @@ fn the_reader_of_the_log_learns_what_was_printed_and_later_that_the_end_is_recor
     assert_eq!(machine.log_end(), None, "it runs");
     take(&mut machine, 9, Event::CgroupEmpty);
     assert_eq!(machine.log_end(), Some(LogEnd { printed: Some(120), recorded: false }));
+    let outcome = machine.facts.outcome.clone().expect("an outcome");
+    assert_eq!(outcome.log.bytes, 120, "whoever follows knows of what is not read yet");
     for word in [ended(exited(0, "Completed")), Event::PodGone] {
         let mut machine = machine.clone();
         let effects = take(&mut machine, 11, word);
