@@ -29,7 +29,7 @@ const RECONCILE_ERRORS: [&str; 7] =
 /// How calls are refused, see `grpc::auth::code_name`.
 const REFUSAL_CODES: [&str; 3] = ["unauthenticated", "permission_denied", "unavailable"];
 /// Why nodes lose bytes, see `GapReason` of the supervisor's streams.
-const GAP_REASONS: [&str; 8] = [
+pub const GAP_REASONS: [&str; 11] = [
     "RotatedUnseen",
     "RotatedUnread",
     "Truncated",
@@ -38,6 +38,9 @@ const GAP_REASONS: [&str; 8] = [
     "SpoolFull",
     "MachineCrashed",
     "Missing",
+    "WrittenLate",
+    "OutputDropped",
+    "NotCopied",
 ];
 
 macro_rules! labels {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agent_operator_controller::metrics::Metrics as Controller;
 use agent_operator_supervisor::{
-    gateway::metrics::Metrics as Gateway, metrics::Metrics as Supervisor,
+    gateway::metrics::Metrics as Gateway, metrics::Metrics as Supervisor, streams::gaps::GapReason,
 };
 
 use super::reference::{HEADER, cell};
@@ -139,4 +139,10 @@ fn every_metric_has_help_and_few_series() {
         let series: usize = metric.labels.values().map(BTreeSet::len).product();
         assert!(series <= 100, "{name} has {series} series");
     }
+}
+
+#[test]
+fn every_reason_of_a_gap_is_counted_under_its_own_name() {
+    let of_nodes = GapReason::ALL.map(GapReason::as_str);
+    assert_eq!(of_nodes, agent_operator_controller::metrics::GAP_REASONS);
 }

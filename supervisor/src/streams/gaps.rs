@@ -44,7 +44,8 @@ pub enum GapReason {
 }
 
 impl GapReason {
-    const ALL: [Self; 11] = [
+    /// All of them, in the order of their codes on disk.
+    pub const ALL: [Self; 11] = [
         Self::RotatedUnseen,
         Self::RotatedUnread,
         Self::Truncated,
