@@ -227,7 +227,7 @@ pub enum NoRoom {
     #[error("the node's disk is full: free space, or inodes, on the volume of supervisor.hostPath")]
     DiskFull,
     /// The disk does not take writes.
-    #[error("the node's records cannot be written: look at the supervisor's log and its disk")]
+    #[error("the node's ledger cannot be written: look at the supervisor's log and its disk")]
     Unwritable,
     /// Too much is unacknowledged.
     #[error("the node's ledger is full of outcomes that the controller has not acknowledged")]
@@ -238,11 +238,12 @@ impl NoRoom {
     /// Every [`Self::kind`].
     pub const KINDS: [&str; 3] = ["DiskFull", "LedgerUnwritable", "LedgerFull"];
 
-    /// Where the streams of an attempt could not be made.
-    pub fn of_streams(error: &SpoolError) -> Self {
+    /// Where the streams of an attempt could not be made: whether a full disk is to blame. Any other fault
+    /// costs the attempt its log and nothing else.
+    pub fn of_streams(error: &SpoolError) -> Option<Self> {
         match error {
-            SpoolError::Io(error) if disk::is_full(error) => Self::DiskFull,
-            _ => Self::Unwritable,
+            SpoolError::Io(error) if disk::is_full(error) => Some(Self::DiskFull),
+            _ => None,
         }
     }
 

@@ -7,7 +7,6 @@ use agent_operator::{
         Assignment, Credential, Epoch, PreflightOrder, PreflightReport, RunKey,
         assignment::TaskBudget,
         preflight::{Finding, Problem},
-        text::error_chain,
     },
     telemetry::{
         audit::{self, Act},
@@ -149,9 +148,9 @@ impl Runner {
             return Ok(full);
         }
         // Its output could not be kept, and nobody would learn what is missing.
-        if let Err(error) = self.workers.streams().attempt(&assignment.run, assignment.attempt) {
-            tracing::warn!(error = %error_chain(&error), "no streams for an assignment");
-            return Ok(Some(no_room(NoRoom::of_streams(&error))));
+        let streams = self.workers.streams().attempt(&assignment.run, assignment.attempt);
+        if let Some(full) = streams.err().and_then(|error| NoRoom::of_streams(&error)) {
+            return Ok(Some(no_room(full)));
         }
         tracing::info!(attempt = %assignment.attempt, "assigned");
         let one_time_hash = self.new_token(&run)?;

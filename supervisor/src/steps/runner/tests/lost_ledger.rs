@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::{
-    ledger::{format, tests::SmallDisk},
+    ledger::{NoRoom, format, tests::SmallDisk},
     link::contract::Survivor,
+    streams::spool::SpoolError,
 };
 
 /// An attempt with an open gate whose supervisor was killed and whose ledger is gone.
@@ -366,24 +367,12 @@ async fn a_full_disk_refuses_assignments_by_name_and_acknowledges_nothing_that_i
     life.kill().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_whose_output_could_not_be_kept_is_not_taken_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let pods = Arc::new(FakePods::default());
-    let mut life = Life::start(dir.path(), &pods).await;
-    // A file in the folder's place is a disk that takes no folder, also for root.
-    let streams = dir.path().join("streams");
-    std::fs::remove_dir(&streams).unwrap();
-    std::fs::write(&streams, "").unwrap();
-    life.assign(assignment()).await;
-    let Outgoing::AssignmentAck { refused, .. } = life.said().await else { panic!("an answer") };
-    assert_eq!(refused.expect("no").0, "LedgerUnwritable");
-
-    std::fs::remove_file(&streams).unwrap();
-    life.assign(assignment()).await;
-    assert!(matches!(life.said().await, Outgoing::AssignmentAck { refused: None, .. }));
-    wait_until(|| pods.only().is_some()).await;
-    life.kill().await;
+#[test]
+fn a_disk_that_has_no_room_for_a_steps_output_has_none_for_the_step() {
+    let full = SpoolError::Io(std::io::ErrorKind::StorageFull.into());
+    assert_eq!(NoRoom::of_streams(&full), Some(NoRoom::DiskFull));
+    let other = SpoolError::Io(std::io::ErrorKind::NotADirectory.into());
+    assert_eq!(NoRoom::of_streams(&other), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
