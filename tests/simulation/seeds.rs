@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agent_operator_doubles::history::Fact;
+
 use super::{Verdict, on_paused_time, play};
 
 /// Seeds in an ordinary run of all tests; `tests/run sim` takes 300.
@@ -23,6 +25,8 @@ const LINES: usize = 120;
 const STRIDE: u64 = 1000;
 /// What a seed's process says before the seconds that it simulated.
 const SIMULATED: &str = "simulated seconds: ";
+/// What it says before the number of steps that succeeded in it.
+const SUCCEEDED: &str = "steps that succeeded: ";
 /// The test that plays one.
 const ONE: &str = "simulation::seeds::replay_a_seed";
 
@@ -59,6 +63,9 @@ fn replay_a_seed() {
     }
     eprintln!("digest {:016x}", digest(&text));
     eprintln!("{SIMULATED}{}", simulated.as_secs());
+    let succeeded =
+        |fact: &Fact| matches!(fact, Fact::Recorded { phase, .. } if phase == "Succeeded");
+    eprintln!("{SUCCEEDED}{}", history.count(succeeded));
     assert!(violations.is_empty(), "seed {seed}: {violations:#?}");
 }
 
@@ -115,16 +122,19 @@ fn finish(mut child: Child) -> Result<String, String> {
 struct Sum {
     failed: Mutex<Vec<u64>>,
     simulated_seconds: AtomicU64,
+    succeeded: AtomicU64,
 }
 
 impl Sum {
     fn add(&self, seed: u64, outcome: Result<String, String>) {
-        let seconds =
-            |text: &str| text.lines().find_map(|line| line.strip_prefix(SIMULATED)?.parse().ok());
+        let told = |text: &str, words: &str| -> u64 {
+            let number = text.lines().find_map(|line| line.strip_prefix(words)?.parse().ok());
+            number.unwrap_or_else(|| panic!("no {words}in:\n{text}"))
+        };
         match outcome {
             Ok(text) => {
-                let seconds: u64 = seconds(&text).unwrap_or_else(|| panic!("no time in:\n{text}"));
-                self.simulated_seconds.fetch_add(seconds, Ordering::SeqCst);
+                self.simulated_seconds.fetch_add(told(&text, SIMULATED), Ordering::SeqCst);
+                self.succeeded.fetch_add(told(&text, SUCCEEDED), Ordering::SeqCst);
             }
             Err(text) => {
                 eprintln!("seed {seed} failed:\n{text}");
@@ -166,8 +176,9 @@ fn every_seed_keeps_the_invariants() {
     let sum = play_all(first, count);
     let failed = sum.failed.into_inner().unwrap();
     let simulated = Duration::from_secs(sum.simulated_seconds.into_inner());
+    let succeeded = sum.succeeded.into_inner();
     eprintln!(
-        "figure: {count} seeds from {first} on, {} failed: {:.0} hours of a cluster, each {:.0} times as fast as it would be",
+        "figure: {count} seeds from {first} on, {} failed: {succeeded} steps succeeded in {:.0} hours of a cluster, each {:.0} times as fast as it would be",
         failed.len(),
         simulated.as_secs_f64() / 3600.0,
         simulated.as_secs_f64() / began.elapsed().as_secs_f64()
@@ -177,6 +188,8 @@ fn every_seed_keeps_the_invariants() {
         "seeds {failed:?} failed; one again, with its whole history: AO_SIM_HISTORY=1 AO_SIM_SEED={} cargo test --test simulation -- --exact {ONE} --ignored --nocapture",
         failed[0]
     );
+    // Where nothing runs, nothing is broken.
+    assert!(succeeded >= count, "{succeeded} steps in {count} seeds: it does not simulate steps");
 }
 
 #[test]
