@@ -1,8 +1,19 @@
 //! What a file system has room for.
 
-use std::{io, path::Path};
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    path::Path,
+};
 
-use nix::{errno::Errno, sys::statvfs::statvfs};
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+    sys::statvfs::statvfs,
+};
+
+/// Bytes written at once where space cannot be allocated without writing.
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Free inodes below which a disk counts as full: what one more step needs for its streams and its
 /// repository. git keeps up to 100 objects of a push one by one (`receive.unpackLimit`), each perhaps in
@@ -34,6 +45,27 @@ impl Room {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Makes the file, which was just opened, `bytes` long with all of them allocated, so that writing over them
+/// needs no room. Zeros are written and synced only where the file system cannot allocate: what is merely
+/// written gets its blocks later.
+pub fn allocate(file: &mut File, bytes: u64) -> io::Result<()> {
+    let length = i64::try_from(bytes).unwrap_or(i64::MAX);
+    match fallocate(&*file, FallocateFlags::empty(), 0, length) {
+        Err(Errno::EOPNOTSUPP) => fill(file, bytes),
+        done => done.map_err(io::Error::from),
+    }
+}
+
+fn fill(file: &mut File, bytes: u64) -> io::Result<()> {
+    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+    while left > 0 {
+        let part = left.min(ZEROS.len());
+        file.write_all(&ZEROS[..part])?;
+        left -= part;
+    }
+    file.sync_data()
 }
 
 #[cfg(test)]

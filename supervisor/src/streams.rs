@@ -248,7 +248,7 @@ impl Streams {
         Ok(Arc::new(AttemptStreams { run, attempt, log, events, next_event, dir, secrets }))
     }
 
-    /// Drops the streams of an attempt that was not taken on after all.
+    /// Drops the streams of an attempt.
     pub fn discard(&self, run: &RunKey) {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(streams) = attempts.remove(run)
@@ -289,11 +289,7 @@ impl Streams {
                 continue;
             }
             total = total.saturating_sub(streams.log.stored() + streams.events.stored());
-            let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-            attempts.remove(&streams.key());
-            if let Err(error) = std::fs::remove_dir_all(&streams.dir) {
-                tracing::warn!(%error, dir = %streams.dir.display(), "could not drop old streams");
-            }
+            self.discard(&streams.key());
         }
     }
 }

@@ -7,15 +7,7 @@ use std::{
     path::Path,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{FallocateFlags, fallocate},
-};
-
-use crate::room::Room;
-
-/// Bytes written at once where space cannot be allocated without writing.
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+use crate::room::{Room, allocate};
 
 /// Writes of the ledger.
 pub trait Disk: Send + std::fmt::Debug {
@@ -50,15 +42,7 @@ impl Disk for RealDisk {
     }
 
     fn reserve(&self, path: &Path, bytes: u64) -> io::Result<()> {
-        let allocate = || {
-            let mut file = open_file(path)?;
-            let length = i64::try_from(bytes).unwrap_or(i64::MAX);
-            match fallocate(&file, FallocateFlags::empty(), 0, length) {
-                Err(Errno::EOPNOTSUPP) => fill(&mut file, bytes),
-                done => done.map_err(io::Error::from),
-            }
-        };
-        allocate().inspect_err(|_| {
+        open_file(path).and_then(|mut file| allocate(&mut file, bytes)).inspect_err(|_| {
             let _ = std::fs::remove_file(path);
         })
     }
@@ -70,16 +54,6 @@ impl Disk for RealDisk {
     fn free_inodes(&self, dir: &Path) -> io::Result<u64> {
         Room::of(dir).map(|room| room.inodes)
     }
-}
-
-fn fill(file: &mut File, bytes: u64) -> io::Result<()> {
-    let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
-    while left > 0 {
-        let part = left.min(ZEROS.len());
-        file.write_all(&ZEROS[..part])?;
-        left -= part;
-    }
-    file.sync_data()
 }
 
 /// Whether a write failed for want of space.

@@ -8,10 +8,7 @@ use std::{
     path::Path,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{FallocateFlags, fallocate},
-};
+use crate::room::allocate;
 
 /// Why bytes of a stream are lost for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,17 +204,9 @@ fn check(from: u64, to: u64, code: u64) -> u64 {
 pub(super) fn open_preallocated(path: &Path, bytes: usize) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.create(true).read(true).write(true).truncate(false).mode(0o600);
-    let file = options.open(path)?;
+    let mut file = options.open(path)?;
     if file.metadata()?.len() < bytes as u64 {
-        let length = i64::try_from(bytes).unwrap_or(i64::MAX);
-        match fallocate(&file, FallocateFlags::empty(), 0, length) {
-            // Blocks of what was written are allocated as late as it is synced.
-            Err(Errno::EOPNOTSUPP) => {
-                file.write_all_at(&vec![0; bytes], 0)?;
-                file.sync_all()?;
-            }
-            done => done.map_err(io::Error::from)?,
-        }
+        allocate(&mut file, bytes as u64)?;
     }
     Ok(file)
 }

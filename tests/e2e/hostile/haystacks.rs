@@ -137,9 +137,9 @@ fn lives_of(pod: &Pod) -> Vec<(String, String, bool)> {
             .flatten()
     });
     let lives = statuses.flat_map(|status| {
-        let earlier = (status.restart_count > 0).then_some(true);
-        let life = |previous| (pod.name_any(), status.name.clone(), previous);
-        [Some(false), earlier].into_iter().flatten().map(life).collect::<Vec<_>>()
+        let had = |earlier: &bool| !earlier || status.restart_count > 0;
+        let lives = [false, true].into_iter().filter(had);
+        lives.map(|earlier| (pod.name_any(), status.name.clone(), earlier)).collect::<Vec<_>>()
     });
     lives.collect()
 }

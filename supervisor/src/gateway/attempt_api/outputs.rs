@@ -38,7 +38,7 @@ const NAME_BYTES_MAX: usize = 256;
 const ARGUMENTS_MAX: usize = 256;
 /// Bytes of all of them: the longest that a task can name.
 const COMMAND_BYTES_MAX: usize = 16 * 1024;
-/// More output than a step can print: a pebibyte takes days at the speed of memory. Offsets stay far from their end.
+/// More output than a step can print: a pebibyte takes a day at the speed of memory. Offsets stay far from their end.
 const PRINTED_BYTES_MAX: u64 = 1 << 50;
 /// Most addresses of a probe's report: it is asked for a handful.
 const PROBED_MAX: usize = 32;
@@ -55,12 +55,21 @@ fn short(value: String, max: usize, secrets: &Watchlist) -> String {
 
 /// The runner's result within its bounds.
 pub(super) fn result(result: StepResult, secrets: &Watchlist) -> StepResult {
-    StepResult {
-        message: long(result.message, MESSAGE_BYTES_MAX, secrets),
-        facts: step_facts(result.facts, secrets),
-        printed: result.printed.filter(|bytes| *bytes <= PRINTED_BYTES_MAX),
-        ..result
-    }
+    // By name, so that a new field cannot pass unseen.
+    let StepResult {
+        reason,
+        message,
+        exit_code,
+        start_fault,
+        facts,
+        reported_usage,
+        events,
+        printed,
+    } = result;
+    let message = long(message, MESSAGE_BYTES_MAX, secrets);
+    let facts = step_facts(facts, secrets);
+    let printed = printed.filter(|bytes| *bytes <= PRINTED_BYTES_MAX);
+    StepResult { reason, message, exit_code, start_fault, facts, reported_usage, events, printed }
 }
 
 fn step_facts(facts: StepFacts, secrets: &Watchlist) -> StepFacts {

@@ -48,9 +48,9 @@ const DRAIN_QUIET: Duration = Duration::from_millis(750);
 /// Longest wait after the container's end for files that are known and do not come.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
-/// Longest wait for output that the runtime has not copied when the container has ended, or for the word that
-/// there is none: a runtime that is late copies it, one that is back says what has ended. As long as Kubernetes waits before it gives up the
-/// pods of a node that does not answer (`tolerationSeconds` of 300).
+/// Longest wait for output that the runtime has not copied when the container has ended, or for the word
+/// that there is none: a runtime that is late copies it, one that is back says what has ended. As long as
+/// Kubernetes waits before it gives up the pods of a node that does not answer (`tolerationSeconds` of 300).
 const COPY_MAX: Duration = Duration::from_mins(5);
 
 /// Reads the log in `folder` into the attempt's log spool until its `end` is known and the files are
