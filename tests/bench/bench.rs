@@ -42,12 +42,14 @@ mod site;
 mod support;
 mod table;
 mod throughput;
+mod watchdog;
 
 use std::process::ExitCode;
 
 use choice::{Choice, Needs};
 use measure::Scale;
 use table::Row;
+use watchdog::Watchdog;
 
 /// A bench by name.
 type Bench = fn(Scale) -> Vec<Row>;
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
     let mut rows = Vec::new();
     for (name, bench) in choice.benches() {
         eprintln!("{name}...");
+        let _watchdog = Watchdog::start(name, choice.scale);
         rows.extend(bench(choice.scale));
     }
     eprint!("{}", table::text(&rows));

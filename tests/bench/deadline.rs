@@ -63,12 +63,40 @@ fn gateway(socket: &Path) -> mpsc::Receiver<(String, BootTime)> {
             let mut line = String::new();
             let read = BufReader::new(stream).read_line(&mut line);
             let at = clock::boot();
+            // Given up before it was written, which a busy machine brings about; it comes again.
+            if line.is_empty() {
+                continue;
+            }
             if read.is_err() || told.send((line, at)).is_err() {
                 return;
             }
         }
     });
     orders
+}
+
+/// Keeps all cores busy until it is dropped, whether its round went well or not.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn start() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
+            let over = Arc::clone(&over);
+            thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(over)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A bare timer: one thread that sleeps until each moment.
@@ -148,23 +176,14 @@ pub fn run(scale: Scale) -> Vec<Row> {
     let (mut ours, mut floor, mut early) = (Samples::default(), Samples::default(), 0);
     let (mut late_pods, runtime) = (Samples::default(), runtime());
     let nodes = std::env::var_os("AO_NODES").map(|_| runtime.block_on(Nodes::connect()));
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
+    let busy = Busy::start();
+    for _ in 0..scale.pick(ROUNDS, 2) {
+        early += round(&mut ours, &mut floor);
+        if let Some(nodes) = &nodes {
+            runtime.block_on(peer(nodes, &mut late_pods));
         }
-        for _ in 0..scale.pick(ROUNDS, 2) {
-            early += round(&mut ours, &mut floor);
-            if let Some(nodes) = &nodes {
-                runtime.block_on(peer(nodes, &mut late_pods));
-            }
-        }
-        over.store(true, Ordering::Relaxed);
-    });
+    }
+    drop(busy);
     let late = |name, of: fn(&Samples) -> Option<f64>, limit| {
         Row::new(name, "ms late", of(&ours)).floor(of(&floor)).peer(of(&late_pods)).at_most(limit)
     };

@@ -17,7 +17,7 @@ use crate::{
     plant::Plant as RealPlant,
     processes::{PROCESS, Process, block_on},
     scripted::{SLOTS, Scripted},
-    site::{CONTROLLER, Controller, Site, TASKS, patience},
+    site::{CONTROLLER, Controller, Site, TASKS},
     table::Row,
 };
 
@@ -127,8 +127,8 @@ pub fn list_process(arguments: &[String]) -> anyhow::Result<()> {
     })
 }
 
-async fn recover(scale: Scale, limit: Duration) -> (Samples, Samples) {
-    let count = scale.pick(1000, 50);
+async fn recover(scale: Scale) -> (Samples, Samples) {
+    let (count, limit) = (scale.pick(1000, 50), scale.limit());
     let mut plant = Plant::start(count, limit).await;
     plant.grow(count).await;
     let mut steps = second_steps(&plant.site.client);
@@ -180,11 +180,8 @@ async fn adopt(scale: Scale) -> (Samples, Samples) {
 }
 
 pub fn recovery(scale: Scale) -> Vec<Row> {
-    let limit = patience(scale);
-    let (ours, floor) = block_on(recover(scale, limit));
-    let (adopted, floor_of_adopted) =
-        block_on(async { tokio::time::timeout(limit, adopt(scale)).await })
-            .expect("adopted in time");
+    let (ours, floor) = block_on(recover(scale));
+    let (adopted, floor_of_adopted) = block_on(adopt(scale));
     vec![
         Row::new("recovery controller", "ms, SIGKILL to the first right write", ours.median())
             .floor(floor.median())
@@ -202,10 +199,9 @@ pub fn memory(scale: Scale) -> Vec<Row> {
     const NAMES: [&str; 3] =
         ["memory at 1,000 tasks", "memory at 5,000 tasks", "memory at 10,000 tasks"];
     let sizes: &[usize] = scale.pick(&[1000, 5000, 10_000], &[50, 100]);
-    let limit = patience(scale);
     let further = scale.pick(100, 5);
     let (base, session, at, again, peak) = block_on(async {
-        let mut plant = Plant::start(*sizes.last().unwrap(), limit).await;
+        let mut plant = Plant::start(*sizes.last().unwrap(), scale.limit()).await;
         tokio::time::sleep(SETTLE).await;
         let base = plant.pss_mib();
         plant.more_nodes(further).await;

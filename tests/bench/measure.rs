@@ -21,6 +21,12 @@ impl Scale {
     pub fn pick<T>(self, full: T, quick: T) -> T {
         if self == Self::Full { full } else { quick }
     }
+
+    /// Limit of one bench as a whole: several times what a busy machine takes, since only what hangs is to end by it.
+    /// All quick ones together take five minutes, and the longest full one half an hour.
+    pub fn limit(self) -> Duration {
+        self.pick(Duration::from_mins(90), Duration::from_mins(8))
+    }
 }
 
 /// Values of one thing.

@@ -24,10 +24,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::{
-    measure::{Scale, eventually},
-    processes::Process,
-};
+use crate::{measure::eventually, processes::Process};
 
 /// Namespace of our processes.
 pub const SYSTEM: &str = "agent-operator-system";
@@ -283,9 +280,4 @@ impl Controller {
     pub fn start(&self) -> Process {
         Process::start(&self.arguments, &[], self.log.clone())
     }
-}
-
-/// Limit of a wait of the whole bench: several times what a busy machine takes, since only what hangs is to end by it.
-pub fn patience(scale: Scale) -> Duration {
-    scale.pick(Duration::from_mins(15), Duration::from_mins(8))
 }
