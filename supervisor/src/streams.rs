@@ -18,7 +18,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -168,6 +168,14 @@ pub struct LogEnd {
     pub recorded: bool,
 }
 
+/// Streams by attempt.
+#[derive(Debug, Default)]
+struct Attempts {
+    /// Grows whenever an attempt comes or goes.
+    version: u64,
+    by_key: BTreeMap<RunKey, Arc<AttemptStreams>>,
+}
+
 /// All streams on this node.
 #[derive(Debug)]
 pub struct Streams {
@@ -175,7 +183,7 @@ pub struct Streams {
     retention: Retention,
     /// What is used of it.
     pub budget: Arc<Budget>,
-    attempts: Mutex<BTreeMap<RunKey, Arc<AttemptStreams>>>,
+    attempts: Mutex<Attempts>,
     /// Something changed that the uploader should look at.
     pub changed: Arc<Notify>,
 }
@@ -210,8 +218,8 @@ impl Streams {
         attempt: Attempt,
     ) -> Result<Arc<AttemptStreams>, SpoolError> {
         let key = RunKey { uid: run.uid.clone(), attempt };
-        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = attempts.get(&key) {
+        let mut attempts = self.attempts();
+        if let Some(known) = attempts.by_key.get(&key) {
             return Ok(Arc::clone(known));
         }
         let dir = self.dir.join(format!("{}.{attempt}", safe(run.uid.as_str())));
@@ -222,7 +230,8 @@ impl Streams {
                 let _ = std::fs::remove_dir_all(&dir);
             }
         })?;
-        attempts.insert(key, Arc::clone(&streams));
+        attempts.by_key.insert(key, Arc::clone(&streams));
+        attempts.version += 1;
         self.changed.notify_one();
         Ok(streams)
     }
@@ -250,24 +259,33 @@ impl Streams {
 
     /// Drops the streams of an attempt.
     pub fn discard(&self, run: &RunKey) {
-        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(streams) = attempts.remove(run)
-            && let Err(error) = std::fs::remove_dir_all(&streams.dir)
-        {
+        let mut attempts = self.attempts();
+        let Some(streams) = attempts.by_key.remove(run) else { return };
+        attempts.version += 1;
+        if let Err(error) = std::fs::remove_dir_all(&streams.dir) {
             tracing::warn!(%error, dir = %streams.dir.display(), "could not drop streams");
         }
     }
 
+    fn attempts(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The streams of an attempt, if they are (still) here.
     pub fn known(&self, run: &RunKey) -> Option<Arc<AttemptStreams>> {
-        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        attempts.get(run).map(Arc::clone)
+        self.attempts().by_key.get(run).map(Arc::clone)
     }
 
     /// All streams, in order.
     pub fn all(&self) -> Vec<Arc<AttemptStreams>> {
-        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        attempts.values().map(Arc::clone).collect()
+        self.attempts().by_key.values().map(Arc::clone).collect()
+    }
+
+    /// The same with their version, unless nothing came or went since `version`.
+    fn all_since(&self, version: Option<u64>) -> Option<(u64, Vec<Arc<AttemptStreams>>)> {
+        let attempts = self.attempts();
+        (version != Some(attempts.version))
+            .then(|| (attempts.version, attempts.by_key.values().map(Arc::clone).collect()))
     }
 
     /// Drops complete streams that are too old, or the oldest when there are too many. `live` are

@@ -2,10 +2,14 @@
 //! first says from where it wants it; then data, gaps and the end follow, a bounded piece ahead of its
 //! acknowledgements. Nothing is deleted here: retention alone decides how long bytes stay.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+};
 
 use agent_operator::{
-    domain::{RunKey, limits::CHUNK_BYTES_MAX, stream::Channel},
+    domain::{Attempt, RunKey, limits::CHUNK_BYTES_MAX, stream::Channel},
     proto::v1,
 };
 use tokio::sync::mpsc;
@@ -34,63 +38,102 @@ struct Progress {
     complete: bool,
 }
 
-/// All streams on one connection.
+impl Progress {
+    fn acknowledge(&mut self, ack: &v1::Ack) {
+        if ack.again {
+            // The controller lost what it had, the end perhaps as well.
+            *self = Self { opened: self.opened, ..Self::default() };
+        }
+        if !self.answered {
+            self.answered = true;
+            self.sent = ack.offset;
+        }
+        self.acknowledged = self.acknowledged.max(ack.offset);
+        self.complete |= ack.complete;
+    }
+}
+
+/// A stream's name on the connection.
+type StreamKey = (RunKey, Channel);
+
+/// One of the node's streams, and how far it is on this connection.
+struct Known {
+    streams: Arc<AttemptStreams>,
+    progress: Progress,
+}
+
+/// All streams on one connection. A node keeps the streams of a day and few of them are live, so what the controller has
+/// whole is not looked at again for each chunk.
 pub struct Upload {
     streams: Arc<Streams>,
-    progress: BTreeMap<(RunKey, Channel), Progress>,
+    /// State of the registry that `known` stands for; none before the first look.
+    version: Option<u64>,
+    known: BTreeMap<StreamKey, Known>,
+    /// Those of `known` that the controller does not have whole.
+    open: BTreeSet<StreamKey>,
     /// Where the last round stopped, so that every stream has its turn.
-    cursor: Option<(RunKey, Channel)>,
+    cursor: Option<StreamKey>,
 }
 
 impl Upload {
     /// A fresh connection: every stream is opened again, so that a controller that lost its store
     /// gets everything that is still here.
     pub fn new(streams: Arc<Streams>) -> Self {
-        Self { streams, progress: BTreeMap::new(), cursor: None }
+        let (known, open) = Default::default();
+        Self { streams, version: None, known, open, cursor: None }
     }
 
     /// Takes an acknowledgement.
     pub fn acknowledge(&mut self, ack: &v1::Ack) {
         let Ok(channel) = Channel::try_from(ack.channel) else { return };
         let Some(run) = ack.run.as_ref() else { return };
-        let of_run = self
-            .progress
-            .iter_mut()
-            .filter(|((key, of), _)| key.uid.as_str() == run.uid && *of == channel);
-        for (_, progress) in of_run {
-            if ack.again {
-                // The controller lost what it had, the end perhaps as well.
-                let opened = progress.opened;
-                *progress = Progress { opened, ..Progress::default() };
+        let first = (RunKey { uid: run.uid.as_str().into(), attempt: Attempt(0) }, Channel::ALL[0]);
+        let of_run =
+            self.known.range_mut(first..).take_while(|(key, _)| key.0.uid.as_str() == run.uid);
+        for (key, Known { progress, .. }) in of_run.filter(|(key, _)| key.1 == channel) {
+            progress.acknowledge(ack);
+            if progress.complete {
+                self.open.remove(key);
+            } else {
+                self.open.insert(key.clone());
             }
-            if !progress.answered {
-                progress.answered = true;
-                progress.sent = ack.offset;
-            }
-            progress.acknowledged = progress.acknowledged.max(ack.offset);
-            progress.complete |= ack.complete;
         }
     }
 
     /// The next chunk to send; none when there is nothing to do until something changes.
     pub fn next_chunk(&mut self) -> Option<v1::Chunk> {
-        let all = self.streams.all();
-        self.progress.retain(|(key, _), _| all.iter().any(|streams| streams.key() == *key));
-        let mut turns: Vec<_> = all
-            .iter()
-            .flat_map(|streams| Channel::ALL.map(|channel| ((streams.key(), channel), streams)))
-            .collect();
+        self.refresh();
         // Round robin: begin behind the stream that was served last.
-        let behind = turns.iter().position(|(key, _)| Some(key) == self.cursor.as_ref());
-        turns.rotate_left(behind.map_or(0, |at| at + 1));
-        for (key, streams) in turns {
-            let progress = self.progress.entry(key.clone()).or_default();
+        let behind = self.cursor.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        let later = self.open.range((behind, Bound::Unbounded));
+        let earlier = self.cursor.clone().map(|cursor| self.open.range(..=cursor));
+        for key in later.chain(earlier.into_iter().flatten()) {
+            let Some(Known { streams, progress }) = self.known.get_mut(key) else { continue };
             if let Some(chunk) = piece(streams, key.1, progress) {
-                self.cursor = Some(key);
+                self.cursor = Some(key.clone());
                 return Some(chunk);
             }
         }
         None
+    }
+
+    /// Takes over what has come to be and what was dropped since the last look.
+    fn refresh(&mut self) {
+        let Some((version, all)) = self.streams.all_since(self.version) else { return };
+        self.version = Some(version);
+        let mut before = std::mem::take(&mut self.known);
+        for streams in all {
+            for channel in Channel::ALL {
+                let key = (streams.key(), channel);
+                // Dropped and made again meanwhile is another stream.
+                let same =
+                    before.remove(&key).filter(|known| Arc::ptr_eq(&known.streams, &streams));
+                let progress = same.map(|known| known.progress).unwrap_or_default();
+                self.known.insert(key, Known { streams: Arc::clone(&streams), progress });
+            }
+        }
+        let open = self.known.iter().filter(|(_, known)| !known.progress.complete);
+        self.open = open.map(|(key, _)| key.clone()).collect();
     }
 }
 

@@ -66,6 +66,43 @@ fn what_the_controller_has_whole_is_left_alone() {
     assert_eq!(upload.next_chunk(), None);
 }
 
+/// A node keeps the streams of a day.
+#[test]
+fn only_streams_that_are_not_whole_at_the_controller_are_looked_at_for_a_chunk() {
+    let (_dir, streams, attempt) = rig();
+    let mut upload = Upload::new(Arc::clone(&streams));
+    for spool in [&attempt.log, &attempt.events] {
+        spool.complete().unwrap();
+    }
+    while upload.next_chunk().is_some() {}
+    assert_eq!(upload.open.len(), 2, "the controller has nothing yet");
+    for channel in Channel::ALL {
+        upload.acknowledge(&ack(channel, 0, true));
+    }
+    assert_eq!((upload.next_chunk(), upload.open.len()), (None, 0));
+
+    let other = RunRef { uid: RunUid::from("other"), ..run() };
+    streams.attempt(&other, Attempt(1)).unwrap();
+    assert!(upload.next_chunk().is_some_and(|chunk| chunk.run.is_some_and(|r| r.uid == "other")));
+    assert_eq!((upload.known.len(), upload.open.len()), (4, 2));
+    streams.discard(&attempt.key());
+    while upload.next_chunk().is_some() {}
+    assert_eq!(upload.known.len(), 2, "what was dropped is forgotten");
+}
+
+#[test]
+fn streams_that_were_dropped_and_made_again_are_opened_again() {
+    let (_dir, streams, attempt) = rig();
+    let mut upload = Upload::new(Arc::clone(&streams));
+    while upload.next_chunk().is_some() {}
+    upload.acknowledge(&ack(Channel::Log, 4, false));
+    streams.discard(&attempt.key());
+    streams.attempt(&run(), Attempt(1)).unwrap();
+    let payloads: Vec<_> =
+        std::iter::from_fn(|| upload.next_chunk()).filter_map(|chunk| chunk.payload).collect();
+    assert_eq!(payloads, [const { Payload::Open(v1::StreamOpen {}) }; 2]);
+}
+
 #[test]
 fn a_stream_that_the_controller_lost_is_sent_again_from_where_it_says() {
     let (_dir, streams, attempt) = rig();
