@@ -28,19 +28,29 @@ const QUEUE_MAX: usize = 1024;
 const NOTE_BYTES_MAX: usize = 1024;
 /// Longest wait for one event to be written.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an event waits before it is written: what happens is followed at once by the writes of what comes next, and
+/// people do not wait for events as the next step waits for its pod.
+const BEHIND: Duration = Duration::from_millis(200);
 /// Pause between two lines about dropped events: when they are dropped, it is by the hundred.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// An event that waits to be written.
+struct Waiting {
+    about: ObjectReference,
+    note: EventNote,
+    since: Instant,
+}
 
 /// Takes events without waiting.
 #[derive(Clone)]
 pub struct Events {
-    queue: mpsc::Sender<(ObjectReference, EventNote)>,
+    queue: mpsc::Sender<Waiting>,
     dropped: Arc<AtomicU64>,
 }
 
 /// Writes events; to be run as one task.
 pub struct EventWriter {
-    queue: mpsc::Receiver<(ObjectReference, EventNote)>,
+    queue: mpsc::Receiver<Waiting>,
     recorder: Recorder,
     dropped: Arc<AtomicU64>,
     /// When dropped events were last told of.
@@ -71,8 +81,9 @@ impl Events {
         self.queue(run.object_ref(&()), note);
     }
 
-    fn queue(&self, reference: ObjectReference, note: EventNote) {
-        if self.queue.try_send((reference, note)).is_err() {
+    fn queue(&self, about: ObjectReference, note: EventNote) {
+        let waiting = Waiting { about, note, since: clock::instant() };
+        if self.queue.try_send(waiting).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -81,14 +92,8 @@ impl Events {
 impl EventWriter {
     /// Writes events until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        loop {
-            let (reference, note) = tokio::select! {
-                () = shutdown.cancelled() => return,
-                next = self.queue.recv() => match next {
-                    Some(next) => next,
-                    None => return,
-                },
-            };
+        while let Some(Some(next)) = shutdown.run_until_cancelled(self.next()).await {
+            let Waiting { about, note, .. } = next;
             let event = Event {
                 type_: if note.warning { EventType::Warning } else { EventType::Normal },
                 reason: note.reason,
@@ -96,7 +101,7 @@ impl EventWriter {
                 action: note.action,
                 secondary: None,
             };
-            let write = self.recorder.publish(&event, &reference);
+            let write = self.recorder.publish(&event, &about);
             match tokio::time::timeout(CALL_TIMEOUT, write).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(error = %error, "write an event"),
@@ -104,6 +109,13 @@ impl EventWriter {
             }
             self.tell_of_dropped();
         }
+    }
+
+    /// The next event, once it is due; none when nobody is left to queue one.
+    async fn next(&mut self) -> Option<Waiting> {
+        let next = self.queue.recv().await?;
+        tokio::time::sleep_until(next.since + BEHIND).await;
+        Some(next)
     }
 
     /// They are dropped while the queue is full, so an event that was written is always near.

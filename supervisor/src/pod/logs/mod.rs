@@ -37,6 +37,14 @@ use crate::{
 const READ_BYTES: usize = 64 * 1024;
 /// Pause between two looks where no notification came (they can be lost).
 const POLL: Duration = Duration::from_millis(250);
+/// How many times as long as a burst took its reader rests, so that the reader of a busy log leaves most of the machine to
+/// the pods that write, and takes several lines at once when the machine is slow.
+const REST_FACTOR: u32 = 4;
+/// Longest rest: a line is not to wait for long because the one before it was slow.
+const REST_MAX: Duration = Duration::from_millis(5);
+/// Shorter rests are left out: they are below what the runtime's timer can tell apart, and a machine whose bursts
+/// are so short has no need of them.
+const REST_MIN: Duration = Duration::from_millis(1);
 /// How long a file with a successor must be quiet before it is left: the runtime writes what it holds
 /// to the old file after it has opened the new one, within milliseconds, or as late as a busy machine
 /// lets it. What comes later still is a gap.
@@ -75,6 +83,7 @@ pub async fn tail(
             notify = Some(waker.watch(&path));
         }
         let burst;
+        let began = clock::instant();
         // Files are read off the async workers: a flood or a slow disk must not stop anything else.
         (reader, burst) = blocking(move || {
             let burst = reader.burst(clock::instant())?;
@@ -100,6 +109,9 @@ pub async fn tail(
             tokio::time::sleep(POLL).await;
             continue;
         }
+        if let Some(rest) = rest(began.elapsed()) {
+            tokio::time::sleep(rest).await;
+        }
         let woken = async {
             match &notify {
                 Some(notify) => notify.notified().await,
@@ -115,6 +127,11 @@ pub async fn tail(
     blocking(move || reader.give_up(clock::instant(), last.unwrap_or_default())).await?;
     waker.forget(&path);
     streams.log.complete()
+}
+
+/// The pause after a burst that took so long; what comes meanwhile is read at once after it.
+fn rest(burst: Duration) -> Option<Duration> {
+    Some((burst * REST_FACTOR).min(REST_MAX)).filter(|rest| *rest >= REST_MIN)
 }
 
 /// What is known of the log's end; whoever has forgotten the attempt has no more to say.

@@ -132,6 +132,14 @@ fn compress(folder: &Path, name: &str) {
     fs::remove_file(folder.join(name)).unwrap();
 }
 
+#[test]
+fn a_reader_rests_when_its_bursts_take_long_and_never_for_long() {
+    let rests: Vec<_> = [0, 249, 250, 1000, 1_000_000]
+        .map(|micros| rest(Duration::from_micros(micros)).map(|rest| rest.as_micros()))
+        .into();
+    assert_eq!(rests, [None, None, Some(1000), Some(4000), Some(5000)]);
+}
+
 #[tokio::test]
 async fn lines_arrive_while_they_are_written_and_rotation_loses_and_doubles_none() {
     let mut rig = Rig::new();
