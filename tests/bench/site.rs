@@ -4,6 +4,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -36,6 +37,10 @@ pub const CONTROLLER: &str = "agent-operator-controller";
 pub const SUPERVISOR: &str = "agent-operator-supervisor";
 /// Account of Kubernetes' own controller of Jobs.
 pub const JOBS: &str = "job-controller";
+/// Ports of our processes: above those of `deploy/local/apiserver`, below those that the kernel gives to connections
+/// (`net.ipv4.ip_local_port_range`), or a node that dials a controller while it starts could be given its port.
+const FIRST_PORT: u16 = 30_000;
+const PORTS: u16 = 2_768;
 /// Limit of what the server does in the background.
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -78,9 +83,15 @@ pub fn from_json<T: DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
 }
 
-/// A port that nobody has right now.
+/// A port that nobody has right now, and that no connection is given before its process listens.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static TURN: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id();
+    let mut ports = (0..PORTS).map(|_| {
+        let turn = first.wrapping_add(TURN.fetch_add(1, Ordering::Relaxed)) % u32::from(PORTS);
+        FIRST_PORT + u16::try_from(turn).unwrap()
+    });
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 impl Site {
