@@ -13,9 +13,7 @@ chart_install() {
   [[ -f $CHART/Chart.yaml ]] || die "there is no chart at $CHART" "check out the whole repository"
   for name in controller supervisor runner agent; do set+=(--set-string "images.$name=$(image_reference "$name")"); done
   log "installing the chart"
-  # What was changed by hand since (a number of replicas, by a test that was ended) is the chart's again.
   helm --kubeconfig "$1" upgrade --install "$RELEASE" "$CHART" --namespace "$RELEASE_NAMESPACE" --create-namespace \
-    --force-conflicts \
     --values "$2" --set-string "llm.baseURL=$(model_base_url)" "${set[@]}" "${@:3}" >"$AO_LOGS/helm.log" 2>&1 || {
     tail -n 20 "$AO_LOGS/helm.log" >&2
     die "helm could not install the chart" "see $AO_LOGS/helm.log; helm lint $CHART checks the chart alone"
@@ -66,7 +64,8 @@ grpc_ca() {
 chart_up() {
   preload_images &
   local preload=$!
-  chart_install "$AO_KUBE/admin.yaml" "$AO_LOCAL/values.yaml"
+  # What was changed by hand since (a number of replicas, by a test that was ended) is the chart's again.
+  chart_install "$AO_KUBE/admin.yaml" "$AO_LOCAL/values.yaml" --force-conflicts
   chart_secret "$AO_KUBE/admin.yaml" "$(cat "$(forge_token_file)")"
   chart_viewer "$AO_KUBE/admin.yaml"
   wait "$preload" || true
