@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use agent_operator::domain::limits::LEASE_DURATION;
 use agent_operator_supervisor::clock;
 use jiff::Timestamp;
 use serde_json::json;
@@ -30,8 +31,10 @@ const CLOCKS: [(Victim, &str); 2] = [
 const HOUR: i64 = 3600;
 /// Timeout of the steps in whose middle it happens.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// Terms of which one at least goes on while the clocks step.
+const TERMS_MAX: usize = 5;
 /// What a person who looks every fifth of a second may be off on a busy machine. An hour would be more.
-const LOOKS: Duration = Duration::from_secs(3);
+const LOOKS: Duration = Duration::from_secs(8);
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run faults"]
@@ -63,15 +66,43 @@ async fn step(values: &str) {
     }
     release::rolled_out(SYSTEM).await;
     let cluster = Cluster::connect().await;
-    let term = eventually("somebody leads", SOON, || leaders::lead(&cluster)).await;
+    outlasted(&cluster).await;
     let forwards = timed_out_beside(&cluster, HOUR).await;
     whole_task(&cluster).await;
     let back = timed_out_beside(&cluster, 0).await;
-    let now = leaders::lead(&cluster).await;
-    assert_eq!(now.as_ref(), Ok(&term), "a lease is no matter of the wall clock");
     say(&format!(
         "wall clock by an hour forwards and back: steps of {TIMEOUT:?} seen to run for {forwards:.1?} and {back:.1?}"
     ));
+}
+
+/// A term goes on while the clock steps forwards and back. On a busy machine a term may also end because the API server
+/// does not answer in time; a term that ends for the clock's sake does so each time.
+async fn outlasted(cluster: &Cluster) {
+    let mut ended = Vec::new();
+    while ended.len() < TERMS_MAX {
+        let term = eventually("somebody leads", SOON, || leaders::lead(cluster)).await;
+        for seconds in [HOUR, 0] {
+            set(seconds);
+            renewed(cluster, seconds).await;
+        }
+        match leaders::lead(cluster).await {
+            Ok(now) if now == term => return,
+            now => ended.push((term, now)),
+        }
+    }
+    panic!("a lease is no matter of the wall clock: {ended:?}");
+}
+
+/// Waits until the Lease is renewed by a clock that is so far ahead, and what was renewed before has run out.
+async fn renewed(cluster: &Cluster, seconds: i64) {
+    let began = clock::instant();
+    eventually("the Lease is renewed by the clock as it is set", SOON, || async {
+        let ahead = leaders::renewed(cluster).await?.duration_since(clock::now().wall).as_secs();
+        let by_it = (ahead - seconds).abs() < HOUR / 2;
+        let good = by_it && began.elapsed() > LEASE_DURATION;
+        if good { Ok(()) } else { Err(format!("{ahead} s ahead")) }
+    })
+    .await;
 }
 
 /// Sets the clocks while a step runs that its timeout will end. How long it ran, as seen from outside.

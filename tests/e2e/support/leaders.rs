@@ -2,6 +2,7 @@
 
 use std::{process::Stdio, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use kube::{
     Api, ResourceExt,
@@ -46,6 +47,13 @@ pub(crate) async fn lead(cluster: &Cluster) -> Result<Lead, String> {
     // The identity is the pod's name and some characters that are new at each start.
     let (pod, _) = holder.rsplit_once('_').ok_or("another form of identity")?;
     Ok(Lead { pod: pod.to_owned(), epoch: spec.lease_transitions.unwrap_or(0) })
+}
+
+/// When the holder renewed last, by its own wall clock; a sentence while there is no Lease.
+pub(crate) async fn renewed(cluster: &Cluster) -> Result<Timestamp, String> {
+    let lease = leases(cluster).get(LEASE).await.map_err(|error| error.to_string())?;
+    let time = lease.spec.unwrap_or_default().renew_time.ok_or("never renewed")?;
+    Ok(time.0)
 }
 
 /// Waits for a term above `epoch`.
