@@ -10,6 +10,7 @@ use agent_operator::{
     },
     proto::v1,
 };
+use futures::StreamExt as _;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -32,6 +33,10 @@ const STREAMS_MAX: usize = 65_536;
 /// Pause between two looks for runs that were not known at the opening. There may be many of them (a
 /// node keeps streams of deleted runs for a day), so not every change of the catalogue is worth one.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
+
+/// Chunks that are taken and written at once when so many have arrived: one way to a blocking thread for all of them, and
+/// no more than 4 MiB of them in memory.
+const CHUNKS_AT_ONCE: usize = 16;
 
 /// What the uploads of a node need of the process.
 #[derive(Clone)]
@@ -91,7 +96,7 @@ struct Upload {
 }
 
 impl Upload {
-    async fn run(&mut self, mut inbound: Streaming<v1::Chunk>, acks: &Acks) -> Result<(), Status> {
+    async fn run(&mut self, inbound: Streaming<v1::Chunk>, acks: &Acks) -> Result<(), Status> {
         if !self.is_leaders() {
             return Err(not_leading());
         }
@@ -101,6 +106,7 @@ impl Upload {
         let demand = self.context.store.demand().clone();
         let _connected = demand.connect(&self.node);
         let mut wishes = demand.changes();
+        let mut inbound = inbound.ready_chunks(CHUNKS_AT_ONCE);
         let mut looks = tokio::time::interval(LOOK_PERIOD);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -123,11 +129,8 @@ impl Upload {
                 }
                 // Its sender lives as long as the store.
                 _ = wishes.changed() => self.send_again(),
-                message = inbound.message() => match message? {
-                    Some(chunk) => {
-                        let piece = check(chunk).map_err(|error| from_convert(&error))?;
-                        self.take(piece).await?;
-                    }
+                arrived = inbound.next() => match arrived {
+                    Some(arrived) => self.take(arrived).await?,
                     None => return self.flush(acks).await,
                 }
             }
@@ -151,9 +154,23 @@ impl Upload {
         Ok(())
     }
 
-    async fn take(&mut self, piece: Piece) -> Result<(), Status> {
+    /// Takes what has arrived, in its order; what stands before a breach of the rules is kept.
+    async fn take(&mut self, arrived: Vec<Result<v1::Chunk, Status>>) -> Result<(), Status> {
+        let mut due = Vec::with_capacity(arrived.len());
+        let mut admit = |chunk: Result<v1::Chunk, Status>| {
+            let piece = check(chunk?).map_err(|error| from_convert(&error))?;
+            due.extend(self.admit(piece)?);
+            Ok(())
+        };
+        let admitted = arrived.into_iter().try_for_each(&mut admit);
+        self.store(due).await?;
+        admitted
+    }
+
+    /// What is to be written of a piece; none when nothing is, or not yet.
+    fn admit(&mut self, piece: Piece) -> Result<Option<Piece>, Status> {
         if matches!(piece.payload, Payload::Open(_)) {
-            return self.open(piece).await;
+            return self.open(piece);
         }
         if self.waiting.contains_key(&piece.key) {
             return Err(Status::failed_precondition("data before the opening was acknowledged"));
@@ -161,17 +178,17 @@ impl Upload {
         if !self.opened.contains_key(&piece.key) {
             return Err(Status::failed_precondition("data of a stream that was not opened"));
         }
-        self.store(piece).await
+        Ok(Some(piece))
     }
 
     /// Opens a stream if the run is this node's.
-    async fn open(&mut self, piece: Piece) -> Result<(), Status> {
+    fn open(&mut self, piece: Piece) -> Result<Option<Piece>, Status> {
         if self.opened.len() + self.waiting.len() >= STREAMS_MAX {
             return Err(Status::resource_exhausted("too many open streams on one connection"));
         }
         let Some(run) = self.context.catalog.run(&piece.key.run) else {
             self.waiting.insert(piece.key.clone(), piece);
-            return Ok(());
+            return Ok(None);
         };
         if run.node != self.node {
             return Err(Status::permission_denied(format!(
@@ -189,9 +206,9 @@ impl Upload {
         {
             // Retention took it out, and would take it out again.
             self.acknowledge(piece.key, &piece.run, Position { offset: 0, complete: true });
-            return Ok(());
+            return Ok(None);
         }
-        self.store(piece).await
+        Ok(Some(piece))
     }
 
     /// Asks the node once more for streams that a follower misses.
@@ -214,35 +231,41 @@ impl Upload {
             .filter(|key| self.context.catalog.run(&key.run).is_some())
             .cloned()
             .collect();
+        let mut due = Vec::with_capacity(known.len());
         for key in known {
             if let Some(piece) = self.waiting.remove(&key) {
-                self.open(piece).await?;
+                due.extend(self.open(piece)?);
             }
         }
-        Ok(())
+        self.store(due).await
     }
 
-    /// Writes a piece and notes the acknowledgement.
-    async fn store(&mut self, piece: Piece) -> Result<(), Status> {
-        let Piece { run, key, offset, payload } = piece;
-        match &payload {
-            Payload::Data(data) => {
-                self.context.metrics.stream_bytes(key.channel, data.len() as u64);
-            }
+    /// Writes pieces, up to the first that cannot be, and notes their acknowledgements.
+    async fn store(&mut self, due: Vec<Piece>) -> Result<(), Status> {
+        if due.is_empty() {
+            return Ok(());
+        }
+        for piece in &due {
+            self.count(piece);
+        }
+        let store = Arc::clone(&self.context.store);
+        let written = tokio::task::spawn_blocking(move || write_all(&store, due)).await;
+        let (written, result) = written.map_err(|_| Status::internal("the stream store failed"))?;
+        for (key, run, position) in written {
+            self.acknowledge(key, &run, position);
+        }
+        result.map_err(|error| from_store(&error))
+    }
+
+    fn count(&self, piece: &Piece) {
+        let (metrics, channel) = (&self.context.metrics, piece.key.channel);
+        match &piece.payload {
+            Payload::Data(data) => metrics.stream_bytes(channel, data.len() as u64),
             Payload::Gap(gap) => {
-                let lost = gap.to.saturating_sub(gap.from);
-                self.context.metrics.stream_gap(key.channel, &gap.reason, lost);
+                metrics.stream_gap(channel, &gap.reason, gap.to.saturating_sub(gap.from));
             }
             Payload::Open(_) | Payload::End(_) => {}
         }
-        let (store, stream) = (self.context.store.clone(), key.clone());
-        let written =
-            tokio::task::spawn_blocking(move || write(&store, &stream, offset, payload)).await;
-        let position = written
-            .map_err(|_| Status::internal("the stream store failed"))?
-            .map_err(|error| from_store(&error))?;
-        self.acknowledge(key, &run, position);
-        Ok(())
     }
 
     fn acknowledge(&mut self, key: StreamKey, run: &RunRef, position: Position) {
@@ -266,20 +289,31 @@ fn ack(key: &StreamKey, run: &RunRef, position: Position) -> v1::Ack {
     }
 }
 
-fn write(
-    store: &StreamStore,
-    key: &StreamKey,
-    offset: u64,
-    payload: Payload,
-) -> Result<Position, StoreError> {
+/// Where a stream stands after a write.
+type Written = (StreamKey, RunRef, Position);
+
+/// Writes until one cannot be written.
+fn write_all(store: &StreamStore, due: Vec<Piece>) -> (Vec<Written>, Result<(), StoreError>) {
+    let mut written = Vec::with_capacity(due.len());
+    for piece in due {
+        match write(store, &piece) {
+            Ok(position) => written.push((piece.key, piece.run, position)),
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, Ok(()))
+}
+
+fn write(store: &StreamStore, piece: &Piece) -> Result<Position, StoreError> {
+    let Piece { key, offset, payload, .. } = piece;
     let now = clock::instant();
     match payload {
-        Payload::Open(_) => store.begin(key, offset, now),
-        Payload::Data(data) => store.append(key, offset, &data, now),
+        Payload::Open(_) => store.begin(key, *offset, now),
+        Payload::Data(data) => store.append(key, *offset, data, now),
         Payload::Gap(gap) => {
-            store.gap(key, &Gap { from: gap.from, to: gap.to, reason: gap.reason }, now)
+            store.gap(key, &Gap { from: gap.from, to: gap.to, reason: gap.reason.clone() }, now)
         }
-        Payload::End(_) => store.end(key, offset, now),
+        Payload::End(_) => store.end(key, *offset, now),
     }
 }
 

@@ -20,6 +20,11 @@ use super::{AttemptStreams, Streams, spool::Piece};
 /// enough that one flood cannot fill the connection's buffers.
 const WINDOW_BYTES: u64 = 1024 * 1024;
 
+/// What is worth a chunk while an earlier one is not acknowledged. With fewer bytes a live stream waits for the
+/// acknowledgement and then sends all that has come meanwhile (Nagle's algorithm, RFC 896): a controller with much to do
+/// gets longer chunks, not more of them, and nothing queues before it.
+const CHUNK_BYTES_WORTH: u64 = 32 * 1024;
+
 /// How far a stream is.
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own about the stream")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,6 +156,10 @@ fn piece(streams: &AttemptStreams, channel: Channel, progress: &mut Progress) ->
         return None;
     }
     let offset = progress.sent;
+    let (unanswered, extent) = (offset > progress.acknowledged, spool.extent());
+    if unanswered && !extent.complete && extent.end.saturating_sub(offset) < CHUNK_BYTES_WORTH {
+        return None;
+    }
     match spool.read(offset, CHUNK_BYTES_MAX) {
         Ok(Piece::Data(bytes)) => {
             progress.sent += bytes.len() as u64;

@@ -114,6 +114,19 @@ async fn what_breaks_the_rules_ends_the_uploads_with_its_code() {
 }
 
 #[tokio::test]
+async fn what_arrives_before_a_breach_of_the_rules_is_kept_in_its_order() {
+    let port = port().await;
+    let mut upload = port.uploads("node:n1").await.unwrap();
+    upload.send(chunk(0, Payload::Open(v1::StreamOpen {}))).await;
+    for (offset, text) in [(0, "one "), (4, "two "), (8, "three"), (99, "nowhere")] {
+        upload.send(data(offset, text)).await;
+    }
+    assert_eq!(upload.refusal().await, Code::OutOfRange);
+    let key = StreamKey { run: "uid-r".into(), channel: Channel::Log };
+    assert_eq!(port.store.read(&key, 0, 99).unwrap(), Piece::Data("one two three".into()));
+}
+
+#[tokio::test]
 async fn an_old_stream_is_not_asked_for_again_when_the_store_is_crowded() {
     let port = Port::with(Limits { total_bytes: 8, stream_bytes: 8 }).await;
     let other = StreamKey { run: "other".into(), channel: Channel::Log };

@@ -56,6 +56,31 @@ fn no_more_than_a_window_is_on_the_way() {
 }
 
 #[test]
+fn a_few_bytes_wait_while_earlier_ones_are_not_acknowledged_and_then_go_as_one_chunk() {
+    let (_dir, streams, attempt) = rig();
+    let mut upload = Upload::new(streams);
+    while upload.next_chunk().is_some() {}
+    upload.acknowledge(&ack(Channel::Log, 0, false));
+    let mut sent = || upload.next_chunk().map(|chunk| chunk.payload.unwrap());
+    attempt.log.append(b"first").unwrap();
+    assert_eq!(sent(), Some(Payload::Data(b"first".to_vec())), "nothing is waited for");
+    for bytes in [b"second", b"third_"] {
+        attempt.log.append(bytes).unwrap();
+        assert_eq!(sent(), None, "too little while the first is on the way");
+    }
+    upload.acknowledge(&ack(Channel::Log, 5, false));
+    let mut sent = || upload.next_chunk().map(|chunk| chunk.payload.unwrap());
+    assert_eq!(sent(), Some(Payload::Data(b"secondthird_".to_vec())));
+    let worth = usize::try_from(CHUNK_BYTES_WORTH).unwrap();
+    attempt.log.append(&vec![b'x'; worth]).unwrap();
+    assert_eq!(sent(), Some(Payload::Data(vec![b'x'; worth])), "enough is worth a chunk");
+    attempt.log.append(b"last").unwrap();
+    attempt.log.complete().unwrap();
+    assert_eq!(sent(), Some(Payload::Data(b"last".to_vec())), "nothing comes behind the end");
+    assert_eq!(sent(), Some(Payload::End(v1::StreamEnd {})));
+}
+
+#[test]
 fn what_the_controller_has_whole_is_left_alone() {
     let (_dir, streams, attempt) = rig();
     attempt.log.append(b"abc").unwrap();
