@@ -42,8 +42,8 @@ use crate::{
     streams::{Streams, upload},
 };
 
-/// First pause before dialling again.
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// First pause before dialling again: a controller whose process starts anew answers after 0.3 s, and is found soon after.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest pause: a controller that is back is found within 5 s.
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
 /// A session that lasted this long was a good one: the next failure starts from the shortest pause. As long as the

@@ -128,6 +128,12 @@ impl Site {
         self.create(&accounts, json!({"metadata": {"name": "default"}})).await;
     }
 
+    /// Ends the server and starts it again with the same data.
+    pub async fn restart(&self) {
+        let state = self.state.clone();
+        tokio::task::spawn_blocking(move || apiserver("restart", &state)).await.unwrap();
+    }
+
     /// The server's audit log.
     pub fn audit_log(&self) -> PathBuf {
         self.state.join("logs/audit.log")
