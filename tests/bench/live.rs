@@ -3,8 +3,8 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use agent_operator::crd::AgentRun;
+use agent_operator_supervisor::clock;
 use futures::{StreamExt as _, stream};
-use jiff::Timestamp;
 use kube::{
     Api, Client, Config,
     api::ListParams,
@@ -212,7 +212,7 @@ async fn peak_mib(plant: &Plant, work: impl Future<Output = ()>) -> f64 {
 
 /// A server that was started anew does not know where a watch was, so it has the controller list everything again.
 async fn force_relist(plant: &Plant) {
-    let (log, from) = (plant.site.audit_log(), Timestamp::now());
+    let (log, from) = (plant.site.audit_log(), clock::now().wall);
     plant.site.restart().await;
     let listed = |all: &[audit::Request], what: &str| {
         let is_it = |r: &&audit::Request| r.verb == "list" && r.target() == what && r.worked();
