@@ -176,6 +176,12 @@ struct Attempts {
     by_key: BTreeMap<RunKey, Arc<AttemptStreams>>,
 }
 
+impl Attempts {
+    fn list(&self) -> Vec<Arc<AttemptStreams>> {
+        self.by_key.values().map(Arc::clone).collect()
+    }
+}
+
 /// All streams on this node.
 #[derive(Debug)]
 pub struct Streams {
@@ -278,14 +284,13 @@ impl Streams {
 
     /// All streams, in order.
     pub fn all(&self) -> Vec<Arc<AttemptStreams>> {
-        self.attempts().by_key.values().map(Arc::clone).collect()
+        self.attempts().list()
     }
 
     /// The same with their version, unless nothing came or went since `version`.
     fn all_since(&self, version: Option<u64>) -> Option<(u64, Vec<Arc<AttemptStreams>>)> {
         let attempts = self.attempts();
-        (version != Some(attempts.version))
-            .then(|| (attempts.version, attempts.by_key.values().map(Arc::clone).collect()))
+        (version != Some(attempts.version)).then(|| (attempts.version, attempts.list()))
     }
 
     /// Drops complete streams that are too old, or the oldest when there are too many. `live` are
