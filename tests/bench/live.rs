@@ -210,7 +210,7 @@ async fn peak_mib(plant: &Plant, work: impl Future<Output = ()>) -> f64 {
     }
 }
 
-/// A server that was started anew does not know where a watch was, so it has the controller list everything again.
+/// A server that knows the present alone has the controller list everything again.
 async fn force_relist(plant: &Plant) {
     let (log, from) = (plant.site.audit_log(), clock::now().wall);
     plant.site.restart().await;

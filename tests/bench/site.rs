@@ -128,7 +128,7 @@ impl Site {
         self.create(&accounts, json!({"metadata": {"name": "default"}})).await;
     }
 
-    /// Ends the server and starts it again with the same data.
+    /// Ends the server and starts it again with the present alone: no watch goes on from where it was.
     pub async fn restart(&self) {
         let state = self.state.clone();
         tokio::task::spawn_blocking(move || apiserver("restart", &state)).await.unwrap();
