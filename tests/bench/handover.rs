@@ -13,12 +13,8 @@ use serde_json::json;
 
 use crate::{
     measure::{ROUNDS, Samples, Scale, millis},
-    nodes::{LIMIT, Nodes, Span, monotonic, program, stamp},
-    on_cluster::{
-        cluster::NAMESPACE,
-        eventually,
-        task::{task, unique},
-    },
+    nodes::{LIMIT, Nodes, Span, monotonic, program, stamp, task},
+    on_cluster::{cluster::NAMESPACE, eventually, task::unique},
     plant::STEPS,
     processes::block_on,
     site::from_json,

@@ -26,11 +26,11 @@ use tonic::{
 use crate::{
     log_floor::Floor,
     measure::{ROUNDS, Samples, Scale, millis},
-    nodes::{monotonic, parse_stamp, program},
+    nodes::{monotonic, parse_stamp, program, task},
     on_cluster::{
         cluster::{Cluster, NAMESPACE},
         env, logs,
-        task::{task, unique},
+        task::unique,
     },
     processes::block_on,
     table::Row,

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use agent_operator::crd::CodingTask;
 use agent_operator_doubles::runtime_events::{Moment, RuntimeEvent};
 use agent_operator_supervisor::clock;
 use jiff::Timestamp;
@@ -26,7 +27,7 @@ use tokio::{
 };
 
 use crate::{
-    on_cluster::{cluster::Cluster, env, eventually},
+    on_cluster::{cluster::Cluster, env, eventually, task},
     site::from_json,
 };
 
@@ -86,6 +87,14 @@ pub struct Nodes {
     pub image: String,
     spans: Arc<Mutex<BTreeMap<String, Span>>>,
     _runtimes: JoinSet<()>,
+}
+
+/// A task, with the label by which `tests/bench/run` finds those that an ended bench has left.
+pub fn task(name: &str, prompt: &str, overrides: &Value) -> CodingTask {
+    let mut task = task::task(name, prompt, overrides);
+    let label = ("app.kubernetes.io/created-by".to_owned(), "agent-operator-bench".to_owned());
+    task.metadata.labels = Some([label].into());
+    task
 }
 
 impl Nodes {
