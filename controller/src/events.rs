@@ -31,6 +31,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an event waits before it is written: what happens is followed at once by the writes of what comes next, and
 /// people do not wait for events as the next step waits for its pod.
 const BEHIND: Duration = Duration::from_millis(200);
+/// Events after which the recorder begins anew. It keeps each for six minutes, to count what repeats instead of writing it
+/// again, and looks through all of them for each; of a busy fleet these are tens of thousands. What repeats, a task that is
+/// tried again and again, does so within fewer.
+const REMEMBERED_MAX: usize = 512;
 /// Pause between two lines about dropped events: when they are dropped, it is by the hundred.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
@@ -51,7 +55,11 @@ pub struct Events {
 /// Writes events; to be run as one task.
 pub struct EventWriter {
     queue: mpsc::Receiver<Waiting>,
+    client: Client,
+    reporter: Reporter,
     recorder: Recorder,
+    /// Events that the recorder keeps at most.
+    remembered: usize,
     dropped: Arc<AtomicU64>,
     /// When dropped events were last told of.
     told: Option<Instant>,
@@ -64,9 +72,10 @@ pub fn events(client: Client, identity: &str) -> (Events, EventWriter) {
         controller: "agents.wearn.dev/controller".to_owned(),
         instance: Some(truncate(identity, 128).to_owned()),
     };
-    let (dropped, recorder) = (Arc::<AtomicU64>::default(), Recorder::new(client, reporter));
+    let dropped = Arc::<AtomicU64>::default();
+    let recorder = Recorder::new(client.clone(), reporter.clone());
     let events = Events { queue: sender, dropped: Arc::clone(&dropped) };
-    (events, EventWriter { queue, recorder, dropped, told: None })
+    (events, EventWriter { queue, client, reporter, recorder, remembered: 0, dropped, told: None })
 }
 
 impl Events {
@@ -93,22 +102,35 @@ impl EventWriter {
     /// Writes events until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         while let Some(Some(next)) = shutdown.run_until_cancelled(self.next()).await {
-            let Waiting { about, note, .. } = next;
-            let event = Event {
-                type_: if note.warning { EventType::Warning } else { EventType::Normal },
-                reason: note.reason,
-                note: Some(truncate(&note.note, NOTE_BYTES_MAX).to_owned()),
-                action: note.action,
-                secondary: None,
-            };
-            let write = self.recorder.publish(&event, &about);
-            match tokio::time::timeout(CALL_TIMEOUT, write).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(error = %error, "write an event"),
-                Err(_) => tracing::warn!("write an event: no answer in time"),
-            }
+            self.write(next).await;
             self.tell_of_dropped();
         }
+    }
+
+    async fn write(&mut self, Waiting { about, note, .. }: Waiting) {
+        let event = Event {
+            type_: if note.warning { EventType::Warning } else { EventType::Normal },
+            reason: note.reason,
+            note: Some(truncate(&note.note, NOTE_BYTES_MAX).to_owned()),
+            action: note.action,
+            secondary: None,
+        };
+        let write = self.recorder().publish(&event, &about);
+        match tokio::time::timeout(CALL_TIMEOUT, write).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %error, "write an event"),
+            Err(_) => tracing::warn!("write an event: no answer in time"),
+        }
+    }
+
+    /// The recorder for one more event.
+    fn recorder(&mut self) -> &Recorder {
+        if self.remembered >= REMEMBERED_MAX {
+            self.recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+            self.remembered = 0;
+        }
+        self.remembered += 1;
+        &self.recorder
     }
 
     /// The next event, once it is due; none when nobody is left to queue one.
@@ -142,3 +164,6 @@ fn run_reference(run: &RunRef) -> ObjectReference {
         ..ObjectReference::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

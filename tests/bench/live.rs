@@ -90,6 +90,11 @@ impl Plant {
         tokio::time::sleep(SETTLE).await;
     }
 
+    /// What the controller has used of a core so far, in seconds.
+    pub fn core_seconds(&self) -> f64 {
+        self.process.as_ref().unwrap().core_seconds()
+    }
+
     fn pss_mib(&self) -> f64 {
         self.process.as_ref().unwrap().pss_kib() / 1024.0
     }

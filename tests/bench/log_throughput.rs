@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::{
     measure::{ROUNDS, Samples, Scale},
-    processes::{PROCESS, block_on, field},
+    processes::{PROCESS, block_on, core_seconds, field},
     table::Row,
 };
 
@@ -156,15 +156,11 @@ fn rsyslog(dir: &Path, log: &Path) -> Option<f64> {
         }
     };
     let done = block_on(async { tokio::time::timeout(LIMIT, wait).await });
-    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    let took = core_seconds(child.id());
     let _ = child.kill();
     let _ = child.wait();
     done.ok()?;
-    // User and system time, in the kernel's hundredths of a second; fields are counted after the name.
-    let after = stat.rsplit_once(')')?.1;
-    let ticks: Vec<f64> =
-        after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
-    Some(ticks.iter().sum::<f64>() / 100.0)
+    took
 }
 
 /// Rotates beside the reader, as a kubelet does; bytes lost or doubled, and gaps.

@@ -108,6 +108,11 @@ impl Process {
         field(&format!("/proc/{}/smaps_rollup", self.child.id()), "Pss:")
     }
 
+    /// What it has used of a core so far, in seconds.
+    pub fn core_seconds(&self) -> f64 {
+        core_seconds(self.child.id()).unwrap()
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.end();
@@ -132,6 +137,15 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// What a process has used of a core, in seconds, by the kernel's accounts; none when it is gone.
+pub fn core_seconds(pid: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // User and system time, in hundredths of a second; fields are counted after the name.
+    let after = stat.rsplit_once(')')?.1;
+    let ticks = after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok());
+    Some(ticks.sum::<f64>() / 100.0)
 }
 
 /// A number of KiB from a file of /proc.

@@ -89,13 +89,32 @@ async fn rate(window: Duration, of: impl Fn() -> u64) -> f64 {
     (of() - before) as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Steps a second with so many tasks at work.
-async fn ours(plant: &Plant, cycles: &Cycles, at_work: usize, window: Duration) -> f64 {
+/// Steps a second with so many tasks at work, and milliseconds of a core that the controller used for each.
+async fn ours(plant: &Plant, cycles: &Cycles, at_work: usize, window: Duration) -> (f64, f64) {
     cycles.set(at_work);
     tokio::time::sleep(SETTLE).await;
+    let used = plant.core_seconds();
     let steps = rate(window, || plant.nodes.iter().map(|node| node.recorded()).sum()).await;
+    let used = plant.core_seconds() - used;
     cycles.none().await;
-    steps
+    (steps, used * 1000.0 / (steps * window.as_secs_f64()).max(1.0))
+}
+
+/// Beside so many live tasks: ours, and the same writes by a bare client in the same rounds.
+#[derive(Default)]
+struct At {
+    steps: Samples,
+    floor: Samples,
+    core: Samples,
+}
+
+impl At {
+    async fn round(&mut self, plant: &Plant, cycles: &Cycles, bare: &Bare, window: Duration) {
+        let (steps, core) = ours(plant, cycles, FEW, window).await;
+        self.steps.add(steps);
+        self.core.add(core);
+        self.floor.add(bare.rate(FEW, window).await);
+    }
 }
 
 #[derive(Default)]
@@ -104,8 +123,8 @@ struct Measured {
     floor: Samples,
     by_default: Samples,
     tuned: Samples,
-    at: Vec<Samples>,
-    at_nodes: Samples,
+    at: Vec<At>,
+    at_nodes: At,
 }
 
 /// Writes of the controller for a step, by the server's own record: those of runs and tasks, and events.
@@ -155,7 +174,7 @@ async fn measure(scale: Scale) -> (Measured, f64) {
         }
     }
     for _ in 0..rounds {
-        measured.most.add(ours(&plant, &cycles, MANY, window).await);
+        measured.most.add(ours(&plant, &cycles, MANY, window).await.0);
         measured.floor.add(bare.rate(best.1, window).await);
         measured.by_default.add(jobs.rate(&plant.site, Pace::Default, window).await);
         measured.tuned.add(jobs.rate(&plant.site, Pace::Tuned, window).await);
@@ -166,15 +185,15 @@ async fn measure(scale: Scale) -> (Measured, f64) {
             eprintln!("{size} live tasks did not come to be in {GROWTH:?}; {} live", plant.live());
             return (measured, writes);
         }
-        let mut at = Samples::default();
+        let mut at = At::default();
         for _ in 0..rounds {
-            at.add(ours(&plant, &cycles, FEW, window).await);
+            at.round(&plant, &cycles, &bare, window).await;
         }
         measured.at.push(at);
     }
     plant.more_nodes(scale.pick(1000, 5)).await;
     for _ in 0..rounds {
-        measured.at_nodes.add(ours(&plant, &cycles, FEW, window).await);
+        measured.at_nodes.round(&plant, &cycles, &bare, window).await;
     }
     (measured, writes)
 }
@@ -193,14 +212,24 @@ pub fn run(scale: Scale) -> Vec<Row> {
             .peer(tuned.median()),
         Row::new("throughput writes", "writes of the controller a step", Some(writes)),
     ];
-    let at: Vec<_> = at.iter().map(Samples::median).collect();
+    let row = |name, at: &At| Row::new(name, unit, at.steps.median()).floor(at.floor.median());
     if scale == Scale::Full {
-        rows.extend(AT_TASKS.iter().zip(&at).map(|(name, rate)| Row::new(name, unit, *rate)));
+        rows.extend(AT_TASKS.iter().zip(&at).map(|(name, at)| row(name, at)));
     }
-    let first = at.first().copied().flatten();
-    let last = at.get(AT_TASKS.len() - 1).copied().flatten();
-    let slope = first.zip(last).map(|(first, last)| (1.0 - last / first).max(0.0) * 100.0);
-    rows.push(Row::new("throughput slope", "% lost from 10 to 5,000 tasks", slope).at_most(5.0));
-    rows.push(Row::new("throughput at 1,000 nodes", unit, at_nodes.median()));
+    let ends = at.first().zip(at.get(AT_TASKS.len() - 1));
+    let lost = |of: fn(&At) -> &Samples| {
+        let (first, last) = ends?;
+        let (first, last) = of(first).median().zip(of(last).median())?;
+        Some((1.0 - last / first).max(0.0) * 100.0)
+    };
+    let core = |at: Option<&At>| at.and_then(|at| at.core.median());
+    rows.extend([
+        Row::new("throughput slope", "% lost from 10 to 5,000 tasks", lost(|at| &at.steps))
+            .floor(lost(|at| &at.floor))
+            .at_most(5.0),
+        Row::new("throughput core", "ms of a core a step, 10 tasks", core(at.first())),
+        Row::new("throughput core, most tasks", "ms of a core a step", core(at.last())),
+        row("throughput at 1,000 nodes", &at_nodes),
+    ]);
     rows
 }
