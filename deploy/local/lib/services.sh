@@ -30,11 +30,16 @@ registry_restore() {
   done
 }
 
-# registry_prune NAME KEEP: forgets all but the newest tags of an image; registry_sweep then frees their blobs.
+# registry_prune NAME KEEP: forgets all but the newest tags of an image; registry_sweep then frees their blobs. A registry
+# that runs forgets them too, or it would say of an image without blobs that it is there.
 registry_prune() {
   local file
   # shellcheck disable=SC2012
-  ls -1t "$AO_CACHE/manifests/$1":* 2>/dev/null | tail -n "+$(($2 + 1))" | while read -r file; do rm -f "$file"; done
+  ls -1t "$AO_CACHE/manifests/$1":* 2>/dev/null | tail -n "+$(($2 + 1))" | while read -r file; do
+    curl -fsS -o /dev/null --max-time 10 -X DELETE "http://$AO_REGISTRY/v2/$1/manifests/${file##*:}" ||
+      warn "the registry does not know ${file##*/}, which is forgotten now"
+    rm -f "$file"
+  done
 }
 
 registry_sweep() {
