@@ -20,10 +20,20 @@ registry_remember() {
   crane manifest --insecure "$AO_REGISTRY/$1" | write_file "$AO_CACHE/manifests/$1"
 }
 
+# registry_has_blobs MANIFEST-FILE
+registry_has_blobs() {
+  local digest
+  for digest in $(grep -oE 'sha256:[0-9a-f]{64}' "$1"); do
+    [[ -f $AO_CACHE/registry/sha256/${digest#sha256:} ]] || return 1
+  done
+}
+
+# An image that lacks a blob is forgotten, so that it is built and pushed again.
 registry_restore() {
   local file image
   for file in "$AO_CACHE"/manifests/*:*; do
     [[ -s $file ]] || continue
+    registry_has_blobs "$file" || { rm -f "$file"; continue; }
     image=${file##*/}
     curl -fsS -o /dev/null -X PUT -H "content-type: $(jq -r .mediaType "$file")" --data-binary "@$file" \
       "http://$AO_REGISTRY/v2/${image%:*}/manifests/${image##*:}" || rm -f "$file"
