@@ -20,10 +20,10 @@ registry_remember() {
   crane manifest --insecure "$AO_REGISTRY/$1" | write_file "$AO_CACHE/manifests/$1"
 }
 
-# registry_has_blobs MANIFEST-FILE
+# registry_has_blobs MANIFEST-FILE: its annotations name the base image too, which is none of its blobs.
 registry_has_blobs() {
   local digest
-  for digest in $(grep -oE 'sha256:[0-9a-f]{64}' "$1"); do
+  for digest in $(jq -r '.config.digest, .layers[].digest' "$1"); do
     [[ -f $AO_CACHE/registry/sha256/${digest#sha256:} ]] || return 1
   done
 }
