@@ -33,8 +33,8 @@ async fn f16_a_link_that_is_slow_lossy_and_breaks_costs_no_attempt_and_no_row() 
         }
     })
     .await;
-    let first = trial.ticking(40, &on(NODE)).await;
-    let second = trial.ticking(40, &on(NODE)).await;
+    let first = trial.ticking(120, &on(NODE)).await;
+    let second = trial.ticking(120, &on(NODE)).await;
     trial.end_of(&first).await;
     trial.end_of(&second).await;
     let connections = link.connections();
