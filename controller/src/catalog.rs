@@ -3,6 +3,7 @@
 //! Only the few fields that are shown are kept; plans and outputs are not.
 
 mod book;
+mod phases;
 mod view;
 mod watch;
 
@@ -23,7 +24,7 @@ use agent_operator::{
 use jiff::Timestamp;
 use tokio::sync::watch as changes;
 
-use self::book::Book;
+use self::{book::Book, phases::Phases};
 use crate::metrics::Metrics;
 
 /// (namespace, name) of an object.
@@ -32,6 +33,8 @@ type Name = (String, String);
 #[derive(Debug, Default)]
 struct Tables {
     tasks: HashMap<Name, Arc<TaskView>>,
+    /// Of `tasks`.
+    phases: Phases,
     runs: HashMap<RunUid, Arc<RunView>>,
     run_names: BTreeMap<Name, RunUid>,
     runs_of_task: HashMap<TaskUid, BTreeSet<RunUid>>,
@@ -129,12 +132,13 @@ impl Catalog {
     /// Replaces all tasks.
     pub fn set_tasks(&self, tasks: Vec<TaskView>) {
         let (before, after) = self.change(|tables| {
-            let after: HashMap<_, _> = tasks
-                .into_iter()
-                .map(|task| (key(&task.namespace, &task.name), Arc::new(task)))
-                .collect();
             let listed = std::mem::replace(&mut tables.tasks_listed, true);
-            let before = std::mem::replace(&mut tables.tasks, after.clone());
+            let before = std::mem::take(&mut tables.tasks);
+            tables.phases = Phases::default();
+            for task in tasks {
+                tables.put_task(Arc::new(task));
+            }
+            let after = tables.tasks.clone();
             (listed.then_some(before), after)
         });
         // Of the first list nobody knows when it came about.
@@ -149,16 +153,14 @@ impl Catalog {
     /// Adds or replaces a task.
     pub fn put_task(&self, task: TaskView) {
         let task = Arc::new(task);
-        let before = self.change(|tables| {
-            tables.tasks.insert(key(&task.namespace, &task.name), Arc::clone(&task))
-        });
+        let before = self.change(|tables| tables.put_task(Arc::clone(&task)));
         self.0.book.task(before.as_deref(), &task);
         self.count_tasks();
     }
 
     /// Takes a task out.
     pub fn drop_task(&self, task: &TaskView) {
-        self.change(|tables| tables.tasks.remove(&key(&task.namespace, &task.name)).map(drop));
+        self.change(|tables| tables.drop_task(task));
         self.count_tasks();
     }
 
@@ -199,12 +201,7 @@ impl Catalog {
     }
 
     fn count_tasks(&self) {
-        let tables = self.read();
-        let mut phases: BTreeMap<&str, i64> = BTreeMap::new();
-        for task in tables.tasks.values() {
-            *phases.entry(&task.phase).or_default() += 1;
-        }
-        self.0.book.tasks(phases);
+        self.0.book.tasks(self.read().phases.counts());
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -222,6 +219,21 @@ impl Catalog {
 }
 
 impl Tables {
+    fn put_task(&mut self, task: Arc<TaskView>) -> Option<Arc<TaskView>> {
+        self.phases.add(&task.phase);
+        let before = self.tasks.insert(key(&task.namespace, &task.name), task);
+        if let Some(before) = &before {
+            self.phases.take(&before.phase);
+        }
+        before
+    }
+
+    fn drop_task(&mut self, task: &TaskView) {
+        if let Some(known) = self.tasks.remove(&key(&task.namespace, &task.name)) {
+            self.phases.take(&known.phase);
+        }
+    }
+
     fn insert(&mut self, run: RunView) -> Option<Arc<RunView>> {
         // A name that is used again belongs to the newer run.
         self.run_names.insert(key(&run.namespace, &run.name), run.uid.clone());
