@@ -79,8 +79,9 @@ impl Cycles {
         });
         let (wanted, live, start) =
             (Arc::clone(&cycles.wanted), Arc::clone(&cycles.live), cycles.start.clone());
-        let mut events =
-            Box::pin(watcher(tasks(client), watcher::Config::default()).applied_objects());
+        let mut events = Box::pin(
+            watcher(tasks(client), watcher::Config::default()).default_backoff().applied_objects(),
+        );
         around.spawn(async move {
             let mut ended = BTreeSet::new();
             while let Some(event) = events.next().await {

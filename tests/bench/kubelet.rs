@@ -119,8 +119,11 @@ impl Kubelet {
     pub async fn run(self) {
         let kubelet = Arc::new(self);
         let (mut begun, mut deleted) = (BTreeSet::new(), BTreeSet::new());
-        let mut events =
-            Box::pin(watcher(kubelet.pods.clone(), watcher::Config::default()).touched_objects());
+        let mut events = Box::pin(
+            watcher(kubelet.pods.clone(), watcher::Config::default())
+                .default_backoff()
+                .touched_objects(),
+        );
         let mut number = 1_u32;
         while let Some(event) = events.next().await {
             let Ok(pod) = event else { continue };

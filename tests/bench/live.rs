@@ -104,7 +104,10 @@ impl Plant {
 fn second_steps(client: &Client) -> watch::Receiver<usize> {
     let (told, seen) = watch::channel(0);
     let api: Api<AgentRun> = Api::namespaced(client.clone(), TASKS);
-    let mut events = Box::pin(watcher(api, watcher::Config::default()).touched_objects());
+    // Without pauses a watch whose server is gone fails and fails again without ever waiting, and the runtime, which waits
+    // for that, never ends.
+    let mut events =
+        Box::pin(watcher(api, watcher::Config::default()).default_backoff().touched_objects());
     tokio::spawn(async move {
         let mut known = std::collections::BTreeSet::new();
         while let Some(event) = events.next().await {
