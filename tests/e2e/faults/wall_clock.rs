@@ -34,7 +34,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// Terms of which one at least goes on while the clocks step.
 const TERMS_MAX: usize = 5;
 /// What a person who looks every fifth of a second may be off on a busy machine. An hour would be more.
-const LOOKS: Duration = Duration::from_secs(8);
+const LOOKS: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 #[ignore = "needs the local cluster: tests/run faults"]
