@@ -154,15 +154,21 @@ impl Upload {
         Ok(())
     }
 
-    /// Takes what has arrived, in its order; what stands before a breach of the rules is kept.
     async fn take(&mut self, arrived: Vec<Result<v1::Chunk, Status>>) -> Result<(), Status> {
-        let mut due = Vec::with_capacity(arrived.len());
-        let mut admit = |chunk: Result<v1::Chunk, Status>| {
-            let piece = check(chunk?).map_err(|error| from_convert(&error))?;
-            due.extend(self.admit(piece)?);
+        let pieces = arrived.into_iter().map(|chunk| check(chunk?).map_err(|e| from_convert(&e)));
+        self.admit_all(pieces).await
+    }
+
+    /// Writes pieces in their order; what stands before a breach of the rules is kept.
+    async fn admit_all(
+        &mut self,
+        mut pieces: impl Iterator<Item = Result<Piece, Status>>,
+    ) -> Result<(), Status> {
+        let mut due = Vec::new();
+        let admitted = pieces.try_for_each(|piece| {
+            due.extend(self.admit(piece?)?);
             Ok(())
-        };
-        let admitted = arrived.into_iter().try_for_each(&mut admit);
+        });
         self.store(due).await?;
         admitted
     }
@@ -225,19 +231,10 @@ impl Upload {
     }
 
     async fn retry_waiting(&mut self) -> Result<(), Status> {
-        let known: Vec<StreamKey> = self
-            .waiting
-            .keys()
-            .filter(|key| self.context.catalog.run(&key.run).is_some())
-            .cloned()
-            .collect();
-        let mut due = Vec::with_capacity(known.len());
-        for key in known {
-            if let Some(piece) = self.waiting.remove(&key) {
-                due.extend(self.open(piece)?);
-            }
-        }
-        self.store(due).await
+        let catalog = &self.context.catalog;
+        let known = self.waiting.extract_if(|key, _| catalog.run(&key.run).is_some());
+        let pieces: Vec<_> = known.map(|(_, piece)| piece).collect();
+        self.admit_all(pieces.into_iter().map(Ok)).await
     }
 
     /// Writes pieces, up to the first that cannot be, and notes their acknowledgements.
