@@ -4,9 +4,8 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs,
-    os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use agent_operator::{
@@ -125,14 +124,5 @@ impl Fixture {
 
 /// Stands in for the runner's own binary: unit tests run inside the test binary.
 pub(crate) fn shim() -> PathBuf {
-    static SHIM: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = SHIM.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("shim");
-        fs::write(&path, "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$@\"\n")
-            .unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        (folder, path)
-    });
-    path.clone()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/testing/shim.sh")
 }

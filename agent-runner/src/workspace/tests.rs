@@ -74,6 +74,7 @@ fn p3_a_failing_hook_neither_runs_nor_swallows_the_work() {
     let (fixture, workspace) = cloned();
     let hook = workspace.directory.join(".git/hooks/pre-commit");
     fs::create_dir_all(hook.parent().unwrap()).unwrap();
+    // The copy brings the mode of a program with it.
     fs::copy(crate::testing::shim(), &hook).unwrap();
     fs::write(&hook, "#!/bin/sh\ntouch ran\nexit 1\n").unwrap();
     fs::write(workspace.directory.join("a"), "2\n").unwrap();

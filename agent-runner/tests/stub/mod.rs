@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{Arc, Condvar, Mutex},
@@ -50,8 +51,23 @@ pub(crate) struct State {
     pub(crate) model_requests: Vec<String>,
 }
 
+/// The gateway and its folder, which goes when the test is done with it: a connection that still waits
+/// for an answer keeps the service alone.
 pub(crate) struct Gateway {
     pub(crate) folder: tempfile::TempDir,
+    service: Arc<Service>,
+}
+
+impl Deref for Gateway {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.service
+    }
+}
+
+pub(crate) struct Service {
+    folder: PathBuf,
     pub(crate) address: String,
     pub(crate) spec: Mutex<StepSpec>,
     state: Mutex<State>,
@@ -67,17 +83,21 @@ impl Gateway {
         let address = listener.local_addr().unwrap().to_string();
         let spec = Mutex::new(spec(step, script, start_commit));
         let state = Mutex::new(State { remaining_millis: 60_000, ..State::default() });
-        let gateway = Arc::new(Self { folder, address, spec, state, changed: Condvar::new() });
-        let accepting = Arc::downgrade(&gateway);
+        let path = folder.path().to_owned();
+        let changed = Condvar::new();
+        let service = Arc::new(Service { folder: path, address, spec, state, changed });
+        let accepting = Arc::downgrade(&service);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let Some(gateway) = accepting.upgrade() else { return };
-                thread::spawn(move || gateway.serve(stream));
+                let Some(service) = accepting.upgrade() else { return };
+                thread::spawn(move || service.serve(stream));
             }
         });
-        gateway
+        Arc::new(Self { folder, service })
     }
+}
 
+impl Service {
     pub(crate) fn update(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock().unwrap());
         self.changed.notify_all();
@@ -107,7 +127,7 @@ impl Gateway {
     /// As [`Gateway::runner`], with the runner's binary at `binary`.
     pub(crate) fn runner_at(&self, binary: &Path, wrapper: &[&str]) -> Command {
         let folder = |name: &str| {
-            let path = self.folder.path().join(name);
+            let path = self.folder.join(name);
             std::fs::create_dir_all(&path).unwrap();
             path
         };
@@ -144,7 +164,7 @@ impl Gateway {
 
     /// Git in the bare repository that the gateway serves.
     pub(crate) fn git(&self, arguments: &[&str]) -> String {
-        git(&self.folder.path().join("repositories/main.git"), arguments)
+        git(&self.folder.join("repositories/main.git"), arguments)
     }
 
     fn serve(&self, stream: TcpStream) {
@@ -295,7 +315,7 @@ impl Gateway {
         let header = |name: &str| request.headers.get(name).cloned().unwrap_or_default();
         let mut child = Command::new("git")
             .arg("http-backend")
-            .env("GIT_PROJECT_ROOT", self.folder.path().join("repositories"))
+            .env("GIT_PROJECT_ROOT", self.folder.join("repositories"))
             .env("GIT_HTTP_EXPORT_ALL", "1")
             .env("REMOTE_USER", "agent")
             .env("PATH_INFO", path)
