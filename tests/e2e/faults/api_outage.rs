@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use agent_operator::crd::AgentRun;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -49,6 +50,16 @@ async fn ends(uid: &str, what: &str) {
     .await;
 }
 
+/// Whether no node ever had the attempt's pod. The node controller knows only heartbeats that are too
+/// old after an outage, and may taint a healthy node for half a minute: a step that was just given to
+/// that node goes to another one, at nobody's cost.
+fn never_scheduled(run: &AgentRun) -> bool {
+    let status = run.status.as_ref();
+    status.is_some_and(|status| {
+        status.reason.as_deref() == Some("Unstarted") && status.exit_code.is_none()
+    })
+}
+
 /// Gives the figures of the outage.
 async fn outage() -> String {
     let cluster = Cluster::connect().await;
@@ -91,10 +102,13 @@ async fn outage() -> String {
 
     let done = cluster.complete(NAMESPACE, &working).await;
     let described = cluster.describe(NAMESPACE, &working).await;
-    let attempts: Vec<_> = cluster.runs(NAMESPACE, &working).await;
-    let steps: Vec<_> = attempts.iter().map(|run| run.spec.step.as_str()).collect();
+    let attempts = cluster.runs(NAMESPACE, &working).await;
+    let began = attempts.iter().filter(|run| !never_scheduled(run));
+    let steps: Vec<_> = began.map(|run| run.spec.step.as_str()).collect();
     assert_eq!(steps, ["plan", "implement", "test", "pull-request"], "{described}");
-    assert_eq!(cluster.task_pods(NAMESPACE, &working).await.len(), 4, "{described}");
+    let pods = cluster.task_pods(NAMESPACE, &working).await;
+    let placed = pods.iter().filter(|pod| pod.spec.as_ref().is_some_and(|s| s.node_name.is_some()));
+    assert_eq!(placed.count(), 4, "{described}");
     let status = done.status.expect("a status");
     let branch = status.repositories[0].work_branch.clone().expect("a work branch");
     assert_eq!(cluster.forge.pull_requests(&branch).await.len(), 1);
