@@ -15,7 +15,7 @@
 //! | another boot id | moments are placed by the wall clock, see [`crate::steps::moment::Moment::rebase`] |
 //!
 //! "Adopted" means: from the API server, the gateway's memory and the controller, see
-//! `steps::runner::adoption`; never a second pod. The highest epoch is taken from every line that
+//! `steps::stranger`; never a second pod. The highest epoch is taken from every line that
 //! verifies, also behind damage: it may only rise.
 //!
 //! A disk that takes no more: a preallocated reserve is given back to the file system, so that

@@ -36,6 +36,17 @@ pub struct Context<'a> {
     pub pod_retention: Duration,
 }
 
+/// The controller's word that an attempt has to end.
+#[derive(Debug)]
+pub struct End {
+    /// What it ends with.
+    pub reason: Reason,
+    /// One sentence for people.
+    pub message: String,
+    /// Time until SIGKILL; none: that of its assignment.
+    pub grace: Option<Duration>,
+}
+
 /// A pod as the API server shows it, reduced to what decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodDigest {

@@ -7,6 +7,7 @@
 //! - [`event`]: what can happen to an attempt, and what the machine wants done.
 //! - [`verdict`]: how an attempt ended (pure).
 //! - [`machine`]: the state machine (pure).
+//! - [`stranger`]: what becomes of an attempt that the ledger has lost (pure).
 //! - [`deadline`]: timers on the boot-time clock.
 //! - [`guard`]: deadlines that hold when runner, runtime and disk hang.
 //! - [`runner`]: the one place that owns ledger and machines.
@@ -21,5 +22,6 @@ pub mod machine;
 pub mod moment;
 pub mod record;
 pub mod runner;
+pub mod stranger;
 pub mod verdict;
 pub mod workers;

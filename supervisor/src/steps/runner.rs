@@ -23,9 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     deadline::{DeadlineError, Deadlines},
-    event::Event,
+    event::{End, Event},
     guard::Guards,
     machine::Machine,
+    stranger::Stranger,
     workers::{Tools, Workers},
 };
 use crate::{
@@ -43,9 +44,6 @@ mod leaving;
 mod messages;
 mod orders;
 
-pub use adoption::Look;
-use adoption::Stranger;
-use called_off::End;
 use leaving::Leaving;
 pub use messages::{Input, Known, Outgoing, Snapshot};
 pub(crate) use orders::{ACCEPTED, refusal};

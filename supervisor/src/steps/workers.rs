@@ -26,7 +26,8 @@ mod closing;
 use super::{
     event::{CreateFailure, Event},
     hindrance::{self, Hindrance},
-    runner::{Input, Look},
+    runner::Input,
+    stranger::Look,
 };
 use crate::{
     enforcer::client::Enforcer,

@@ -1,79 +1,27 @@
-//! Attempts that the ledger has lost (see [`crate::ledger`]): taken up again from what the API
-//! server, the gateway's memory and the controller say together. Never by creating a pod for a run
-//! that had one, and never by a guess.
-//!
-//! | known besides the ledger | outcome |
-//! |---|---|
-//! | pod, live run, order (from the gateway or the controller) that makes this very pod | adopted: journalled as if it had never been lost |
-//! | pod, live run, no order yet | its deadline is guarded; the controller hands the order out again |
-//! | pod and an order that would make another | fails closed: guarded, counted, not adopted |
-//! | adopted and started, but its tokens are lost with the gateway's memory | ends as `Disrupted`, also when its time is over: it may have ended long ago, by a loss of power |
-//! | pod, no such run or one with an outcome | pod deleted and released |
-//! | no pod, run had started | `ExitCodeUnknown` |
-//! | no pod, run pending | an ordinary assignment |
-//! | an order to end it behind the order itself | ends for that, with or without a pod; nothing is made for it |
-//! | the run was made for this very order | the same, without a look: there is nothing to be lost |
-//!
-//! The deadline comes from the gateway's own clock where it remembers an open gate, else from the
-//! start time in the run's status, else, unless the gateway has kept the gate closed, from the start of
-//! the container.
+//! Carries out what becomes of attempts that the ledger has lost: gathers what others know of one, has it
+//! [settled](super::super::stranger), and does what follows.
 
 use agent_operator::{
-    domain::{Assignment, Credential, Epoch, Reason, RunKey, RunPhase, RunRef, names},
+    domain::{Assignment, Credential, RunKey, RunRef},
     telemetry::logs,
 };
-use k8s_openapi::api::core::v1::Pod;
 
-use super::{ACCEPTED, End, Outgoing, Runner, RunnerError};
+use super::{ACCEPTED, Outgoing, Runner, RunnerError};
 use crate::{
     clock,
     ledger::Entry,
     link::contract::{Survivor, ToGateway},
-    pod::{
-        adoption::{RunOnServer, container_started_at, judge_for, opened_at},
-        client::{Adoption, owned},
-        digest::digest,
-    },
     steps::{
         event::{CreateFailure, Event},
         guard::Guarded,
-        machine::{self, Machine},
-        moment::{Moment, Now},
-        record::{Facts, Record, Stop},
+        machine::Machine,
+        record::{Facts, Record},
+        stranger::{GatewayMemory, Here, Leftover, Look, Order, Settled, Stranger, TakenUp},
     },
 };
 
 /// Most strangers of one node: as many as it can have attempts, several times over.
 const STRANGERS_MAX: usize = 4096;
-/// Why an adopted attempt cannot go on.
-const TOKENS_LOST: &str = "the node lost its records of the attempt, and its tokens with them";
-
-/// Run and pod as the API server has them now.
-#[derive(Debug)]
-pub struct Look {
-    /// The run; none when there is none of this name.
-    pub run: Option<RunOnServer>,
-    /// The pod; none when there is none of this name.
-    pub pod: Option<Pod>,
-}
-
-/// The controller's order for a stranger.
-struct Order {
-    assignment: Assignment,
-    credentials: Vec<Credential>,
-}
-
-/// An attempt that is here, or should be, without an entry in the ledger.
-#[derive(Default)]
-pub(super) struct Stranger {
-    order: Option<Order>,
-    survivor: Option<Box<Survivor>>,
-    look: Option<Box<Look>>,
-    /// The look that is under way was begun before there was news.
-    look_again: bool,
-    /// It is to end, whatever there is of it.
-    pub(super) end: Option<End>,
-}
 
 impl Runner {
     /// The watch shows a pod of ours without an entry.
@@ -176,51 +124,85 @@ impl Runner {
         runs.iter().try_for_each(|run| self.settle_stranger(run))
     }
 
+    /// What the gateway has of the attempt, as far as it has said so.
+    fn gateway_memory(&self, run: &RunKey) -> GatewayMemory {
+        match self.link {
+            None => GatewayMemory::Unknown,
+            Some(_) if self.gateway_knows.contains(run) => GatewayMemory::Keeps,
+            Some(_) => GatewayMemory::Nothing,
+        }
+    }
+
     fn settle_stranger(&mut self, run: &RunKey) -> Result<(), RunnerError> {
         if self.machines.contains_key(run) {
             self.strangers.remove(run);
             return Ok(());
         }
-        let Some(look) = self.strangers.get(run).and_then(|stranger| stranger.look.as_ref()) else {
-            return Ok(());
-        };
-        let of_run = look.run.clone().filter(|found| found.uid == run.uid);
-        let Some(server) = of_run.filter(|found| !found.phase.is_terminal()) else {
-            self.dismiss(run);
-            return Ok(());
-        };
-        self.obey(server.epoch)?;
-        if server.node != self.settings.node || server.attempt != run.attempt {
-            tracing::error!(run_uid = %run.uid, node = %server.node, "a pod of ours is on the wrong node");
-            return Ok(());
+        let Some(stranger) = self.strangers.get(run) else { return Ok(()) };
+        if let Some(epoch) = stranger.live_run(run).map(|found| found.epoch) {
+            self.obey(epoch)?;
         }
-        // Whether the tokens survived is known only with the gateway at hand; what ends needs none.
-        let Some(stranger) = self.strangers.remove(run) else { return Ok(()) };
-        let untold = self.gateway_knows.contains(run) && stranger.survivor.is_none();
-        let waits = stranger.end.is_none() && (self.link.is_none() || untold);
-        let pod = stranger.look.as_ref().and_then(|look| look.pod.clone());
-        match pod {
-            Some(pod) if waits || !stranger.has_order() => {
-                self.guard_stranger(run, &server, &stranger, &pod)?;
-                self.strangers.insert(run.clone(), stranger);
-                Ok(())
+        let Some(mut stranger) = self.strangers.remove(run) else { return Ok(()) };
+        let (node, boot_id) = (&self.settings.node, &self.boot_id);
+        let gateway = self.gateway_memory(run);
+        let here = Here { node, boot_id, gateway, now: clock::now() };
+        // It remains a stranger, or this is its end as one.
+        match stranger.settle(run, &here) {
+            Settled::Unseen => {}
+            Settled::Misplaced(node) => {
+                tracing::error!(run_uid = %run.uid, %node, "a pod of ours is on the wrong node");
             }
-            Some(pod) => self.adopt(run, &server, stranger, &pod),
-            None => self.without_pod(run, &server, stranger),
+            Settled::Guarded(guarded) => self.guard_stranger(run, guarded)?,
+            Settled::Foreign { difference, guarded } => {
+                let _within = stranger.assignment().map(|of| logs::attempt(of).entered());
+                tracing::error!(difference, "a pod is not adopted");
+                self.metrics.drop_one("foreign_pod");
+                self.guard_stranger(run, guarded)?;
+                // Once its run has ended it has to be released all the same.
+                self.answer(stranger.order.take(), Some(("Conflict", difference)));
+            }
+            Settled::Unwanted(pod) => {
+                self.dismiss(run, pod);
+                return Ok(());
+            }
+            Settled::Adopted(taken) => return self.adopt(run, stranger, taken),
+            Settled::Assigned(assignment) => {
+                self.guards.release(run);
+                let refused = self.accept(assignment)?;
+                self.answer(stranger.order, refused);
+                return Ok(());
+            }
+            Settled::Podless { taken, failure } => {
+                return self.end_without_pod(run, stranger, taken, failure);
+            }
+            Settled::Nothing => {
+                self.guards.release(run);
+                if stranger.survivor.is_some() {
+                    self.tell_gateway(ToGateway::Revoke { run: run.clone() });
+                }
+                return Ok(());
+            }
         }
+        self.strangers.insert(run.clone(), stranger);
+        Ok(())
+    }
+
+    fn guard_stranger(
+        &mut self,
+        run: &RunKey,
+        guarded: Option<Guarded>,
+    ) -> Result<(), RunnerError> {
+        if let Some(guarded) = guarded {
+            self.guards.hold(run.clone(), guarded)?;
+        }
+        Ok(())
     }
 
     /// Nobody wants this attempt any more.
-    fn dismiss(&mut self, run: &RunKey) {
-        let Some(look) = self.strangers.remove(run).and_then(|stranger| stranger.look) else {
-            return;
-        };
+    fn dismiss(&mut self, run: &RunKey, pod: Option<Leftover>) {
         self.guards.release(run);
         self.tell_gateway(ToGateway::Revoke { run: run.clone() });
-        let Some(pod) = look.pod else { return };
-        let Some(at) = digest(&pod).run else { return };
-        let uid = digest(&pod).uid;
-        let task = pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_TASK));
+        let Some(Leftover { run: at, uid, task }) = pod else { return };
         tracing::warn!(
             namespace = at.namespace,
             task,
@@ -231,109 +213,16 @@ impl Runner {
         self.workers.remove_finalizer(run, &at, uid);
     }
 
-    /// Keeps the deadline of a pod that nobody has given an order for yet.
-    fn guard_stranger(
-        &mut self,
-        run: &RunKey,
-        server: &RunOnServer,
-        stranger: &Stranger,
-        pod: &Pod,
-    ) -> Result<(), RunnerError> {
-        let now = clock::now();
-        let opened = self.opened(server, stranger, pod, now);
-        let (Some(opened), Some(timeout)) = (opened, server.timeout) else { return Ok(()) };
-        let digest = digest(pod);
-        let guarded = Guarded {
-            at: opened.boot.plus(timeout),
-            order: machine::timeout_order(timeout.as_secs(), agent_operator::domain::limits::GRACE),
-            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-            pod: pod.metadata.name.clone().unwrap_or_default(),
-            uid: digest.uid,
-        };
-        self.guards.hold(run.clone(), guarded)?;
-        Ok(())
-    }
-
-    /// When the step's clock began; none while it has not, as far as anybody knows.
-    fn opened(
-        &self,
-        server: &RunOnServer,
-        stranger: &Stranger,
-        pod: &Pod,
-        now: Now,
-    ) -> Option<Moment> {
-        let survivor = stranger.survivor.as_ref();
-        if let Some(left) = survivor.and_then(|survivor| survivor.open_remaining()) {
-            let timeout = survivor?.assignment.timeout();
-            return Some(Moment::ago(now, timeout.saturating_sub(left), &self.boot_id));
-        }
-        // The gateway has kept it closed, and nobody has told of an opening.
-        if survivor.is_some() && server.started_at.is_none() {
-            return None;
-        }
-        let wall = match server.phase {
-            RunPhase::Running | RunPhase::Unknown => {
-                opened_at(server.started_at, container_started_at(pod))?
-            }
-            // Its gate may have opened unseen; the gateway would know, and had it not, the runner
-            // cannot go on.
-            _ if stranger.has_order() => return None,
-            _ => container_started_at(pod)?,
-        };
-        Some(Moment::at_wall(wall, now, &self.boot_id))
-    }
-
     fn adopt(
         &mut self,
         run: &RunKey,
-        server: &RunOnServer,
-        mut stranger: Stranger,
-        pod: &Pod,
+        stranger: Stranger,
+        taken: TakenUp,
     ) -> Result<(), RunnerError> {
-        let Some(mut assignment) = stranger.assignment() else { return Ok(()) };
-        let _within = logs::attempt(&assignment).entered();
-        // To be ended, it has to be the run's and nothing else.
-        let of_run = owned(pod, &run.uid).filter(|_| stranger.end.is_some());
-        let judged = of_run.map(|(uid, one_time_hash)| Adoption::Ours { uid, one_time_hash });
-        let (uid, one_time_hash) = match judged.unwrap_or_else(|| judge_for(pod, &assignment)) {
-            Adoption::Ours { uid, one_time_hash } => (uid, one_time_hash),
-            Adoption::Foreign(difference) => {
-                tracing::error!(difference, "a pod is not adopted");
-                self.metrics.drop_one("foreign_pod");
-                self.guard_stranger(run, server, &stranger, pod)?;
-                self.answer(stranger.order.take(), Some(("Conflict", difference)));
-                // Once its run has ended it has to be released all the same.
-                self.strangers.insert(run.clone(), stranger);
-                return Ok(());
-            }
-        };
-        let now = clock::now();
-        let opened = self.opened(server, &stranger, pod, now);
-        // A late order to hold does not close what is open.
-        assignment.held &= opened.is_none();
-        let accepted = opened.clone().unwrap_or_else(|| Moment::new(now, &self.boot_id));
-        let redemption =
-            stranger.survivor.as_ref().and_then(|survivor| survivor.redemption.clone());
-        let tokens_lost = opened.is_some() && redemption.is_none();
-        let mut records = vec![Record::Accepted {
-            assignment: Box::new(assignment.clone()),
-            one_time_hash: one_time_hash.clone(),
-            at: accepted,
-        }];
-        records.push(Record::PodCreated { uid });
-        records.extend(redemption.map(Record::Redeemed));
-        records.extend(opened.map(|at| Record::GateOpened { at }));
-        if tokens_lost && stranger.end.is_none() {
-            let at = Moment::new(now, &self.boot_id);
-            let stop = Stop::new(Reason::Disrupted, TOKENS_LOST.to_owned(), at, assignment.grace());
-            records.push(Record::Stopping(stop));
-        }
-        if let Some(survivor) = &stranger.survivor {
-            let (usage, refusals) = (survivor.usage, survivor.refusals.clone());
-            records.push(Record::Counters { usage, refusals });
-        }
-        self.take_up(run, &records)?;
-        tracing::info!(tokens_lost, "a lost attempt is adopted");
+        let _within = logs::attempt(&taken.assignment).entered();
+        let one_time_hash = taken.one_time_hash.clone();
+        tracing::info!(tokens_lost = taken.tokens_lost, "a lost attempt is adopted");
+        self.take_up(run, taken)?;
         self.metrics.adopted.inc();
         self.step(run, Event::Restarted { one_time_hash })?;
         self.answer(stranger.order, None);
@@ -348,84 +237,51 @@ impl Runner {
     }
 
     /// Journals an attempt that others remember, and makes its machine.
-    fn take_up(&mut self, run: &RunKey, records: &[Record]) -> Result<(), RunnerError> {
+    fn take_up(&mut self, run: &RunKey, taken: TakenUp) -> Result<(), RunnerError> {
+        let TakenUp { assignment, one_time_hash, accepted: at, then, .. } = taken;
+        let accepted = Record::Accepted {
+            assignment: Box::new(assignment.clone()),
+            one_time_hash: one_time_hash.clone(),
+            at: at.clone(),
+        };
         let entry =
             |fact: &Record| Entry::Attempt { run: run.clone(), fact: Box::new(fact.clone()) };
-        let entries: Vec<_> = records.iter().map(entry).collect();
+        let entries: Vec<_> = std::iter::once(&accepted).chain(&then).map(entry).collect();
         self.keep(&entries, true)?;
-        if let Some(Record::Accepted { assignment, one_time_hash, at }) = records.first() {
-            let mut facts =
-                Facts::accepted(assignment.as_ref().clone(), one_time_hash.clone(), at.clone());
-            for record in records {
-                facts.apply(record);
-            }
-            self.machines.insert(run.clone(), Machine::new(facts));
+        let mut facts = Facts::accepted(assignment, one_time_hash, at);
+        for record in &then {
+            facts.apply(record);
         }
+        self.machines.insert(run.clone(), Machine::new(facts));
         Ok(())
     }
 
-    /// There is no pod: a run that had one must not get another.
-    fn without_pod(
+    fn end_without_pod(
         &mut self,
         run: &RunKey,
-        server: &RunOnServer,
         stranger: Stranger,
+        taken: TakenUp,
+        failure: CreateFailure,
     ) -> Result<(), RunnerError> {
         self.guards.release(run);
-        let began = server.phase != RunPhase::Pending || stranger.survivor.is_some();
-        let known = stranger.assignment();
-        let Stranger { order, survivor, end, .. } = stranger;
-        let Some(assignment) = known.filter(|_| order.is_some() || end.is_some()) else {
-            if survivor.is_some() {
-                self.tell_gateway(ToGateway::Revoke { run: run.clone() });
-            }
-            return Ok(());
-        };
-        if !began && end.is_none() {
-            let refused = self.accept(assignment)?;
-            self.answer(order, refused);
-            return Ok(());
-        }
-        let at = Moment::new(clock::now(), &self.boot_id);
-        let one_time_hash = names::sha256_hex(run.to_string().as_bytes());
-        let assignment = Box::new(assignment);
-        self.take_up(run, &[Record::Accepted { assignment, one_time_hash, at }])?;
-        if let Some(end) = end {
+        self.take_up(run, taken)?;
+        if let Some(end) = stranger.end {
             self.end(run, end)?;
         }
-        let failure = if began { CreateFailure::Vanished } else { CreateFailure::Aborted };
         self.step(run, Event::PodCreateFailed(failure))?;
-        self.answer(order, None);
+        self.answer(stranger.order, None);
         Ok(())
     }
 
     /// Answers the controller, if it is the one who asked.
     fn answer(&mut self, order: Option<Order>, refused: Option<(&'static str, String)>) {
         let Some(Order { assignment, credentials }) = order else { return };
-        let (run, epoch): (_, Epoch) = (assignment.key(), assignment.epoch);
+        let (run, epoch) = (assignment.key(), assignment.epoch);
         self.metrics.assigned(refused.as_ref().map_or(ACCEPTED, |(reason, _)| reason));
         if refused.is_none() {
             self.pass_credentials(run.clone(), credentials);
         }
         let refused = refused.map(|(reason, message)| (reason.to_owned(), message));
         self.say(Outgoing::AssignmentAck { run, epoch, refused });
-    }
-}
-
-impl Stranger {
-    fn has_order(&self) -> bool {
-        self.order.is_some() || self.survivor.is_some()
-    }
-
-    /// Its run, as far as anybody has named it.
-    fn run(&self) -> Option<RunRef> {
-        let shown = || self.look.as_ref().and_then(|look| digest(look.pod.as_ref()?).run);
-        self.assignment().map(|assignment| assignment.run).or_else(shown)
-    }
-
-    /// What is to be done, by the controller where it has spoken, else by the gateway's memory.
-    pub(super) fn assignment(&self) -> Option<Assignment> {
-        let ordered = self.order.as_ref().map(|order| order.assignment.clone());
-        ordered.or_else(|| self.survivor.as_ref().map(|survivor| survivor.assignment.clone()))
     }
 }

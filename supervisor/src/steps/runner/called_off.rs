@@ -1,20 +1,10 @@
 //! Orders to end an attempt, also one that the ledger has lost: such an order waits until it is known
 //! what there is of the attempt, so that its outcome is never on record while its pod runs.
 
-use std::time::Duration;
-
-use agent_operator::domain::{Epoch, Reason, RunKey};
+use agent_operator::domain::{Epoch, RunKey};
 
 use super::{Runner, RunnerError};
-use crate::steps::event::Event;
-
-/// The controller's word that an attempt has to end.
-pub(super) struct End {
-    pub(super) reason: Reason,
-    pub(super) message: String,
-    /// None: that of its assignment.
-    pub(super) grace: Option<Duration>,
-}
+use crate::steps::event::{End, Event};
 
 impl Runner {
     pub(super) fn cancel(
@@ -32,9 +22,10 @@ impl Runner {
         // The order to compare with what is there came before this one. Without it nobody knows what to
         // compare, and a run that is gone needs no outcome.
         let stranger = self.strangers.get_mut(run);
-        let Some((stranger, at)) =
-            stranger.and_then(|stranger| stranger.assignment().map(|known| (stranger, known.run)))
-        else {
+        let Some((stranger, at)) = stranger.and_then(|stranger| {
+            let at = stranger.assignment()?.run.clone();
+            Some((stranger, at))
+        }) else {
             self.metrics.drop_one("unknown_attempt");
             return Ok(());
         };

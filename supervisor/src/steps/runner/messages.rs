@@ -8,11 +8,13 @@ use agent_operator::domain::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::Look;
 use crate::{
     ledger::Delivery,
     link::contract::{FromGateway, ToGateway},
-    steps::event::{Event, PodDigest},
+    steps::{
+        event::{Event, PodDigest},
+        stranger::Look,
+    },
 };
 
 /// What happens on the node.
