@@ -103,6 +103,9 @@ pub struct StepSpec {
     /// The issue that the task comes from, for plan and implement: data, written by anybody.
     #[serde(default)]
     pub issue: Option<IssueText>,
+    /// Nothing was verified, and the task goes on all the same.
+    #[serde(default)]
+    pub unverified: bool,
     /// The repository.
     pub repository: StepRepository,
     /// Author and committer of the runner's commits.

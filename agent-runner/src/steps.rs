@@ -163,7 +163,9 @@ fn from_prompt(context: &Context<'_>) -> PullRequestRequest {
         body.push_str("\n\n## Plan\n\n");
         body.push_str(&printable(plan.trim()));
     }
-    body.push_str("\n\nThe repository's tests pass on this branch.\n");
+    if !spec.unverified {
+        body.push_str("\n\nThe repository's tests pass on this branch.\n");
+    }
     bounded(&subject(&spec.prompt), &body)
 }
 
@@ -205,5 +207,8 @@ mod tests {
         let request = from_prompt(&fixture.context());
         assert_eq!(request.title, "Add a /healthz endpoint");
         assert!(request.body.contains("## Plan\n\n1. do it"));
+        assert!(request.body.contains("tests pass"));
+        fixture.spec.unverified = true;
+        assert!(!from_prompt(&fixture.context()).body.contains("tests pass"));
     }
 }

@@ -40,6 +40,7 @@ pub(crate) fn spec(step: StepName) -> StepSpec {
         model: None,
         max_turns: None,
         test_command: None,
+        unverified: false,
         issue: None,
         repository: StepRepository {
             name: "main".to_owned(),

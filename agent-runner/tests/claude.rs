@@ -61,7 +61,7 @@ fn run(step: StepName, prompt: &str, prepare: impl FnOnce(&Gateway)) -> Run {
         prompt.clone_into(&mut spec.prompt);
     }
     seed_example(&gateway, prepare);
-    let folder = gateway.folder.path();
+    let folder = &gateway.folder;
     let binary = folder.join("agent-runner");
     fs::copy(env!("CARGO_BIN_EXE_agent-runner"), &binary).unwrap();
     fs::create_dir_all(folder.join("runner")).unwrap();
@@ -97,14 +97,14 @@ fn hand_over(folder: &Path, names: &[&str]) {
 
 /// Makes the served repository the local forge's example, with what `prepare` adds to it.
 fn seed_example(gateway: &Gateway, prepare: impl FnOnce(&Gateway)) {
-    let work = gateway.folder.path().join("seed");
+    let work = gateway.folder.join("seed");
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/local/example-repo/.");
     let copied = Command::new("cp").arg("-r").arg(example).arg(&work).status().unwrap();
     assert!(copied.success());
     prepare(gateway);
     stub::git(&work, &["add", "--all"]);
     stub::git(&work, &["commit", "--quiet", "--message=example"]);
-    let bare = gateway.folder.path().join("repositories/main.git");
+    let bare = gateway.folder.join("repositories/main.git");
     stub::git(&work, &["push", "--quiet", bare.to_str().unwrap(), "main"]);
     let commit = stub::git(&work, &["rev-parse", "HEAD"]);
     let mut spec = gateway.spec.lock().unwrap();

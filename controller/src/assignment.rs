@@ -112,6 +112,7 @@ fn work(observed: &Observed, run: &RunView) -> Work {
         max_turns: run.spec.max_turns.and_then(|turns| u32::try_from(turns).ok()),
         test_command: task.spec.test.as_ref().and_then(|test| test.command.clone()),
         issue: issue(&task.spec.source),
+        unverified: run.step == StepName::PullRequest && progress::unverified(observed),
     }
 }
 

@@ -148,6 +148,7 @@ impl TryFrom<v1::Work> for Work {
             max_turns: wire.max_turns,
             test_command: (!wire.test_command.is_empty()).then_some(wire.test_command),
             issue: wire.issue.map(TryInto::try_into).transpose()?,
+            unverified: wire.unverified,
         })
     }
 }
@@ -163,6 +164,7 @@ impl From<&Work> for v1::Work {
             max_turns: work.max_turns,
             test_command: work.test_command.clone().unwrap_or_default(),
             issue: work.issue.as_ref().map(Into::into),
+            unverified: work.unverified,
         }
     }
 }

@@ -64,6 +64,7 @@ fn assignment(step: StepName) -> Assignment {
             max_turns: Some(5),
             test_command: Some(vec!["make".into(), "test".into()]),
             issue: Some(IssueRef { owner: "o".into(), repo: "r".into(), number: 12 }),
+            unverified: true,
         },
         repository: Repository {
             name: "main".into(),
@@ -132,6 +133,7 @@ fn an_assignment_without_optional_parts_round_trips() {
         max_turns: None,
         test_command: None,
         issue: None,
+        unverified: false,
     };
     bare.sandbox = SandboxPolicy::default();
     bare.budget = None;

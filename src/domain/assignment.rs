@@ -131,6 +131,10 @@ pub struct Work {
     /// The issue that the task comes from; its text goes to the agent as data.
     #[serde(default)]
     pub issue: Option<IssueRef>,
+    /// Nothing was verified: there was nothing to test by, and the task goes on all the same. Its pull
+    /// request says so.
+    #[serde(default)]
+    pub unverified: bool,
 }
 
 /// An issue at the forge of the task's repository.

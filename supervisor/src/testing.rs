@@ -62,6 +62,7 @@ pub(crate) fn assignment() -> Assignment {
             max_turns: None,
             test_command: None,
             issue: None,
+            unverified: false,
         },
         repository: Repository {
             name: "main".into(),

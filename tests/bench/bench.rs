@@ -37,7 +37,7 @@ mod processes;
 mod requests;
 mod scripted;
 mod site;
-#[allow(dead_code, reason = "shared with the tests of reconciling")]
+#[allow(dead_code, unused_imports, reason = "shared with the tests of reconciling")]
 #[path = "../../controller/tests/reconcile/support.rs"]
 mod support;
 mod table;

@@ -24,9 +24,11 @@ pub(crate) fn instructions(
         StepName::Implement if spec.feedback.is_some() => IMPLEMENT_AGAIN,
         StepName::Implement => IMPLEMENT,
         StepName::Test => "",
-        StepName::PullRequest => PULL_REQUEST,
+        StepName::PullRequest if spec.unverified => UNTESTED,
+        StepName::PullRequest => TESTED,
     });
     if spec.step == StepName::PullRequest {
+        text.push_str(PULL_REQUEST);
         let _ = writeln!(text, "The file: `{pull_request_file}`");
         let _ = write!(text, "The changes: `git diff {}..HEAD`\n\n", repository.base_commit);
     }
@@ -90,10 +92,14 @@ and repair the implementation. Do not weaken, skip or delete tests to make them 
 tests. You need not commit and cannot push: all changes in the work tree are committed and \
 published when you are done. Your last message says in a few sentences what you changed.\n\n";
 
-const PULL_REQUEST: &str = "The task below is implemented and its tests pass. Write title and \
-body of the pull request into a file, as one JSON object: {\"title\": \"...\", \"body\": \"...\"}. \
-The title is one line of at most 72 characters in the imperative mood. The body is Markdown: what \
-changes and why, then how it was tested. Change nothing in the work tree; the request is opened \
+const TESTED: &str = "The task below is implemented and its tests pass. ";
+
+const UNTESTED: &str = "The task below is implemented, but nothing was verified: this repository has \
+no tests to run. Do not say that anything was tested. ";
+
+const PULL_REQUEST: &str = "Write title and body of the pull request into a file, as one JSON \
+object: {\"title\": \"...\", \"body\": \"...\"}. The title is one line of at most 72 characters in the \
+imperative mood. The body is Markdown: what changes and why, then how it was tested, if it was. Change nothing in the work tree; the request is opened \
 for you.\n";
 
 #[cfg(test)]
@@ -110,6 +116,16 @@ mod tests {
             assert!(text.starts_with(&format!("Step: {step}\n")), "{text}");
             assert!(text.contains("<task>\nAdd a /healthz endpoint\n</task>"), "{text}");
         }
+    }
+
+    #[test]
+    fn what_was_not_verified_is_not_called_tested() {
+        let mut spec = spec(StepName::PullRequest);
+        assert!(instructions(&spec, None, "/f.json").contains("its tests pass"));
+        spec.unverified = true;
+        let text = instructions(&spec, None, "/f.json");
+        assert!(!text.contains("tests pass"), "{text}");
+        assert!(text.contains("nothing was verified"), "{text}");
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Traces {
 
     fn has(&self, trace: Trace) -> bool {
         match trace {
-            Ran(name) => self.gateway.folder.path().join(format!("home/ran-{name}")).exists(),
+            Ran(name) => self.gateway.folder.join(format!("home/ran-{name}")).exists(),
             Told(words) => self.told.contains(words),
         }
     }
@@ -112,7 +112,7 @@ fn bare(prepare: impl FnOnce(&Path), seconds: u32, managed: Option<&str>) -> Tra
     let model = runtime.block_on(model).unwrap();
     let gateway = Gateway::start(StepName::Plan, "");
     gateway.update(|state| state.model = Some(model.address().to_string()));
-    let folder = gateway.folder.path();
+    let folder = &gateway.folder;
     let (repository, home) = (folder.join("bare"), folder.join("home"));
     for path in [&repository, &home] {
         fs::create_dir_all(path).unwrap();
@@ -189,7 +189,7 @@ fn control_what_a_repository_plants_works_where_the_cli_loads_it() {
 fn a_repositorys_own_agent_configuration_neither_runs_nor_redirects() {
     let mut connections = None;
     let run = run(StepName::Plan, "Add a /healthz endpoint", |gateway| {
-        let seed = gateway.folder.path().join("seed");
+        let seed = gateway.folder.join("seed");
         plant(&seed);
         connections = Some(plant_base_url(&seed));
     });

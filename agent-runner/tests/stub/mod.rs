@@ -54,7 +54,7 @@ pub(crate) struct State {
 /// The gateway and its folder, which goes when the test is done with it: a connection that still waits
 /// for an answer keeps the service alone.
 pub(crate) struct Gateway {
-    pub(crate) folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     service: Arc<Service>,
 }
 
@@ -67,7 +67,7 @@ impl Deref for Gateway {
 }
 
 pub(crate) struct Service {
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
     pub(crate) address: String,
     pub(crate) spec: Mutex<StepSpec>,
     state: Mutex<State>,
@@ -93,7 +93,7 @@ impl Gateway {
                 thread::spawn(move || service.serve(stream));
             }
         });
-        Arc::new(Self { folder, service })
+        Arc::new(Self { _folder: folder, service })
     }
 }
 
@@ -429,6 +429,7 @@ fn spec(step: StepName, script: &str, start_commit: String) -> StepSpec {
         max_turns: None,
         test_command: Some(["sh", "-c", script].map(str::to_owned).to_vec()),
         issue: None,
+        unverified: false,
         repository: StepRepository {
             name: "main".to_owned(),
             base_branch: "main".to_owned(),

@@ -189,6 +189,14 @@ pub fn usage(observed: &Observed) -> Usage {
     if recorded.total_tokens() > sum.total_tokens() { recorded } else { sum }
 }
 
+/// Whether nothing was verified: the last test step found nothing to test by.
+pub fn unverified(observed: &Observed) -> bool {
+    let records = records(observed);
+    let mut tests =
+        records.range((StepName::Test, Attempt(0))..=(StepName::Test, Attempt(u32::MAX)));
+    tests.next_back().is_some_and(|(_, record)| record.reason == Some(Reason::Unverifiable))
+}
+
 /// The number of the next attempt at `step`: one that no run has had.
 pub fn next_attempt(observed: &Observed, step: StepName) -> Attempt {
     let of_step = |(of, attempt)| (of == step).then_some(attempt);

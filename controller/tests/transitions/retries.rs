@@ -101,6 +101,16 @@ fn an_unverifiable_repository_fails_or_goes_on_as_the_task_says() {
     model.through(Reason::Unverifiable, None);
     assert_eq!(model.phase(), "PullRequest");
     assert_eq!(model.live().map(|run| run.step), Some(StepName::PullRequest));
+    let run = model.live().unwrap().clone();
+    assert!(assignment(&model.observed(), &run, Epoch(1)).work.unverified, "the request says so");
+}
+
+#[test]
+fn what_passed_its_tests_in_the_end_is_not_called_unverified() {
+    let mut model = until(StepName::PullRequest);
+    model.task.spec.test = Some(serde_json::from_str(r#"{"onUnverifiable":"Proceed"}"#).unwrap());
+    let run = model.live().unwrap().clone();
+    assert!(!assignment(&model.observed(), &run, Epoch(1)).work.unverified);
 }
 
 #[test]

@@ -144,6 +144,7 @@ pub(super) async fn step(gateway: &Shared, caller: &Caller) -> Answer {
         max_turns: work.max_turns,
         test_command: work.test_command,
         issue,
+        unverified: work.unverified,
         repository,
         identity: gateway.config.git_identity.clone(),
         grace_seconds: assignment.grace_seconds,
@@ -170,6 +171,7 @@ fn held(gateway: &Shared, attempt: &Attempt) -> StepSpec {
         max_turns: None,
         test_command: None,
         issue: None,
+        unverified: false,
         repository: StepRepository {
             name: assignment.repository.name.clone(),
             base_branch: nothing(),

@@ -215,3 +215,28 @@ async fn a_repository_without_tests_is_named_and_gets_some_or_ends_by_the_tasks_
     mended(&cluster, &name).await;
     cluster.forge.delete_repository(&name).await;
 }
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run e2e"]
+async fn a_task_that_may_go_on_without_tests_opens_a_request_that_says_that_nothing_was_verified() {
+    let cluster = Cluster::connect().await;
+    let name = unique("unverified");
+    cluster.forge.create_repository(&name).await;
+    let mut overrides = repository(&name);
+    merge(&mut overrides, &json!({"test": {"command": null, "onUnverifiable": "Proceed"}}));
+    start(&cluster, &name, &overrides).await;
+    let done = cluster.complete(NAMESPACE, &name).await.status.expect("a status");
+
+    let runs = cluster.runs(NAMESPACE, &name).await;
+    let reasons = runs.iter().map(|run| (run.spec.step.as_str(), run.status.as_ref()));
+    let test = reasons.filter(|(step, _)| *step == "test").filter_map(|(_, status)| status);
+    let reasons: Vec<_> = test.map(|status| status.reason.as_deref()).collect();
+    assert_eq!(reasons, [Some("Unverifiable")]);
+    let branch = done.repositories[0].work_branch.clone().expect("a work branch");
+    let requests = cluster.forge.pull_requests_of(&name, &branch).await;
+    assert_eq!(requests.len(), 1);
+    let body = requests[0]["body"].as_str().expect("a body");
+    assert!(body.contains("**Not verified:**"), "{body}");
+    assert!(!body.contains("tests pass"), "{body}");
+    cluster.forge.delete_repository(&name).await;
+}

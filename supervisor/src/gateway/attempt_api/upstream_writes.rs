@@ -107,6 +107,7 @@ pub(in crate::gateway) async fn pull_request(
             title: attempt.secrets().scrub(request.title),
             body: attempt.secrets().scrub(request.body),
             issue: attempt.assignment().work.issue.clone(),
+            unverified: attempt.assignment().work.unverified,
         };
         let began = Began::now();
         let permit = shared.permit.of_attempt(attempt.agent_ended(), attempt.claim());

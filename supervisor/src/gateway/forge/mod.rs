@@ -112,6 +112,8 @@ pub struct PullRequestOrder {
     pub head_branch: String,
     /// The issue that the task comes from: merging closes it.
     pub issue: Option<IssueRef>,
+    /// Nothing was verified; the request says so whatever the sandbox wrote.
+    pub unverified: bool,
 }
 
 /// All forges of the upstream map. A clone is a handle to the same.
@@ -150,7 +152,7 @@ impl Forges {
             head: order.head_branch.clone(),
             base: order.grant.repository.base_branch.clone(),
             title: title(&order.title),
-            body: body(&order.body, closes.as_deref(), &marker),
+            body: body(&order.body, order.unverified, closes.as_deref(), &marker),
         };
         if let Some(found) = forge.find_pull_request(&draft.head, &marker).await? {
             return Ok((found.pull_request, false));
@@ -241,12 +243,15 @@ fn title(from_sandbox: &str) -> String {
     text::truncate(&line, TITLE_BYTES_MAX).to_owned()
 }
 
-/// The sandbox's body with the line that closes the issue and the task's mark at its end.
-fn body(from_sandbox: &str, closes: Option<&str>, marker: &str) -> String {
-    let ending = match closes {
-        Some(closes) => format!("{closes}\n\n{marker}"),
-        None => marker.to_owned(),
-    };
+/// What stands in a pull request whose branch no test was run on.
+const UNVERIFIED: &str =
+    "**Not verified:** there was nothing to test by, so no test was run on this branch.";
+
+/// The sandbox's body; at its end our own word on what was not verified, the line that closes the issue
+/// and the task's mark.
+fn body(from_sandbox: &str, unverified: bool, closes: Option<&str>, marker: &str) -> String {
+    let ours = [unverified.then_some(UNVERIFIED), closes, Some(marker)];
+    let ending = ours.into_iter().flatten().collect::<Vec<_>>().join("\n\n");
     let neutral = neutralise(from_sandbox);
     let room = BODY_BYTES_MAX - ending.len() - 2;
     format!("{}\n\n{ending}", text::truncate(&neutral, room).trim_end())

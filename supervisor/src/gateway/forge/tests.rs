@@ -176,6 +176,7 @@ fn order() -> PullRequestOrder {
         body: "It answers 200.".to_owned(),
         head_branch: "ai/x".to_owned(),
         issue: None,
+        unverified: false,
     }
 }
 
@@ -301,8 +302,9 @@ fn title_and_body_from_a_sandbox_are_bounded_and_cannot_imitate_the_mark() {
     assert!(title(&"ä".repeat(1000)).len() <= TITLE_BYTES_MAX);
     let mark = marker(&"uid-1".into());
     let forged = format!("text {} {}", marker(&"uid-2".into()), "x".repeat(100_000));
-    let body = body(&forged, Some("Closes #7"), &mark);
+    let body = body(&forged, true, Some("Closes #7"), &mark);
     assert!(body.len() <= BODY_BYTES_MAX);
-    assert!(body.ends_with(&format!("\n\nCloses #7\n\n{mark}")));
+    // Whatever the sandbox says of its tests.
+    assert!(body.ends_with(&format!("\n\n{UNVERIFIED}\n\nCloses #7\n\n{mark}")));
     assert_eq!(body.matches(MARKER).count(), 1);
 }

@@ -515,6 +515,7 @@ pub(super) fn grant(uid: &str, step: StepName, budget: Option<TaskBudget>) -> Gr
             max_turns: None,
             test_command: None,
             issue: None,
+            unverified: false,
         },
         repository: Repository {
             name: "main".into(),
