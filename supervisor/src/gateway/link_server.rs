@@ -23,9 +23,12 @@ use super::{
     core::{self, Shared},
     preflight,
 };
-use crate::link::{
-    contract::{FromGateway, LINK_VERSION, ToGateway},
-    frame::{self, FrameError, JsonLines},
+use crate::{
+    clock,
+    link::{
+        contract::{FromGateway, LINK_VERSION, ToGateway},
+        frame::{self, FrameError, JsonLines},
+    },
 };
 
 /// Time for the peer's Hello.
@@ -276,7 +279,7 @@ fn receive(gateway: &Shared, message: ToGateway) {
         }
         ToGateway::Permit { epoch, valid_millis } => {
             let valid = Duration::from_millis(valid_millis);
-            if let Err(error) = gateway.permit.renew(epoch, valid, Instant::now()) {
+            if let Err(error) = gateway.permit.renew(epoch, valid, clock::boot()) {
                 tracing::warn!(%error, "permission ignored");
             }
         }

@@ -1,7 +1,8 @@
 //! Permission to write upstream: given by the controller under its epoch, valid for a few seconds.
 //!
 //! A gateway that is cut off from the leader loses it by itself, so a node that was replaced can
-//! keep a commit in quarantine but can no longer move a branch or open a pull request.
+//! keep a commit in quarantine but can no longer move a branch or open a pull request. It goes by the
+//! boot-time clock: a node that was suspended wakes up without it.
 
 use std::{
     sync::{
@@ -12,12 +13,15 @@ use std::{
 };
 
 use agent_operator::domain::Epoch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::{clock, steps::moment::BootTime};
 
 /// Longest validity that is believed: a permission must lapse soon after the leader is gone, also
 /// when a faulty sender names a huge number.
 const VALID_MAX: Duration = Duration::from_secs(30);
+/// How often a write that is under way looks whether it still may.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Why nothing may be written upstream at this moment. Retryable: the link may heal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +53,7 @@ pub struct StaleEpoch {
 #[derive(Clone, Copy, Debug)]
 struct Given {
     epoch: Epoch,
-    valid_until: Instant,
+    valid_until: BootTime,
 }
 
 /// Whether the supervisor has a record of an attempt: then its Hellos name it, so that the controller has
@@ -70,8 +74,8 @@ impl Claim {
     }
 }
 
-/// The live permission, shared by everything that writes upstream. Cheap to clone; ask
-/// [`Permit::check`] right before each write, never once for several.
+/// The live permission, shared by everything that writes upstream. Cheap to clone; each write goes
+/// through [`Permit::during`], never several through one.
 #[derive(Clone, Debug, Default)]
 pub struct Permit {
     given: Arc<Mutex<Option<Given>>>,
@@ -91,7 +95,7 @@ impl Permit {
     pub fn granted(epoch: Epoch, valid: Duration) -> Self {
         let permit = Self::none();
         // A fresh permit has seen no epoch, so none is stale.
-        let _ = permit.renew(epoch, valid, Instant::now());
+        let _ = permit.renew(epoch, valid, clock::boot());
         permit
     }
 
@@ -104,22 +108,22 @@ impl Permit {
     }
 
     /// Takes a renewal that was received at `now` and holds for `valid`.
-    pub fn renew(&self, epoch: Epoch, valid: Duration, now: Instant) -> Result<(), StaleEpoch> {
+    pub fn renew(&self, epoch: Epoch, valid: Duration, now: BootTime) -> Result<(), StaleEpoch> {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seen) = given.map(|given| given.epoch).filter(|seen| *seen > epoch) {
             return Err(StaleEpoch { offered: epoch, seen });
         }
-        *given = Some(Given { epoch, valid_until: now + valid.min(VALID_MAX) });
+        *given = Some(Given { epoch, valid_until: now.plus(valid.min(VALID_MAX)) });
         Ok(())
     }
 
     /// The epoch under which a write may go out now.
     pub fn check(&self) -> Result<Epoch, PermitError> {
-        self.check_at(Instant::now())
+        self.check_at(clock::boot())
     }
 
     /// [`Permit::check`] at a given time.
-    pub fn check_at(&self, now: Instant) -> Result<Epoch, PermitError> {
+    pub fn check_at(&self, now: BootTime) -> Result<Epoch, PermitError> {
         let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         match *given {
             _ if self.ended.is_cancelled() => Err(PermitError::Ended),
@@ -129,52 +133,117 @@ impl Permit {
             Some(given) => Ok(given.epoch),
         }
     }
+    /// Does `write` while the permission stands. A write that is under way when it ends is given up and
+    /// not awaited: whoever replaces the attempt waits for the permission to lapse, not for a slow push.
+    /// Renewals prolong it.
+    pub async fn during<T>(&self, write: impl Future<Output = T>) -> Result<T, PermitError> {
+        self.check()?;
+        tokio::select! {
+            biased;
+            written = write => Ok(written),
+            error = self.lost() => Err(error),
+        }
+    }
+
+    async fn lost(&self) -> PermitError {
+        loop {
+            if let Err(error) = self.check() {
+                return error;
+            }
+            tokio::select! {
+                () = self.ended.cancelled() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_permission_lapses_by_itself() {
-        let permit = Permit::none();
-        assert_eq!(permit.check(), Err(PermitError::Missing));
-        permit.renew(Epoch(2), Duration::from_secs(5), Instant::now()).unwrap();
-        assert_eq!(permit.check(), Ok(Epoch(2)));
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!(permit.check(), Err(PermitError::Lapsed));
+    const NOW: BootTime = BootTime(1_000_000_000);
+
+    fn after(seconds: u64) -> BootTime {
+        NOW.plus(Duration::from_secs(seconds))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_attempt_that_has_to_end_or_that_nobody_claims_has_no_permission_whatever_its_node_has()
-     {
+    #[test]
+    fn a_permission_lapses_by_itself() {
+        let permit = Permit::none();
+        assert_eq!(permit.check_at(NOW), Err(PermitError::Missing));
+        permit.renew(Epoch(2), Duration::from_secs(5), NOW).unwrap();
+        assert_eq!(permit.check_at(after(4)), Ok(Epoch(2)));
+        assert_eq!(permit.check_at(after(5)), Err(PermitError::Lapsed));
+    }
+
+    #[test]
+    fn an_attempt_that_has_to_end_or_that_nobody_claims_has_no_permission_whatever_its_node_has() {
         let (permit, ended) = (Permit::none(), CancellationToken::new());
         let claim = Claim::default();
         let of_attempt = permit.of_attempt(&ended, &claim);
-        permit.renew(Epoch(2), Duration::from_secs(5), Instant::now()).unwrap();
-        assert_eq!(of_attempt.check(), Ok(Epoch(2)));
+        permit.renew(Epoch(2), Duration::from_secs(5), NOW).unwrap();
+        assert_eq!(of_attempt.check_at(NOW), Ok(Epoch(2)));
         claim.set(false);
-        assert_eq!(of_attempt.check(), Err(PermitError::Unclaimed));
+        assert_eq!(of_attempt.check_at(NOW), Err(PermitError::Unclaimed));
         claim.set(true);
-        assert_eq!(of_attempt.check(), Ok(Epoch(2)));
+        assert_eq!(of_attempt.check_at(NOW), Ok(Epoch(2)));
         ended.cancel();
-        assert_eq!(of_attempt.check(), Err(PermitError::Ended));
-        assert_eq!(permit.check(), Ok(Epoch(2)));
+        assert_eq!(of_attempt.check_at(NOW), Err(PermitError::Ended));
+        assert_eq!(permit.check_at(NOW), Ok(Epoch(2)));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_older_epoch_neither_gives_nor_prolongs_permission() {
-        let permit = Permit::granted(Epoch(7), Duration::from_secs(5));
-        let stale = permit.renew(Epoch(6), Duration::from_mins(1), Instant::now());
+    #[test]
+    fn an_older_epoch_neither_gives_nor_prolongs_permission() {
+        let permit = Permit::none();
+        permit.renew(Epoch(7), Duration::from_secs(5), NOW).unwrap();
+        let stale = permit.renew(Epoch(6), Duration::from_mins(1), NOW);
         assert_eq!(stale, Err(StaleEpoch { offered: Epoch(6), seen: Epoch(7) }));
-        tokio::time::advance(Duration::from_secs(6)).await;
-        assert_eq!(permit.check(), Err(PermitError::Lapsed));
+        assert_eq!(permit.check_at(after(6)), Err(PermitError::Lapsed));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_huge_validity_is_cut() {
-        let permit = Permit::granted(Epoch(1), Duration::from_millis(u64::MAX));
-        tokio::time::advance(VALID_MAX).await;
-        assert_eq!(permit.check(), Err(PermitError::Lapsed));
+    #[test]
+    fn a_huge_validity_is_cut() {
+        let permit = Permit::none();
+        permit.renew(Epoch(1), Duration::from_millis(u64::MAX), NOW).unwrap();
+        assert_eq!(permit.check_at(NOW.plus(VALID_MAX)), Err(PermitError::Lapsed));
+    }
+
+    #[tokio::test]
+    async fn a_write_without_permission_is_not_begun() {
+        let begun = std::cell::Cell::new(false);
+        let written = Permit::none().during(async { begun.set(true) }).await;
+        assert_eq!((written, begun.get()), (Err(PermitError::Missing), false));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_is_under_way_is_given_up_when_its_attempt_has_to_end_or_nobody_claims_it()
+    {
+        let (ended, claim) = (CancellationToken::new(), Claim::default());
+        let node = Permit::granted(Epoch(1), VALID_MAX);
+        let permit = node.of_attempt(&ended, &claim);
+        assert_eq!(permit.during(async { 7 }).await, Ok(7));
+        let unclaimed = async {
+            claim.set(false);
+            std::future::pending::<()>().await;
+        };
+        assert_eq!(permit.during(unclaimed).await, Err(PermitError::Unclaimed));
+        claim.set(true);
+        let stopped = async {
+            ended.cancel();
+            std::future::pending::<()>().await;
+        };
+        assert_eq!(permit.during(stopped).await, Err(PermitError::Ended));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_is_under_way_is_given_up_when_the_permission_lapses_and_not_before() {
+        let permit = Permit::granted(Epoch(1), VALID_MAX);
+        assert_eq!(permit.during(tokio::time::sleep(LOOK * 2)).await, Ok(()));
+        let lapses = async {
+            permit.renew(Epoch(1), Duration::ZERO, clock::boot()).unwrap();
+            std::future::pending::<()>().await;
+        };
+        assert_eq!(permit.during(lapses).await, Err(PermitError::Lapsed));
     }
 }

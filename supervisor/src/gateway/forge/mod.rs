@@ -157,8 +157,7 @@ impl Forges {
         if let Some(found) = forge.find_pull_request(&draft.head, &marker).await? {
             return Ok((found.pull_request, false));
         }
-        permit.check()?;
-        if let Some(opened) = forge.open_pull_request(&draft).await? {
+        if let Some(opened) = permit.during(forge.open_pull_request(&draft)).await?? {
             return Ok((opened, true));
         }
         // Somebody was faster: this task on another node, or a person.

@@ -168,9 +168,8 @@ impl Way<'_> {
             &refspec,
         ];
         let run = Run::local(self.quarantine.path(), &args);
-        self.permit.check()?;
         let run = run.upstream(self.mirror.url(), self.login.as_deref(), PUSH_TIMEOUT);
-        let pushed = self.git.run(run).await?;
+        let pushed = self.permit.during(self.git.run(run)).await??;
         let detail = match interpret(&pushed, branch, self.mirror.url())? {
             Answer::Taken => return Ok(Swap::Done),
             Answer::Refused(detail) => detail,
