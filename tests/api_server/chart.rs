@@ -110,6 +110,7 @@ async fn wrong_values_are_refused_by_the_chart_itself() {
         ("tracing.endpoint=\"collector:4317\"", "/tracing/endpoint"),
         ("tracing.ratio=2", "/tracing/ratio"),
         ("agent.priorityClassName=\"No Class\"", "/agent/priorityClassName"),
+        ("networkPolicies.apiServerPorts=[80]", "/networkPolicies/apiServerPorts/0"),
     ] {
         let message = try_render("wrong", "x", &[value.to_owned()]).unwrap_err();
         assert!(message.contains(words), "{value}: {message}");
@@ -179,6 +180,35 @@ async fn second_release_is_refused_where_the_first_can_be_seen() {
     assert!(good, "the release itself is upgraded: {text}");
     roles.delete("first-of-two-releases", &DeleteParams::default()).await.unwrap();
     assert!(try_render("second", "elsewhere", &[]).is_ok(), "offline nothing is refused");
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn own_pods_reach_pods_resolver_and_api_server_and_no_metadata_service() {
+    let Some(_) = client().await else { return };
+    let documents = render("ao", "ao-system", &[]);
+    for name in ["ao-supervisor", "ao-controller"] {
+        let policy = documents.iter().find(|document| {
+            document["kind"] == "NetworkPolicy" && document["metadata"]["name"] == name
+        });
+        let rules = policy.unwrap()["spec"]["egress"].as_array().unwrap();
+        let mut anywhere = BTreeSet::new();
+        for rule in rules {
+            let Some(peers) = rule["to"].as_array() else {
+                let ports = rule["ports"].as_array().expect("a rule for everything has ports");
+                anywhere.extend(ports.iter().map(|port| port["port"].as_u64().unwrap()));
+                continue;
+            };
+            // Some data paths take a block of addresses for no pod.
+            assert!(peers.contains(&json!({"namespaceSelector": {}})), "{name}: {peers:?}");
+            for block in peers.iter().filter(|peer| !peer["ipBlock"].is_null()) {
+                let but = block["ipBlock"]["except"][0].as_str().unwrap();
+                assert!(["169.254.169.254/32", "fd00:ec2::254/128"].contains(&but), "{but}");
+            }
+        }
+        // Metadata is served at port 80.
+        assert_eq!(anywhere, [53, 6443].into(), "{name}");
+    }
 }
 
 /// Every right that the chart grants, one line each.
