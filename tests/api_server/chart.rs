@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use super::server::{client, from_json, kubeconfig, namespace, render, try_render};
 
-/// The arguments that put every object into `namespace`.
-pub(crate) fn in_namespace(namespace: &str) -> Vec<String> {
+/// The arguments that have tasks in `namespace`, which is there already.
+pub(crate) fn tasks_in(namespace: &str) -> Vec<String> {
     vec![
         format!("taskNamespaces={}", json!([namespace])),
         "createTaskNamespaces=false".to_owned(),
@@ -55,9 +55,9 @@ pub(crate) async fn apply(client: &Client, documents: &[Value], dry_run: bool) {
 #[ignore = "needs a kube-apiserver: tests/run api"]
 async fn chart_is_valid_with_its_defaults_and_with_every_option() {
     let Some(client) = client().await else { return };
-    let namespace = namespace(&client).await;
-    let mut set = in_namespace(&namespace);
-    apply(&client, &render("plain", &namespace, &set), true).await;
+    let (system, tasks) = (namespace(&client).await, namespace(&client).await);
+    let mut set = tasks_in(&tasks);
+    apply(&client, &render("plain", &system, &set), true).await;
     let values = [
         json!({"controller.replicas": 1, "controller.persistence.enabled": true}),
         json!({"controller.service": {"type": "NodePort", "nodePort": 30443, "annotations": {"a": "b"}}}),
@@ -77,7 +77,7 @@ async fn chart_is_valid_with_its_defaults_and_with_every_option() {
     for value in values.iter().flat_map(|values| values.as_object().unwrap()) {
         set.push(format!("{}={}", value.0, value.1));
     }
-    apply(&client, &render("full", &namespace, &set), true).await;
+    apply(&client, &render("full", &system, &set), true).await;
 }
 
 #[tokio::test]
@@ -123,10 +123,13 @@ async fn chart_installs_with_the_longest_names_and_names_no_other_namespace() {
     let Some(client) = client().await else { return };
     // Helm takes release names of at most 53 characters.
     let release = "r".repeat(53);
-    let place = format!("n{}", "s".repeat(62));
-    let object: Namespace = from_json(json!({"metadata": {"name": place}}));
-    let _ = Api::all(client.clone()).create(&PostParams::default(), &object).await;
-    let documents = render(&release, &place, &in_namespace(&place));
+    let [system, tasks] = ["s", "t"].map(|letter| letter.repeat(63));
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    for name in [&system, &tasks] {
+        let object: Namespace = from_json(json!({"metadata": {"name": name}}));
+        let _ = namespaces.create(&PostParams::default(), &object).await;
+    }
+    let documents = render(&release, &system, &tasks_in(&tasks));
     apply(&client, &documents, true).await;
     for document in &documents {
         let name = document["metadata"]["name"].as_str().unwrap();
@@ -142,10 +145,34 @@ async fn chart_installs_with_the_longest_names_and_names_no_other_namespace() {
             "{name}"
         );
         let within = document["metadata"]["namespace"].as_str();
-        assert!(within.is_none_or(|within| within == place), "{name} is in {within:?}");
+        assert!(
+            within.is_none_or(|within| within == system || within == tasks),
+            "{name} is in {within:?}"
+        );
     }
-    let namespaces: Api<Namespace> = Api::all(client);
-    namespaces.delete(&place, &DeleteParams::default()).await.unwrap();
+    for name in [&system, &tasks] {
+        namespaces.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn every_object_has_a_name_of_its_own_and_tasks_in_the_releases_namespace_are_refused() {
+    let Some(_) = client().await else { return };
+    let documents = render("ao", "ao-system", &["taskNamespaces=[\"a\", \"b\"]".to_owned()]);
+    let mut seen = BTreeSet::new();
+    for document in &documents {
+        let of = |field: &str| document["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let kind = document["kind"].to_string();
+        assert!(
+            seen.insert((kind, of("namespace"), of("name"))),
+            "twice: {}",
+            document["metadata"]
+        );
+    }
+    let both = ["taskNamespaces=[\"a\", \"ao-system\"]".to_owned()];
+    let message = try_render("ao", "ao-system", &both).unwrap_err();
+    assert!(message.contains("ao-system, the namespace of the release itself"), "{message}");
 }
 
 #[tokio::test]

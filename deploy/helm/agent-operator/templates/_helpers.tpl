@@ -40,6 +40,14 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "ao.name" . }}-supervi
 {{- end }}
 {{- end }}
 
+{{/* The release and the tasks each have a namespace. In one of both, roles of the same name would be made twice, and who may
+read the Secrets of tasks could read the controller's key. */}}
+{{- define "ao.refuseOwnNamespace" -}}
+{{- if has .Release.Namespace .Values.taskNamespaces }}
+{{- fail (printf "taskNamespaces names %s, the namespace of the release itself: tasks, their Secrets and their rights are kept apart from those of controller and supervisors. Name another one; a missing one is created" .Release.Namespace) }}
+{{- end }}
+{{- end }}
+
 {{/* Whether a priority class of ours is made for `system` or `agent`: its name, or nothing. */}}
 {{- define "ao.priorityClass" -}}
 {{- if .root.Values.priorityClasses.create }}{{ include "ao.name" .root }}-{{ .class }}{{ end }}
