@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use k8s_openapi::api::{core::v1::Namespace, rbac::v1::ClusterRole};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Pod, ServiceAccount},
+    rbac::v1::ClusterRole,
+};
 use kube::{
     Api, Client, Discovery,
     api::{
@@ -175,6 +178,56 @@ async fn every_object_has_a_name_of_its_own_and_tasks_in_the_releases_namespace_
     assert!(message.contains("ao-system, the namespace of the release itself"), "{message}");
 }
 
+/// What Helm says to a release that it renders beside what is in the cluster, and whether that is good.
+fn install(release: &str, namespace: &str, tasks: &str) -> (bool, String) {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/helm/agent-operator");
+    let tasks = format!("taskNamespaces={{{tasks}}}");
+    let output = std::process::Command::new("helm")
+        .args(["template", release, chart, "--namespace", namespace, "--dry-run=server"])
+        .args(["--set", "crds.install=false", "--set", &tasks, "--kubeconfig"])
+        .arg(kubeconfig().unwrap())
+        .output()
+        .unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn a_namespace_with_agent_pods_is_not_taken_from_the_release() {
+    let Some(client) = client().await else { return };
+    let (system, left) = (namespace(&client).await, namespace(&client).await);
+    // What the release that is there has written.
+    let documents = render("moving", &system, &tasks_in(&left));
+    let settings: Vec<_> = documents
+        .into_iter()
+        .filter(|it| it["kind"] == "ConfigMap" && it["metadata"]["name"] == "moving-controller")
+        .collect();
+    assert_eq!(settings.len(), 1);
+    apply(&client, &settings, false).await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &left);
+    let account = from_json(json!({"metadata": {"name": "default"}}));
+    accounts.create(&PostParams::default(), &account).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(client, &left);
+    for (name, labels) in
+        [("a-plan-1", json!({"agents.wearn.dev/run": "a-plan-1"})), ("bystander", json!({}))]
+    {
+        let pod = from_json(json!({
+            "metadata": {"name": name, "labels": labels},
+            "spec": {"containers": [{"name": "c", "image": "x"}]},
+        }));
+        pods.create(&PostParams::default(), &pod).await.unwrap();
+    }
+    let words = "where agent pods are left (1, for example a-plan-1)";
+    let (good, text) = install("moving", &system, "elsewhere");
+    assert!(!good && text.contains(&format!("no longer names {left}, {words}")), "{text}");
+    // Another test's release may be in the way of these, and says so in other words.
+    let (_, text) = install("moving", &system, &format!("elsewhere,{left}"));
+    assert!(!text.contains(words), "{text}");
+    pods.delete("a-plan-1", &DeleteParams::default().grace_period(0)).await.unwrap();
+    let (_, text) = install("moving", &system, "elsewhere");
+    assert!(!text.contains(words), "{text}");
+}
+
 #[tokio::test]
 #[ignore = "needs a kube-apiserver: tests/run api"]
 async fn second_release_is_refused_where_the_first_can_be_seen() {
@@ -188,17 +241,7 @@ async fn second_release_is_refused_where_the_first_can_be_seen() {
         },
     }}));
     let _ = roles.create(&PostParams::default(), &role).await;
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/helm/agent-operator");
-    let install = |release: &str, namespace: &str| {
-        let kubeconfig = kubeconfig().unwrap();
-        let output = std::process::Command::new("helm")
-            .args(["template", release, chart, "--namespace", namespace, "--dry-run=server"])
-            .args(["--set", "crds.install=false", "--kubeconfig"])
-            .arg(kubeconfig)
-            .output()
-            .unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
+    let install = |release: &str, namespace: &str| install(release, namespace, "agent-system");
     for (release, namespace) in [("second", "first-place"), ("first", "elsewhere")] {
         let (good, text) = install(release, namespace);
         assert!(!good && text.contains("as release first in namespace first-place"), "{text}");
