@@ -16,7 +16,8 @@ use super::{policies::Installed, server::eventually};
 /// The node that the controller takes whoever shows `token` for, or why it takes it for nobody.
 async fn node(installed: &Installed, token: &str) -> Result<String, Code> {
     let reviewer = KubeReviewer::new(installed.controller().await);
-    let account = format!("system:serviceaccount:{0}:{0}-supervisor", installed.namespace);
+    let (system, release) = (&installed.system, installed.release());
+    let account = format!("system:serviceaccount:{system}:{release}-supervisor");
     // A new one each time: it believes a token for a minute.
     let authority = Authority::new(reviewer, account);
     match authority.authenticate(Rule::Supervisor, token).await {
@@ -88,7 +89,7 @@ async fn the_controller_takes_nobody_for_a_node_but_who_has_a_live_token_of_its_
     let forged = good.rsplit_once('.').unwrap().0.to_owned() + ".AAAA";
     assert_eq!(node(&installed, &forged).await, Err(Code::Unauthenticated));
 
-    let pods: Api<Pod> = Api::namespaced(installed.admin.clone(), &installed.namespace);
+    let pods: Api<Pod> = Api::namespaced(installed.admin.clone(), &installed.system);
     let name = pod["name"].as_str().unwrap();
     pods.delete(name, &DeleteParams::default().grace_period(0)).await.unwrap();
     // The API server remembers a token for some seconds.

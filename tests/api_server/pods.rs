@@ -48,7 +48,6 @@ pub(crate) fn pod_by(assignment: &Assignment, delivery: Delivery) -> Pod {
 /// A chart, and a client with the token of node-a's supervisor.
 async fn rig() -> Option<(Installed, Client)> {
     let installed = Installed::new().await?;
-    // First: the pod that the token is bound to would not pass itself.
     let client = installed.supervisor(Some("node-a")).await;
     let namespaces: Api<Namespace> = Api::all(installed.admin.clone());
     let level = json!({"pod-security.kubernetes.io/enforce": "restricted"});

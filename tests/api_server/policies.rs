@@ -12,7 +12,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    chart::{apply, in_namespace},
+    chart::{apply, tasks_in},
     pods,
     server::{admin, client, eventually, from_json, namespace, refusal, render, sample, set},
 };
@@ -21,13 +21,15 @@ use super::{
 pub(crate) struct Installed {
     /// An administrator.
     pub(crate) admin: Client,
-    /// Namespace of release and tasks.
+    /// Namespace of the tasks; the release has its name.
     pub(crate) namespace: String,
+    /// Namespace of the release.
+    pub(crate) system: String,
 }
 
 impl Installed {
     /// Name of the release, and prefix of its objects.
-    fn release(&self) -> &str {
+    pub(crate) fn release(&self) -> &str {
         &self.namespace
     }
 
@@ -40,9 +42,9 @@ impl Installed {
     /// With further values, and without waiting until the policies are in force.
     pub(crate) async fn begin(values: Vec<String>) -> Option<Self> {
         let admin = client().await?;
-        let namespace = namespace(&admin).await;
-        let values = [in_namespace(&namespace), values].concat();
-        let mut documents = render(&namespace, &namespace, &values);
+        let (system, namespace) = (namespace(&admin).await, namespace(&admin).await);
+        let values = [tasks_in(&namespace), values].concat();
+        let mut documents = render(&namespace, &system, &values);
         let own = json!({"matchLabels": {"kubernetes.io/metadata.name": namespace}});
         for document in &mut documents {
             if document["kind"] == "ValidatingAdmissionPolicyBinding" {
@@ -53,7 +55,7 @@ impl Installed {
         let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), &namespace);
         let account = from_json(json!({"metadata": {"name": "default"}}));
         accounts.create(&PostParams::default(), &account).await.unwrap();
-        Some(Self { admin, namespace })
+        Some(Self { admin, namespace, system })
     }
 
     /// Policies reach the admission chain a moment after they are stored.
@@ -115,7 +117,7 @@ impl Installed {
 
     /// A token of the supervisor's account, for the API server itself where no audience is given.
     pub(crate) async fn token(&self, audiences: &[&str], bound: Option<&Value>) -> String {
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.admin.clone(), &self.namespace);
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.admin.clone(), &self.system);
         let request: TokenRequest =
             from_json(json!({"spec": {"audiences": audiences, "boundObjectRef": bound}}));
         let account = format!("{}-supervisor", self.release());
@@ -130,7 +132,7 @@ impl Installed {
         if let Err(error) = nodes.create(&PostParams::default(), &object).await {
             assert!(error.to_string().contains("already exists"), "{error}");
         }
-        let pods: Api<Pod> = Api::namespaced(self.admin.clone(), &self.namespace);
+        let pods: Api<Pod> = Api::namespaced(self.admin.clone(), &self.system);
         let pod = from_json(json!({
             "metadata": {"name": format!("supervisor-{node}")},
             "spec": {
@@ -147,7 +149,7 @@ impl Installed {
     pub(crate) async fn controller(&self) -> Client {
         let mut config: Config = admin().await.unwrap();
         config.auth_info.impersonate =
-            Some(format!("system:serviceaccount:{}:{}-controller", self.namespace, self.release()));
+            Some(format!("system:serviceaccount:{}:{}-controller", self.system, self.release()));
         Client::try_from(config).unwrap()
     }
 }

@@ -115,7 +115,7 @@ async fn controller_pod_fits_the_restricted_profile_and_supervisor_asks_for_no_m
     let Some(client) = client().await else { return };
     let namespace = namespace(&client).await;
     restrict(&client, &namespace, true).await;
-    let documents = render("plain", &namespace, &super::chart::in_namespace(&namespace));
+    let documents = render("plain", &namespace, &super::chart::tasks_in("tasks"));
     let template = |kind: &str, name: &str| {
         let found = documents
             .iter()

@@ -20,7 +20,8 @@ use super::{
 
 /// Gives the supervisors' account every right on pods and `AgentRuns` of the namespace.
 async fn grant_everything(installed: &Installed) {
-    let namespace = &installed.namespace;
+    let (namespace, system) = (&installed.namespace, &installed.system);
+    let account = format!("{}-supervisor", installed.release());
     // Rights know no wildcard for the subresources of one resource.
     let on_pods = [
         "pods",
@@ -43,7 +44,7 @@ async fn grant_everything(installed: &Installed) {
     let binding: RoleBinding = from_json(json!({
         "metadata": {"name": "mistake"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "mistake"},
-        "subjects": [{"kind": "ServiceAccount", "name": format!("{namespace}-supervisor"), "namespace": namespace}],
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": system}],
     }));
     let (params, admin) = (PostParams::default(), &installed.admin);
     Api::<Role>::namespaced(admin.clone(), namespace).create(&params, &role).await.unwrap();
@@ -133,7 +134,7 @@ async fn a_supervisor_token_ends_with_the_pod_that_it_is_bound_to() {
     let thief = installed.supervisor(Some("node-a")).await;
     let pods: Api<Pod> = Api::namespaced(thief, &installed.namespace);
     pods.list(&ListParams::default()).await.expect("it works while the pod is there");
-    let admin: Api<Pod> = Api::namespaced(installed.admin.clone(), &installed.namespace);
+    let admin: Api<Pod> = Api::namespaced(installed.admin.clone(), &installed.system);
     let now = DeleteParams::default().grace_period(0);
     admin.delete("supervisor-node-a", &now).await.unwrap();
     // The API server remembers a token for some seconds.

@@ -2,7 +2,7 @@
 //! pod security is off.
 
 use agent_operator_supervisor::ledger::Delivery;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
@@ -26,6 +26,8 @@ const VOLUMES: &str = "the volumes of an agent pod";
 const OWNER: &str = "is owned by its AgentRun";
 const ONE: &str = "an agent pod has one container";
 const PROFILE: &str = "the runtime's own seccomp profile";
+/// An account of the namespace besides its default one.
+const OTHER_ACCOUNT: &str = "builder";
 const PRIORITY: &str = "the priority class of agents";
 /// The API server's own words: without its ban of escalation the policy refuses the rest.
 const EXCLUSIVE: &str = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
@@ -115,7 +117,7 @@ fn rows() -> Vec<Row> {
         ("/spec/dnsPolicy", json!("ClusterFirst"), NODE),
         ("/spec/enableServiceLinks", json!(true), NODE),
         ("/spec/automountServiceAccountToken", Value::Null, ACCOUNT),
-        ("/spec/serviceAccountName", json!("NAMESPACE-supervisor"), ACCOUNT),
+        ("/spec/serviceAccountName", json!(OTHER_ACCOUNT), ACCOUNT),
         ("/spec/volumes/0", volume(json!({"hostPath": {"path": "/"}})), VOLUMES),
         ("/spec/volumes/0", volume(json!({"emptyDir": {}})), VOLUMES),
         ("/spec/volumes/0", volume(json!({"secret": {"secretName": "s"}})), VOLUMES),
@@ -146,6 +148,10 @@ fn put(pod: &mut Value, pointer: &str, value: Value) {
 #[ignore = "needs a kube-apiserver: tests/run api"]
 async fn supervisor_makes_no_pod_but_one_of_the_template() {
     let Some(installed) = Installed::new().await else { return };
+    let accounts: Api<ServiceAccount> =
+        Api::namespaced(installed.admin.clone(), &installed.namespace);
+    let account = from_json(json!({"metadata": {"name": OTHER_ACCOUNT}}));
+    accounts.create(&PostParams::default(), &account).await.unwrap();
     let supervisor = installed.supervisor(Some("node-a")).await;
     let api: Api<Pod> = Api::namespaced(supervisor, &installed.namespace);
     let dry = PostParams { dry_run: true, ..PostParams::default() };
@@ -158,10 +164,6 @@ async fn supervisor_makes_no_pod_but_one_of_the_template() {
     let rows = rows();
     assert!(rows.len() > 25);
     for (at, value, words) in rows {
-        let value = match value.as_str() {
-            Some(text) => text.replace("NAMESPACE", &installed.namespace).into(),
-            None => value,
-        };
         let pod = agent_pod_with("own", "node-a", |pod| put(pod, at, value.clone()));
         refused(&format!("{at} = {value}"), &pod, words).await;
     }
@@ -213,7 +215,7 @@ async fn a_supervisor_gives_its_pods_the_priority_that_the_chart_gives_agents_an
     let of = |class: Value| {
         agent_pod_with("own", "node-a", |pod| put(pod, "/spec/priorityClassName", class))
     };
-    let class = |of: &str| json!(format!("{}-{of}", installed.namespace));
+    let class = |of: &str| json!(format!("{}-{of}", installed.release()));
     for other in [class("system"), Value::Null] {
         eventually("another class is refused", async || {
             let message = api.create(&dry, &of(other.clone())).await.err()?.to_string();

@@ -21,7 +21,7 @@ async fn person(installed: &Installed, role: &str) -> Client {
     let namespace = &installed.namespace;
     let binding: RoleBinding = from_json(json!({
         "metadata": {"name": role},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": format!("{namespace}-{role}")},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": format!("{}-{role}", installed.release())},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": format!("{role}-{namespace}")}],
     }));
     let bindings: Api<RoleBinding> = Api::namespaced(installed.admin.clone(), namespace);

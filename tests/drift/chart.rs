@@ -131,6 +131,18 @@ fn no_role_has_a_wildcard_or_a_way_around() {
 }
 
 #[test]
+fn the_longest_default_of_a_step_is_what_the_definition_allows() {
+    let rules = read("src/crd/rules.rs");
+    let line = rules.lines().find(|line| line.contains("const STEP_TIMEOUT: ")).unwrap();
+    let hours = line.split('"').nth(1).unwrap();
+    let seconds = hours.parse::<u32>().unwrap() * 3600;
+    let template = read(format!("{CHART}/templates/controller-config.yaml"));
+    for text in [format!("$of.s) {seconds} }}}}"), format!("at most {hours}h")] {
+        assert!(template.contains(&text), "{text} is not in the template");
+    }
+}
+
+#[test]
 fn gateway_container_has_no_token_and_no_host_logs() {
     let text = read(format!("{CHART}/templates/supervisor.yaml"));
     let gateway = text.split("- name: gateway\n").nth(1).unwrap();

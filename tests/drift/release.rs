@@ -13,13 +13,14 @@ use serde_json::Value;
 use super::tree::{read, root};
 
 /// Everything that a version stands in.
-const VERSIONED: [&str; 6] = [
+const VERSIONED: [&str; 7] = [
     "Cargo.toml",
     "Cargo.lock",
     "CHANGELOG.md",
     "deploy/helm/agent-operator/Chart.yaml",
     "deploy/helm/agent-operator/values.yaml",
     "deploy/samples/agentrun.yaml",
+    "docs/reference/values.md",
 ];
 
 fn workflows() -> Vec<(String, Value)> {
@@ -221,11 +222,16 @@ fn release(folder: &Path, arguments: &[&str]) -> Result<String, String> {
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
 
+/// The version that everything is at.
+fn present() -> String {
+    let chart = read("deploy/helm/agent-operator/Chart.yaml");
+    chart.lines().find_map(|line| line.strip_prefix("version: ")).unwrap().to_owned()
+}
+
 #[test]
 fn a_release_moves_crates_chart_images_and_changelog_together() {
     let folder = copy();
-    let present = read("deploy/helm/agent-operator/Chart.yaml");
-    let present = present.lines().find_map(|line| line.strip_prefix("version: ")).unwrap();
+    let present = present();
     release(folder.path(), &["9.8.7"]).unwrap();
     release(folder.path(), &["--check", "9.8.7"]).unwrap();
     for file in VERSIONED {
@@ -233,13 +239,31 @@ fn a_release_moves_crates_chart_images_and_changelog_together() {
         assert_ne!(before, after, "{file} was left behind");
         // Nothing else moved: with the version put back, the files are the same.
         if file != "CHANGELOG.md" {
-            assert_eq!(after.replace("9.8.7", present), before, "{file}");
+            assert_eq!(after.replace("9.8.7", &present), before, "{file}");
         }
     }
     let notes = release(folder.path(), &["--notes", "9.8.7"]).unwrap();
     assert!(notes.contains("### "), "{notes}");
     let changelog = fs::read_to_string(folder.path().join("CHANGELOG.md")).unwrap();
     assert!(changelog.contains("## [Unreleased]\n\n## [9.8.7] - 20"), "{changelog}");
+}
+
+#[test]
+fn the_version_that_everything_is_at_is_released_once() {
+    let folder = copy();
+    let (present, changelog) = (present(), folder.path().join("CHANGELOG.md"));
+    // As before the first release: the changelog knows no version.
+    let unreleased = read("CHANGELOG.md");
+    let unreleased = unreleased.split("\n## [").take(2).collect::<Vec<_>>().join("\n## [");
+    fs::write(&changelog, unreleased).unwrap();
+    release(folder.path(), &[&present]).unwrap();
+    release(folder.path(), &["--check", &present]).unwrap();
+    for file in VERSIONED.iter().filter(|file| **file != "CHANGELOG.md") {
+        assert_eq!(fs::read_to_string(folder.path().join(file)).unwrap(), read(file), "{file}");
+    }
+    assert!(fs::read_to_string(&changelog).unwrap().contains(&format!("\n## [{present}] - 20")));
+    let message = release(folder.path(), &[&present]).unwrap_err();
+    assert!(message.contains("has a part for"), "{message}");
 }
 
 #[test]

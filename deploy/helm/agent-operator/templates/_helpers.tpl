@@ -40,6 +40,31 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "ao.name" . }}-supervi
 {{- end }}
 {{- end }}
 
+{{/* The release and the tasks each have a namespace. In one of both, roles of the same name would be made twice, and who may
+read the Secrets of tasks could read the controller's key. */}}
+{{- define "ao.refuseOwnNamespace" -}}
+{{- if has .Release.Namespace .Values.taskNamespaces }}
+{{- fail (printf "taskNamespaces names %s, the namespace of the release itself: tasks, their Secrets and their rights are kept apart from those of controller and supervisors. Name another one; a missing one is created" .Release.Namespace) }}
+{{- end }}
+{{- end }}
+
+{{/* With its namespace the rights on a pod go, and then nobody takes our finalizer off it. The list of before is in the settings
+that the release has now; offline (`helm template`) nothing is found, so nothing is refused. */}}
+{{- define "ao.refuseToStrandPods" -}}
+{{- $before := lookup "v1" "ConfigMap" .Release.Namespace (printf "%s-controller" (include "ao.name" .)) }}
+{{- range (dig "data" "settings.yaml" "" $before | fromYaml).taskNamespaces }}
+{{- if not (has . $.Values.taskNamespaces) }}
+{{- $pods := list }}
+{{- range (lookup "v1" "Pod" . "").items }}
+{{- if dig "metadata" "labels" "agents.wearn.dev/run" "" . }}{{ $pods = append $pods .metadata.name }}{{ end }}
+{{- end }}
+{{- if $pods }}
+{{- fail (printf "taskNamespaces no longer names %s, where agent pods are left (%d, for example %s): without the release's rights there they could not end. Cancel its tasks, delete the pods that ended, and repeat this: kubectl -n %s annotate codingtasks --all agents.wearn.dev/cancel=moved; kubectl -n %s delete pods -l agents.wearn.dev/run" . (len $pods) (first $pods) . .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Whether a priority class of ours is made for `system` or `agent`: its name, or nothing. */}}
 {{- define "ao.priorityClass" -}}
 {{- if .root.Values.priorityClasses.create }}{{ include "ao.name" .root }}-{{ .class }}{{ end }}
