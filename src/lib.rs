@@ -5,6 +5,7 @@
 //! - `api_client`: the client for the API server (feature `client`).
 //! - [`core_dumps`]: no process of ours leaves its memory behind.
 //! - `crd`: the custom resources (feature `crd`).
+//! - `listen`: ports on nodes of either family of addresses (feature `telemetry`).
 //! - `proto`, `convert`: the gRPC wire and its only translation (feature `proto`).
 //! - `telemetry`: logs, traces and metrics of the long-running processes (feature `telemetry`).
 
@@ -17,6 +18,8 @@ pub mod core_dumps;
 #[cfg(feature = "crd")]
 pub mod crd;
 pub mod domain;
+#[cfg(feature = "telemetry")]
+pub mod listen;
 #[cfg(feature = "proto")]
 pub mod proto;
 #[cfg(feature = "telemetry")]

@@ -65,14 +65,14 @@ pub struct RunArgs {
     )]
     pub supervisor_service_account: String,
     /// Address of the gRPC port (TLS, reflection, health).
-    #[arg(long, env = "AO_GRPC_ADDRESS", default_value = "0.0.0.0:8443", value_name = "IP:PORT")]
+    #[arg(long, env = "AO_GRPC_ADDRESS", default_value = "[::]:8443", value_name = "IP:PORT")]
     pub grpc_address: SocketAddr,
     /// Address at which nodes and other replicas reach the gRPC port while this one leads; its port is
     /// that of --grpc-address. Left out: they find the leader through the Service alone.
     #[arg(long, env = "POD_IP", value_name = "IP")]
     pub advertise_ip: Option<IpAddr>,
     /// Address of the plain HTTP port: /livez, /readyz, /metrics.
-    #[arg(long, env = "AO_HTTP_ADDRESS", default_value = "0.0.0.0:8080", value_name = "IP:PORT")]
+    #[arg(long, env = "AO_HTTP_ADDRESS", default_value = "[::]:8080", value_name = "IP:PORT")]
     pub http_address: SocketAddr,
     /// Folder of the stream store. A cache: what is lost here is asked of the nodes again.
     #[arg(

@@ -2,14 +2,13 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use agent_operator::{api_client, domain::RunUid, telemetry::Tracer};
+use agent_operator::{api_client, domain::RunUid, listen, telemetry::Tracer};
 use anyhow::Context as _;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     task::JoinSet,
@@ -108,7 +107,7 @@ async fn start(
     let metrics = Metrics::new();
     let catalog = Catalog::traced(metrics.clone(), tracer);
     let health = Health::new(catalog.clone(), metrics.clone());
-    let http = TcpListener::bind(args.http_address)
+    let http = listen::bind(args.http_address)
         .await
         .with_context(|| format!("listen on {}", args.http_address))?;
     let serving = health::serve(http, health.clone(), stop.clone());
@@ -189,7 +188,7 @@ async fn port(
             () = tokio::time::sleep(TLS_RETRY) => {}
         }
     };
-    let listener = TcpListener::bind(args.grpc_address)
+    let listener = listen::bind(args.grpc_address)
         .await
         .with_context(|| format!("listen on {}", args.grpc_address))?;
     health.set_serving();

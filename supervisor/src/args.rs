@@ -150,7 +150,7 @@ pub struct Args {
     )]
     pub streams_mib: u64,
     /// Address of /livez, /readyz and /metrics.
-    #[arg(long, env = "HTTP_ADDRESS", default_value = "0.0.0.0:9090")]
+    #[arg(long, env = "HTTP_ADDRESS", default_value = "[::]:9090")]
     pub http_address: SocketAddr,
     /// Unix socket of the node's enforcer; without it nothing on the node closes the network of pods.
     #[arg(long, env = "ENFORCER_SOCKET")]

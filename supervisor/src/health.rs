@@ -4,11 +4,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use agent_operator::listen;
 use axum::{Router, extract::State, http::StatusCode, routing::get};
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{enforcer::client::Enforcer, metrics::Metrics, steps::runner::Input};
@@ -34,7 +32,7 @@ pub async fn run(
     enforcer: Option<Arc<dyn Enforcer>>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = listen::bind(address).await?;
     let routes = Router::new()
         .route("/livez", get(answers))
         .route("/readyz", get(answers))

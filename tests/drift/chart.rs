@@ -172,7 +172,7 @@ fn ports_that_the_release_test_asks_are_those_of_the_chart() {
     assert!(networkpolicies.contains("port: 8081") && controller.contains("port: 8443"));
     assert!(supervisor.contains("{name: http, containerPort: 8081}"));
     assert!(supervisor.contains("{name: gateway-metrics, containerPort: 8082}"));
-    assert!(supervisor.contains("--metrics-listen=0.0.0.0:8082"));
+    assert!(supervisor.contains("--metrics-listen=[::]:8082"));
     assert!(networkpolicies.contains("port: 8082"));
     hold_flags("controller/src/args.rs", &flags("test.yaml", "- check\n", "resources:"));
 }

@@ -22,7 +22,7 @@ use super::{
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Address that sandboxes reach.
-    #[arg(long, env = "GATEWAY_LISTEN", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "GATEWAY_LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
     /// Address of /metrics, apart from what sandboxes reach; left out: none.
     #[arg(long, env = "GATEWAY_METRICS_LISTEN")]

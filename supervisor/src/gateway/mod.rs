@@ -74,7 +74,9 @@ pub struct Ports {
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+    agent_operator::listen::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))
 }
 
 /// [`run`] on ports that the caller has bound.

@@ -124,7 +124,7 @@ capabilities: {drop: [ALL]}
 - --gateway-service={{ include "ao.name" . }}-gateway.{{ .Release.Namespace }}.svc:8080
 - --gateway-socket=/run/agent-operator/gateway.sock
 - --data-dir=/var/lib/agent-operator/supervisor
-- --http-address=0.0.0.0:8081
+- --http-address=[::]:8081
 {{- if .Values.enforcer.enabled }}
 - --enforcer-socket=/run/agent-operator-enforcer/enforcer.sock
 {{- end }}
