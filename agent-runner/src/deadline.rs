@@ -6,7 +6,6 @@ use agent_operator::domain::Reason;
 
 use crate::{
     clock,
-    result::exit_code_of,
     stop::{Stop, Stopping},
 };
 
@@ -25,14 +24,15 @@ pub(crate) fn start(stop: Arc<Stop>, at: Duration, grace: Duration) {
 }
 
 /// Gives the stop order, and makes sure that the process ends even if it hangs somewhere.
-pub(crate) fn order(stop: &Stop, stopping: Stopping) {
+pub(crate) fn order(stop: &Arc<Stop>, stopping: Stopping) {
     let (reason, kill_at) = (stopping.reason, stopping.kill_at);
     if !stop.request(stopping) {
         return;
     }
+    let stop = Arc::clone(stop);
     thread::spawn(move || {
         if clock::sleep_until(kill_at + LAST_WORDS).is_ok() {
-            process::exit(exit_code_of(reason));
+            process::exit(stop.exit_code(reason));
         }
     });
 }

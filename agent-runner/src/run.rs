@@ -30,6 +30,9 @@ use crate::{
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 /// How long the result is sent again when the step failed before its deadline was known.
 const EARLY_RESULT_LIMIT: Duration = Duration::from_mins(1);
+/// Shortest wait for the answer to a result: one try is worth while also at the very end, and fits into
+/// what [`LAST_WORDS`] leave.
+const ANSWER_LIMIT_MIN: Duration = Duration::from_millis(100);
 
 /// The parts that live as long as the process.
 struct Runner {
@@ -91,6 +94,7 @@ impl Runner {
             }
             Err(failure) => StepEnd::from(failure).stopped_by(self.stop.order()),
         };
+        self.stop.decide(end.exit_code);
         self.processes.kill_everything();
         let code = self.say_end(&end);
         self.report(&client, end, result_until);
@@ -173,10 +177,29 @@ impl Runner {
         self.events.flush(FLUSH_LIMIT.min(until.saturating_sub(now) / 2));
         let result = end.into_result(self.events.acknowledged(), self.printer.printed());
         let sent = patiently(&self.stop, until, || {
-            client.post_only("/v1/result", &result, gate::ANSWER_LIMIT)
+            client.post_only("/v1/result", &result, answer_limit(clock::boot_now(), until))
         });
         if let Err(error) = sent {
             self.printer.print(&format!("[runner] the result could not be delivered: {error}"));
         }
+    }
+}
+
+/// How long an answer is waited for where `until` is the end: a call that outlasts it would be cut off
+/// with the process, and the exit with it.
+fn answer_limit(now: Duration, until: Duration) -> Duration {
+    gate::ANSWER_LIMIT.min(until.saturating_sub(now)).max(ANSWER_LIMIT_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_not_waited_for_beyond_the_end() {
+        let second = Duration::from_secs(1);
+        assert_eq!(answer_limit(second, 100 * second), gate::ANSWER_LIMIT);
+        assert_eq!(answer_limit(second, 3 * second), 2 * second);
+        assert_eq!(answer_limit(3 * second, second), ANSWER_LIMIT_MIN);
     }
 }

@@ -1,13 +1,13 @@
 //! The order to stop: given once, heard by everything that waits.
 
 use std::{
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use agent_operator::domain::Reason;
 
-use crate::clock;
+use crate::{clock, result::exit_code_of};
 
 /// Why the step has to stop, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) enum Woken {
 pub(crate) struct Stop {
     order: Mutex<Option<Stopping>>,
     changed: Condvar,
+    /// Exit code of the step's end, once that is decided.
+    decided: OnceLock<i32>,
 }
 
 impl Stop {
@@ -54,6 +56,18 @@ impl Stop {
     /// The order, if one was given.
     pub(crate) fn order(&self) -> Option<Stopping> {
         self.lock().clone()
+    }
+
+    /// The step has come to its end, which a stop order no longer changes.
+    pub(crate) fn decide(&self, exit_code: i32) {
+        // There is one end; a second is none.
+        let _ = self.decided.set(exit_code);
+    }
+
+    /// Exit code of a process that an order for `reason` ends: that of the step's own end, if it had come
+    /// to one, for the report may have said so already.
+    pub(crate) fn exit_code(&self, reason: Reason) -> i32 {
+        self.decided.get().copied().unwrap_or_else(|| exit_code_of(reason))
     }
 
     /// Wakes every waiter, to look at its condition again.
@@ -122,6 +136,15 @@ mod tests {
         assert!(!stop.request(stopping(Reason::Cancelled)));
         assert_eq!(stop.order(), Some(stopping(Reason::TimedOut)));
         assert_eq!(stop.wait(None, || false), Woken::Stopping(stopping(Reason::TimedOut)));
+    }
+
+    #[test]
+    fn an_order_that_comes_behind_the_steps_end_does_not_change_its_exit_code() {
+        let stop = Stop::default();
+        assert_eq!(stop.exit_code(Reason::TimedOut), 124);
+        stop.decide(0);
+        stop.request(stopping(Reason::TimedOut));
+        assert_eq!(stop.exit_code(Reason::TimedOut), 0);
     }
 
     #[test]

@@ -198,6 +198,21 @@ fn a_stop_order_ends_the_step_with_its_reason() {
 }
 
 #[test]
+fn a_step_that_has_ended_well_keeps_its_exit_code_though_nobody_answers_for_its_result() {
+    let gateway = Gateway::start(StepName::Test, "true");
+    gateway.update(|state| state.hold_result = true);
+    let mut child = gateway.runner(&[]).spawn().unwrap();
+    gateway.wait_for(|state| state.result.is_some());
+    // As the deadline does, and after as short a grace.
+    gateway.update(|state| {
+        let message = "the step's timeout has passed".to_owned();
+        state.stop = Some(StopOrder { reason: Reason::TimedOut, message, grace_millis: 0 });
+    });
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(gateway.result().reason, Reason::Completed);
+}
+
+#[test]
 fn a_stop_order_is_heeded_at_the_gate_as_well() {
     let gateway = Gateway::start(StepName::Implement, "true");
     gateway.update(|state| state.hold_gate = true);

@@ -30,9 +30,12 @@ const LIMIT: Duration = Duration::from_mins(1);
 
 /// What the gateway was told, and what it answers.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "independent switches, no hidden state")]
 pub(crate) struct State {
     pub(crate) refuse_first: u32,
     pub(crate) remaining_millis: u64,
+    /// Takes the result and does not answer.
+    pub(crate) hold_result: bool,
     /// Keeps the start gate shut.
     pub(crate) hold_gate: bool,
     /// The attempt was made ahead: what to do is told once the gate is open.
@@ -288,6 +291,9 @@ impl Service {
             ("POST", "/v1/result") => {
                 let result = serde_json::from_slice(body).unwrap();
                 self.update(|state| state.result = Some(result));
+                let state = self.state.lock().unwrap();
+                let held = self.changed.wait_timeout_while(state, LIMIT, |state| state.hold_result);
+                drop(held.unwrap());
                 (204, "text/plain".into(), Vec::new())
             }
             _ => error(404, "no such route", false),

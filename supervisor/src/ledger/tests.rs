@@ -153,6 +153,7 @@ fn a_record_of_a_later_version_is_left_out_and_counted() {
     let (_, memory, oddities) = Ledger::open(dir.path()).unwrap();
     assert_eq!(memory.highest_epoch, Epoch(5));
     assert_eq!(oddities, Oddities { unknown_lines: 1, ..Oddities::default() });
+    assert!(oddities.facts_may_be_missing(), "it may have been an acceptance");
 }
 
 #[test]
@@ -400,6 +401,18 @@ fn facts_of_a_failing_disk_wait_in_order_and_are_written_once_it_works() {
     assert_eq!(ledger.check_room(), Ok(()));
     let (_, memory, oddities) = Ledger::open(dir.path()).unwrap();
     assert_eq!((memory.highest_epoch, oddities), (Epoch(3), Oddities::default()));
+}
+
+#[test]
+fn facts_that_waited_outlast_a_loss_of_power_once_a_later_one_is_written_though_without_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::with_free(2 * RESERVE_BYTES);
+    let (mut ledger, _, _) = Ledger::open_on(Box::new(disk.clone()), dir.path()).unwrap();
+    disk.set_broken(true);
+    assert_eq!(ledger.append(&one_fact(1), true).unwrap(), Stored::Waiting);
+    disk.set_broken(false);
+    assert_eq!(ledger.append(&one_fact(2), false).unwrap(), Stored::OnDisk);
+    assert_eq!(disk.after_power_loss(dir.path()).0.highest_epoch, Epoch(2));
 }
 
 #[test]

@@ -20,8 +20,9 @@ const POLL: Duration = Duration::from_millis(20);
 /// Pause between two looks at a pod whose object is gone.
 const POLL_ORPHAN: Duration = Duration::from_millis(250);
 /// Deepest folder searched: `kubepods.slice/kubepods-burstable.slice/<pod>/<container>` below a
-/// node's own root and a supervisor's view of it.
-const DEPTH_MAX: usize = 7;
+/// node's own root and a supervisor's view of it is 7, and what containers nest below must fit too:
+/// a search that was cut off proves no absence.
+const DEPTH_MAX: usize = 12;
 /// Most folders visited in one search: thousands of containers, with room.
 const FOLDERS_MAX: usize = 50_000;
 /// The v1 controller that counts processes.
@@ -45,10 +46,14 @@ pub trait Containers: Send + Sync {
     fn pids_limit(&self, pod: &PodUid) -> Option<i64>;
 }
 
+/// Lists the folders in a folder.
+type List = fn(&Path) -> io::Result<Vec<PathBuf>>;
+
 /// The node's cgroups as mounted into this container.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     root: PathBuf,
+    list: List,
 }
 
 /// Where a pod was found.
@@ -60,6 +65,8 @@ enum Place {
     Pod(PathBuf),
     /// The container's folder.
     Container(PathBuf),
+    /// Not found, but not everything could be looked at: no proof of absence.
+    Unknown,
 }
 
 impl Cgroups {
@@ -67,14 +74,56 @@ impl Cgroups {
     pub fn new(root: &Path) -> Self {
         let v1 = root.join(V1_CONTROLLER);
         let v2 = root.join("cgroup.controllers").exists();
-        Self { root: if v2 || !v1.is_dir() { root.to_owned() } else { v1 } }
+        let root = if v2 || !v1.is_dir() { root.to_owned() } else { v1 };
+        Self { root, list: folders }
     }
 
     async fn locate(&self, pod: &PodUid, container_id: Option<&str>) -> Place {
-        let (root, pod) = (self.root.clone(), pod.clone());
+        let (cgroups, pod) = (self.clone(), pod.clone());
         let container = container_id.map(str::to_owned);
-        let search = move || find(&root, pod.as_str(), container.as_deref());
-        tokio::task::spawn_blocking(search).await.unwrap_or(Place::Nowhere)
+        let search = move || cgroups.find(pod.as_str(), container.as_deref());
+        tokio::task::spawn_blocking(search).await.unwrap_or(Place::Unknown)
+    }
+
+    /// Searches breadth first for the pod's folders (cgroupfs or systemd spelling).
+    fn find(&self, pod_uid: &str, container_id: Option<&str>) -> Place {
+        if pod_uid.is_empty() {
+            return Place::Nowhere;
+        }
+        let systemd = pod_uid.replace('-', "_");
+        let mut search = Search::default();
+        let mut queue = VecDeque::from([(self.root.clone(), 0, false)]);
+        let mut visited = 0;
+        while let Some((folder, depth, in_pod)) = queue.pop_front() {
+            visited += 1;
+            if visited > FOLDERS_MAX {
+                search.left_out(in_pod || queue.iter().any(|(_, _, in_pod)| *in_pod));
+                break;
+            }
+            let Ok(below) = (self.list)(&folder) else {
+                search.left_out(in_pod);
+                continue;
+            };
+            if depth >= DEPTH_MAX && !below.is_empty() {
+                search.left_out(in_pod);
+                continue;
+            }
+            for path in below {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let of_pod = in_pod || name.contains(pod_uid) || name.contains(&systemd);
+                match container_id {
+                    Some(id) if of_pod && name.contains(id) => return Place::Container(path),
+                    // The first is the highest: the pod's own.
+                    None if of_pod => return Place::Pod(path),
+                    _ => {}
+                }
+                if of_pod && search.pod.is_none() {
+                    search.pod = Some(path.clone());
+                }
+                queue.push_back((path, depth + 1, of_pod));
+            }
+        }
+        search.place()
     }
 }
 
@@ -100,7 +149,8 @@ impl Containers for Cgroups {
                     // The container had an id and has no folder any more: it has ended.
                     Place::Pod(_) if container_id.is_some() => return,
                     Place::Nowhere if missing_is_empty => return,
-                    Place::Pod(_) | Place::Nowhere => POLL_ORPHAN,
+                    // What could not be looked at may hold it, alive.
+                    Place::Pod(_) | Place::Nowhere | Place::Unknown => POLL_ORPHAN,
                 },
             };
             tokio::time::sleep(pause).await;
@@ -108,47 +158,60 @@ impl Containers for Cgroups {
     }
 
     fn pids_limit(&self, pod: &PodUid) -> Option<i64> {
-        let Place::Pod(folder) = find(&self.root, pod.as_str(), None) else { return None };
+        let Place::Pod(folder) = self.find(pod.as_str(), None) else { return None };
         // `max` is no number, and no limit.
         std::fs::read_to_string(folder.join("pids.max")).ok()?.trim().parse().ok()
     }
 }
 
-/// Searches breadth first for the pod's folders (cgroupfs or systemd spelling).
-fn find(root: &Path, pod_uid: &str, container_id: Option<&str>) -> Place {
-    if pod_uid.is_empty() {
-        return Place::Nowhere;
+/// What a search for a container has come by.
+#[derive(Debug, Default)]
+struct Search {
+    /// The pod's own folder.
+    pod: Option<PathBuf>,
+    /// Something was not looked at.
+    incomplete: bool,
+    /// Something of the pod was not looked at.
+    incomplete_in_pod: bool,
+}
+
+impl Search {
+    /// Notes a folder that could not be read, or lies beyond a limit.
+    fn left_out(&mut self, in_pod: bool) {
+        self.incomplete = true;
+        self.incomplete_in_pod |= in_pod;
     }
-    let systemd = pod_uid.replace('-', "_");
-    let mut found = Place::Nowhere;
-    let mut queue = VecDeque::from([(root.to_owned(), 0, false)]);
-    let mut visited = 0;
-    while let Some((folder, depth, in_pod)) = queue.pop_front() {
-        visited += 1;
-        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
-        if depth >= DEPTH_MAX || visited > FOLDERS_MAX {
-            continue;
-        }
-        for entry in entries.flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let of_pod = in_pod || name.contains(pod_uid) || name.contains(&systemd);
-            if of_pod {
-                if container_id.is_some_and(|id| name.contains(id)) {
-                    return Place::Container(entry.path());
-                }
-                // The first is the highest: the pod's own.
-                if found == Place::Nowhere {
-                    found = Place::Pod(entry.path());
-                }
-            }
-            queue.push_back((entry.path(), depth + 1, of_pod));
+
+    /// What the whole search has shown: where the pod's own folder was read to its end, a gap elsewhere
+    /// hides nothing.
+    fn place(self) -> Place {
+        match self.pod {
+            Some(_) if self.incomplete_in_pod => Place::Unknown,
+            Some(pod) => Place::Pod(pod),
+            None if self.incomplete => Place::Unknown,
+            None => Place::Nowhere,
         }
     }
-    found
+}
+
+/// The folders in a folder; one that vanishes meanwhile has none.
+fn folders(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let kind = entry.and_then(|entry| Ok((entry.file_type()?.is_dir(), entry.path())));
+        match kind {
+            Ok((true, path)) => found.push(path),
+            Ok((false, _)) => {}
+            Err(error) if gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 /// Whether no process is in the cgroup or below; a folder that is gone has none. Without either
@@ -161,7 +224,7 @@ fn is_empty(folder: &Path) -> bool {
     }
     match std::fs::read_to_string(folder.join("pids.current")) {
         Ok(count) => count.trim() == "0",
-        Err(error) => gone(&error) && !folder.exists(),
+        Err(error) => gone(&error) && matches!(folder.try_exists(), Ok(false)),
     }
 }
 
@@ -240,6 +303,44 @@ mod tests {
         let cgroups = Cgroups::new(dir.path());
         assert!(!ends(&cgroups, Some("c0ffee"), false).await);
         assert!(ends(&cgroups, None, true).await);
+    }
+
+    /// Lists as a node out of file descriptors does, wherever a file `unreadable` stands.
+    fn list_without_descriptors(folder: &Path) -> io::Result<Vec<PathBuf>> {
+        if folder.join("unreadable").exists() {
+            return Err(io::Error::from_raw_os_error(nix::errno::Errno::EMFILE as i32));
+        }
+        folders(folder)
+    }
+
+    #[tokio::test]
+    async fn a_pods_folder_that_cannot_be_read_is_no_end_of_its_container() {
+        let pod = format!("pids/kubepods/pod{POD}");
+        let agent = format!("{pod}/c0ffee");
+        let dir = rig(&[(&agent, "pids.current", "7\n"), (&pod, "unreadable", "")]);
+        let cgroups = Cgroups { list: list_without_descriptors, ..Cgroups::new(dir.path()) };
+        assert!(!ends(&cgroups, Some("c0ffee"), false).await);
+        assert!(!ends(&cgroups, Some("c0ffee"), true).await);
+        std::fs::remove_dir_all(dir.path().join(&agent)).unwrap();
+        std::fs::remove_file(dir.path().join(&pod).join("unreadable")).unwrap();
+        assert!(ends(&cgroups, Some("c0ffee"), false).await, "once it can be read it decides");
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_folder_elsewhere_hides_a_missing_pod_but_no_ended_container() {
+        let pod = format!("pids/kubepods/burstable/pod{POD}");
+        let dir = rig(&[("pids/system", "unreadable", ""), (&pod, "pids.current", "1\n")]);
+        let cgroups = Cgroups { list: list_without_descriptors, ..Cgroups::new(dir.path()) };
+        assert!(ends(&cgroups, Some("c0ffee"), false).await);
+        std::fs::remove_dir_all(dir.path().join(&pod)).unwrap();
+        assert!(!ends(&cgroups, Some("c0ffee"), true).await, "the pod may lie in what is unread");
+    }
+
+    #[test]
+    fn a_search_that_is_cut_off_by_its_depth_proves_no_absence() {
+        let deep = format!("pids/{}", ["deep"; DEPTH_MAX + 1].join("/"));
+        let dir = rig(&[(&deep, "pids.current", "1\n")]);
+        assert_eq!(Cgroups::new(dir.path()).find(POD, Some("c0ffee")), Place::Unknown);
     }
 
     #[test]

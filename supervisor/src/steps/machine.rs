@@ -33,8 +33,9 @@ pub const UNSCHEDULABLE_GRACE: Duration = Duration::from_secs(10);
 /// How long a deleted pod may take to end (the kubelet's own retries included) before it is stuck.
 pub const STUCK_AFTER: Duration = Duration::from_mins(1);
 /// How long a supervisor that comes back after a step's deadline waits for a result that its gateway
-/// may hold. A gateway that runs tells it within moments; one that does not answer was most likely
-/// restarted too, and has none. The end of the step does not wait: [`Machine::guarded`] sees to it.
+/// may hold, and for the kubelet's record. A gateway that runs tells it within moments; one that does
+/// not answer was most likely restarted too, and has none. The end of the step does not wait:
+/// [`Machine::guarded`] sees to it.
 pub const HEARING: Duration = Duration::from_secs(2);
 
 /// Report number of 'running': one fixed number for each state makes repeats harmless.
@@ -93,8 +94,12 @@ pub struct Sight {
     pub stuck: bool,
     /// How far the closing of the pod's network has come.
     pub egress: egress::Progress,
-    /// Found after its deadline, and the gateway has not been heard yet: see [`HEARING`].
+    /// Found after its deadline, and not everybody has been heard yet: see [`HEARING`].
     pub hearing: bool,
+    /// The gateway has nothing to tell of it.
+    pub gateway_heard: bool,
+    /// Its pod was looked at.
+    pub pod_heard: bool,
 }
 
 /// One attempt.
@@ -298,7 +303,10 @@ impl Step<'_> {
             }
             Event::PullRequestOpened(request) => self.record(Record::PullRequestOpened(request)),
             Event::Result { result, usage, refusals } => self.result(result, usage, refusals),
-            Event::NothingPending => self.heard(),
+            Event::NothingPending => {
+                self.machine.sight.gateway_heard = true;
+                self.heard();
+            }
             Event::CgroupEmpty => {
                 self.machine.sight.cgroup_empty = true;
                 self.conclude();

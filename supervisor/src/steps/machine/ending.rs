@@ -21,6 +21,9 @@ use crate::steps::{
     verdict,
 };
 
+/// Resolution of the times in the kubelet's records, which are cut: what the deadline ended may seem to
+/// have ended within the second before.
+const RECORD_RESOLUTION: Duration = Duration::from_secs(1);
 /// Why a step ended that ran when its node restarted.
 const NODE_RESTARTED: &str = "its node restarted while it ran";
 
@@ -72,7 +75,7 @@ impl Step<'_> {
             // What was found after its deadline is judged once its gateway was heard.
             Timer::Deadline if self.machine.sight.hearing => {}
             Timer::Deadline if self.facts().opened.is_some() => self.time_out(),
-            Timer::Hearing => self.heard(),
+            Timer::Hearing => self.judge_late(),
             Timer::Grace => self.delete_pod(),
             Timer::Stuck => {
                 self.machine.sight.stuck = true;
@@ -113,11 +116,37 @@ impl Step<'_> {
         }
     }
 
-    /// The gateway has told what it knows, or had its time to.
+    /// Judges a step that was found after its deadline, once its gateway and its pod have told what they
+    /// know.
     pub(super) fn heard(&mut self) {
-        if std::mem::take(&mut self.machine.sight.hearing) {
+        if self.machine.sight.gateway_heard && self.machine.sight.pod_heard {
+            self.judge_late();
+        }
+    }
+
+    /// Everybody was heard, or had the time to be.
+    fn judge_late(&mut self) {
+        if !std::mem::take(&mut self.machine.sight.hearing) {
+            return;
+        }
+        if self.ended_in_time() {
+            self.conclude();
+        } else {
             self.time_out();
         }
+    }
+
+    /// Whether the container had ended before the deadline, by the kubelet's record: that is then how the
+    /// attempt ended. Only within this boot, for there is no hearing otherwise.
+    fn ended_in_time(&self) -> bool {
+        let facts = self.facts();
+        let finished_at = facts.exit.as_ref().and_then(|exit| exit.finished_at);
+        let Some((finished_at, opened)) = finished_at.zip(facts.opened.as_ref()) else {
+            return false;
+        };
+        let deadline = opened.wall.checked_add(facts.assignment.timeout());
+        let latest = finished_at.checked_add(RECORD_RESOLUTION);
+        latest.ok().zip(deadline.ok()).is_some_and(|(latest, deadline)| latest <= deadline)
     }
 
     pub(super) fn record_stop(

@@ -116,6 +116,7 @@ impl Step<'_> {
             self.compare_records();
             self.tell_log_end();
         }
+        self.machine.sight.pod_heard = true;
         if self.machine.finished() {
             return;
         }
@@ -134,6 +135,7 @@ impl Step<'_> {
             self.watch_cgroup(digest.uid, false);
         }
         self.open_gate();
+        self.heard();
         self.conclude();
     }
 
@@ -194,7 +196,7 @@ impl Step<'_> {
             return;
         }
         let sight = &mut self.machine.sight;
-        sight.pod_gone = true;
+        (sight.pod_gone, sight.pod_heard) = (true, true);
         // It was there and went without our word, so somebody took our finalizer off and deleted it.
         let ordered = sight.delete_ordered || self.machine.facts.forgotten.is_some();
         sight.deleted_outside |= sight.scheduled && !ordered;
@@ -204,5 +206,6 @@ impl Step<'_> {
         // The object is gone, but processes may outlive it for a moment: look before judging.
         self.effects.push(Effect::Revoke);
         self.watch_cgroup(uid, true);
+        self.heard();
     }
 }

@@ -48,6 +48,39 @@ fn a_deadline_that_passed_meanwhile_is_the_reason_whatever_the_container_says() 
     }
 }
 
+fn ended_at(seconds: i64, exit: Exit) -> Event {
+    ended(Exit { finished_at: Some(at(seconds).wall), ..exit })
+}
+
+#[test]
+fn a_container_that_ended_before_the_deadline_is_judged_by_its_record_though_nobody_saw_it() {
+    let evicted = Exit { disruption: Some("TerminationByKubelet".into()), ..exited(137, "Error") };
+    let seen = || ended_at(50, evicted.clone());
+    for words in [[seen(), Event::NothingPending], [Event::NothingPending, seen()]] {
+        let (mut machine, _) = again(&running(), 100);
+        let [first, last] = words;
+        take(&mut machine, 100, first);
+        assert!(!machine.finished(), "both are heard first");
+        take(&mut machine, 100, last);
+        assert_eq!(outcome(&machine), (Reason::Disrupted, Some(137)));
+    }
+    let (mut machine, _) = again(&running(), 100);
+    take(&mut machine, 100, seen());
+    take(&mut machine, 102, Event::Timer(Timer::Hearing));
+    assert_eq!(outcome(&machine).0, Reason::Disrupted, "without a gateway, too");
+}
+
+#[test]
+fn a_container_that_may_have_ended_at_the_deadline_timed_out() {
+    // The kubelet's clock has whole seconds: this may have been the runner's own deadline.
+    for seconds in [62, 63] {
+        let (mut machine, _) = again(&running(), 100);
+        take(&mut machine, 100, ended_at(seconds, exited(124, "Error")));
+        take(&mut machine, 100, Event::NothingPending);
+        assert_eq!(outcome(&machine).0, Reason::TimedOut);
+    }
+}
+
 #[test]
 fn a_result_from_before_the_deadline_is_heard_though_its_supervisor_was_away_until_after_it() {
     let (mut machine, effects) = again(&running(), 100);
