@@ -48,9 +48,8 @@ impl Wanted {
         match id {
             "gw-connection-flood" => Self::Some,
             // The end of the connection may be faster than the answer; and git asks once whether it may push.
-            "gw-oversize-head" | "gw-oversize-body" | "git-delete-branch" | "git-force-foreign" => {
-                Self::Exactly(1)
-            }
+            "gw-oversize-head" | "gw-oversize-body" | "git-delete-branch" | "git-force-foreign"
+            | "git-fetch-bomb" => Self::Exactly(1),
             _ if id.starts_with("git-push-") => Self::Exactly(1),
             _ => Self::AsAnswered,
         }

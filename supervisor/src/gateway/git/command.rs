@@ -11,29 +11,31 @@ use std::{
     time::Duration,
 };
 
-use super::{error::GitError, finished::Finished, login::Login};
+use super::{
+    error::GitError,
+    finished::Finished,
+    heaps::{self, HEAP_KIB_MAX, HeapPermit, Heaps},
+    login::Login,
+    process::{ProcessGroup, read_capped},
+};
 use crate::gateway::proxy::ProxyRules;
-use nix::{sys::signal, unistd::Pid};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
-    process::{Child, Command},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::Command,
 };
 
 /// How much of a child's error output is kept; git's own messages are a few lines.
 const STDERR_BYTES_MAX: usize = 16 * 1024;
 /// Pieces of a streamed output.
 const PIECE_BYTES: usize = 64 * 1024;
-/// Usual heap of a git that unpacks what a sandbox made, in KiB: a pack of a few kilobytes can unfold to
-/// gigabytes, and would take the gateway with it, which shares its memory limit.
-pub(super) const HEAP_KIB_MAX: u32 = 384 * 1024;
-/// Objects above this size are streamed instead of held in memory.
-const BIG_FILE: &str = "core.bigFileThreshold=8m";
 
 /// Configuration of every git run, before the operation's own.
 const BASE_CONFIG: &[&str] = &[
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.attributesFile=/dev/null",
+    // Larger files are streamed and no delta is looked for. In mirrors too: they fetch what was published.
+    "core.bigFileThreshold=8m",
     // Names no branch of the mirror to whoever pushes. An empty command would be run, and fail loudly.
     "core.alternateRefsCommand=true",
     "protocol.allow=never",
@@ -66,11 +68,13 @@ const BASE_CONFIG: &[&str] = &[
     "credential.helper=",
 ];
 
+/// Limits the heap of git and of what it starts; the first argument is the limit in KiB.
+const BOUND: &str = r#"ulimit -d "$1" || exit 1; shift; "#;
 /// Gives the child its standard input as descriptor 3 and nothing as standard input, so that git
 /// keeps the pipe open for its credential helper alone.
-const CREDENTIAL_SHELL: &str = r#"exec 3<&0 </dev/null; exec git "$@""#;
-/// Limits the heap of git and of what it starts; the first argument is the limit in KiB.
-const BOUNDED_SHELL: &str = r#"ulimit -d "$1" || exit 1; shift; exec git "$@""#;
+const HAND_OVER: &str = "exec 3<&0 </dev/null; ";
+/// Becomes git.
+const EXEC: &str = r#"exec git "$@""#;
 /// Answers the first question with what the pipe holds, later ones with nothing.
 const CREDENTIAL_HELPER: &str = "credential.helper=!f() { cat <&3; }; f";
 
@@ -99,8 +103,9 @@ pub(super) struct Run<'a> {
     pub(super) timeout: Duration,
     /// Limit of standard output.
     pub(super) output_bytes_max: usize,
-    /// Whether it reads objects that a sandbox made.
-    pub(super) hostile: bool,
+    /// How many heaps it takes, which bound its memory, since it reads objects that a sandbox made; none:
+    /// it reads the upstream's alone, and is not bounded.
+    pub(super) heaps: u32,
 }
 
 impl<'a> Run<'a> {
@@ -114,13 +119,13 @@ impl<'a> Run<'a> {
             login: None,
             timeout: Duration::from_mins(1),
             output_bytes_max: 1024 * 1024,
-            hostile: false,
+            heaps: 0,
         }
     }
 
     /// A local operation on objects that a sandbox made: its memory is bounded.
     pub(super) fn hostile(git_dir: &'a Path, args: &[&str]) -> Self {
-        Self { hostile: true, ..Self::local(git_dir, args) }
+        Self { heaps: 1, ..Self::local(git_dir, args) }
     }
 
     /// A local operation on whatever is there.
@@ -147,6 +152,16 @@ impl<'a> Run<'a> {
     fn operation(&self) -> String {
         self.args.first().cloned().unwrap_or_default()
     }
+
+    /// Does `work` within the run's time, or says that it took too long.
+    pub(super) async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, GitError>>,
+    ) -> Result<T, GitError> {
+        let late =
+            |_| GitError::AwaitGit { operation: self.operation(), seconds: self.timeout.as_secs() };
+        tokio::time::timeout(self.timeout, work).await.map_err(late)?
+    }
 }
 
 /// Whoever takes git's output has seen enough.
@@ -160,6 +175,7 @@ pub(super) struct Git {
     ca_file: Option<PathBuf>,
     proxies: Arc<ProxyRules>,
     heap_kib_max: u32,
+    heaps: Heaps,
 }
 
 impl Git {
@@ -168,7 +184,8 @@ impl Git {
     pub(super) fn new(home: PathBuf, ca_file: Option<PathBuf>, proxies: Arc<ProxyRules>) -> Self {
         let path =
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-        Self { path, home, ca_file, proxies, heap_kib_max: HEAP_KIB_MAX }
+        let heaps = Heaps::default();
+        Self { path, home, ca_file, proxies, heap_kib_max: HEAP_KIB_MAX, heaps }
     }
 
     /// The same with another heap for what reads a sandbox's objects.
@@ -176,10 +193,14 @@ impl Git {
         Self { heap_kib_max, ..self }
     }
 
-    /// The command line of `git`, started as `program` with `before` the first argument.
-    fn command(&self, program: &str, before: &[&str], run: &Run<'_>) -> Command {
-        let mut command = Command::new(program);
-        command.args(before);
+    /// The heaps of all gits that read what sandboxes made.
+    pub(super) fn heaps(&self) -> &Heaps {
+        &self.heaps
+    }
+
+    /// The command line of `run`. A credential reaches its standard input, and no argument.
+    fn command(&self, run: &Run<'_>) -> Command {
+        let mut command = self.program(run);
         for config in BASE_CONFIG {
             command.args(["-c", config]);
         }
@@ -191,8 +212,8 @@ impl Git {
             config.push(ca_file);
             command.args([OsStr::new("-c"), &config]);
         }
-        if run.hostile {
-            command.args(["-c", BIG_FILE]);
+        if run.heaps > 0 {
+            command.args(heaps::CONFIG.iter().flat_map(|config| ["-c", config]));
         }
         for config in &run.config {
             command.args(["-c", config]);
@@ -208,13 +229,19 @@ impl Git {
         command
     }
 
-    /// The command line of a run without a credential.
-    fn bounded(&self, run: &Run<'_>) -> Command {
-        if !run.hostile {
-            return self.command("git", &[], run);
+    /// `git`, by way of a shell where something has to be set up before it.
+    fn program(&self, run: &Run<'_>) -> Command {
+        let hand_over = if run.login.is_some() { HAND_OVER } else { "" };
+        let bound = if run.heaps > 0 { BOUND } else { "" };
+        if hand_over.is_empty() && bound.is_empty() {
+            return Command::new("git");
         }
-        let limit = self.heap_kib_max.to_string();
-        self.command("/bin/sh", &["-c", BOUNDED_SHELL, "git", &limit], run)
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &format!("{bound}{hand_over}{EXEC}"), "git"]);
+        if run.heaps > 0 {
+            command.arg((self.heap_kib_max * run.heaps).to_string());
+        }
+        command
     }
 
     /// Names the proxy, if the upstream is behind one. By environment, for its address may hold a
@@ -247,20 +274,34 @@ impl Git {
             .kill_on_drop(true);
     }
 
+    /// Waits for the heaps that `run` takes, as long as it may last.
+    pub(super) async fn room(&self, run: &Run<'_>) -> Result<HeapPermit, GitError> {
+        run.in_time(async { Ok(self.heaps.take(run.heaps).await) }).await
+    }
+
     /// Runs git to its end.
     pub(super) async fn run(&self, run: Run<'_>) -> Result<Finished, GitError> {
-        let operation = run.operation();
-        let seconds = run.timeout.as_secs();
-        let ended = tokio::time::timeout(run.timeout, self.run_unlimited(&run)).await;
-        ended.map_err(|_| GitError::AwaitGit { operation, seconds })?
+        run.in_time(async {
+            let _room = self.heaps.take(run.heaps).await;
+            self.run_unlimited(&run).await
+        })
+        .await
+    }
+
+    /// Runs git to its end in the `room` that it has waited for.
+    pub(super) async fn run_in(
+        &self,
+        room: HeapPermit,
+        run: Run<'_>,
+    ) -> Result<Finished, GitError> {
+        let finished = run.in_time(self.run_unlimited(&run)).await;
+        drop(room);
+        finished
     }
 
     async fn run_unlimited(&self, run: &Run<'_>) -> Result<Finished, GitError> {
         let operation = run.operation();
-        let mut command = match run.login {
-            Some(_) => self.command("/bin/sh", &["-c", CREDENTIAL_SHELL, "git"], run),
-            None => self.bounded(run),
-        };
+        let mut command = self.command(run);
         let stdin = if run.login.is_some() { Stdio::piped() } else { Stdio::null() };
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut group = ProcessGroup::spawn(&mut command)?;
@@ -283,7 +324,7 @@ impl Git {
             .await
             .map_err(|source| GitError::UseDisk { operation: "wait for git", source })?;
         let finished = Finished::new(operation, status, stdout, stderr);
-        if run.hostile { finished.within_memory() } else { Ok(finished) }
+        if run.heaps > 0 { finished.within_memory() } else { Ok(finished) }
     }
 
     /// Gives `input` to git and its output, whose limit is the caller's, piece by piece to `take`,
@@ -294,10 +335,11 @@ impl Git {
         input: Vec<u8>,
         take: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), GitError> {
-        let (operation, seconds) = (run.operation(), run.timeout.as_secs());
-        let passing = self.pass_through_unlimited(&run, input, take);
-        let ended = tokio::time::timeout(run.timeout, passing).await;
-        ended.map_err(|_| GitError::AwaitGit { operation, seconds })?
+        run.in_time(async {
+            let _room = self.heaps.take(run.heaps).await;
+            self.pass_through_unlimited(&run, input, take).await
+        })
+        .await
     }
 
     async fn pass_through_unlimited(
@@ -306,7 +348,7 @@ impl Git {
         input: Vec<u8>,
         mut take: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), GitError> {
-        let mut command = self.bounded(run);
+        let mut command = self.command(run);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut group = ProcessGroup::spawn(&mut command)?;
         let (stdin, stdout) = (group.child.stdin.take(), group.child.stdout.take());
@@ -340,67 +382,22 @@ impl Git {
             .await
             .map_err(|source| GitError::UseDisk { operation: "wait for git", source })?;
         let finished = Finished::new(run.operation(), status, Vec::new(), words);
-        let finished = if run.hostile { finished.within_memory()? } else { finished };
+        let finished = if run.heaps > 0 { finished.within_memory()? } else { finished };
         finished.whole().map(drop)
     }
 
-    /// Starts git with pipes for a streamed exchange; standard error is discarded, for what matters
+    /// Starts git with pipes for a streamed exchange, whose heaps the caller has; standard error is discarded, for what matters
     /// to the client travels in the protocol.
     pub(super) fn start(
         &self,
         run: &Run<'_>,
         git_protocol: Option<&str>,
     ) -> Result<ProcessGroup, GitError> {
-        let mut command = self.bounded(run);
+        let mut command = self.command(run);
         if let Some(version) = git_protocol {
             command.env("GIT_PROTOCOL", version);
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         ProcessGroup::spawn(&mut command)
     }
-}
-
-/// A child with everything that it started; killed as a whole when dropped.
-pub(super) struct ProcessGroup {
-    /// The leader.
-    pub(super) child: Child,
-}
-
-impl ProcessGroup {
-    fn spawn(command: &mut Command) -> Result<Self, GitError> {
-        let child = command
-            .spawn()
-            .map_err(|source| GitError::UseDisk { operation: "start git", source })?;
-        Ok(Self { child })
-    }
-}
-
-impl Drop for ProcessGroup {
-    fn drop(&mut self) {
-        // No id means that it was waited for: its number may be somebody else's by now.
-        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
-            let _ = signal::killpg(Pid::from_raw(pid), signal::Signal::SIGKILL);
-        }
-    }
-}
-
-/// Reads to the end. Over `max` bytes: none, or the first `max` bytes when `cut` is set.
-async fn read_capped(
-    source: Option<impl AsyncRead + Unpin>,
-    max: usize,
-    cut: bool,
-) -> Option<Vec<u8>> {
-    let mut source = source?;
-    let mut kept = Vec::new();
-    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
-    let _ = (&mut source).take(limit).read_to_end(&mut kept).await;
-    if kept.len() <= max {
-        return Some(kept);
-    }
-    if !cut {
-        return None;
-    }
-    kept.truncate(max);
-    let _ = tokio::io::copy(&mut source, &mut tokio::io::sink()).await;
-    Some(kept)
 }

@@ -12,6 +12,8 @@ const DETAIL_BYTES_MAX: usize = 300;
 /// git's words, and those of its libraries, where an allocation fails.
 const OUT_OF_MEMORY: [&str; 4] =
     ["Out of memory", "out of memory", "Cannot allocate memory", "unable to create thread"];
+/// How git marks the words of the other side.
+const REMOTE: &str = "remote:";
 /// Exit codes that stand for the signal that ended a child of git; 128 and 129 git says for other things.
 const SIGNALLED: RangeInclusive<i32> = 130..=159;
 
@@ -47,7 +49,12 @@ impl Finished {
             Some(0) => false,
             None => true,
             Some(code) if SIGNALLED.contains(&code) => true,
-            Some(_) => OUT_OF_MEMORY.iter().any(|words| self.stderr.contains(words)),
+            // An upstream that is out of memory is another matter.
+            Some(_) => self
+                .stderr
+                .lines()
+                .filter(|line| !line.starts_with(REMOTE))
+                .any(|line| OUT_OF_MEMORY.iter().any(|words| line.contains(words))),
         }
     }
 
@@ -79,7 +86,7 @@ impl Finished {
         let said: Vec<&str> = self
             .stderr
             .lines()
-            .filter_map(|line| line.strip_prefix("remote:"))
+            .filter_map(|line| line.strip_prefix(REMOTE))
             .map(str::trim)
             .filter(|line| !line.is_empty())
             .collect();
@@ -130,7 +137,15 @@ mod tests {
             assert!(!error.retryable() && error.refused_push().is_some(), "{error}");
             assert_eq!(error.reason(), Some(agent_operator::domain::Reason::PushRefused));
         }
-        for (code, words) in [(Some(128), "fatal: bad object"), (Some(1), ""), (Some(0), "")] {
+        for (code, words) in [
+            (Some(128), "fatal: bad object"),
+            (
+                Some(1),
+                "remote: fatal: Out of memory, malloc failed\nerror: failed to push some refs",
+            ),
+            (Some(1), ""),
+            (Some(0), ""),
+        ] {
             assert!(finished(code, words).within_memory().is_ok(), "{code:?} {words}");
         }
     }

@@ -8,13 +8,16 @@
 //! ```
 //!
 //! Every git process is a child without hooks, foreign configuration or environment (`command`);
-//! the credential reaches it through a pipe. Tasks: one per running fetch, tracked by `mirror`, so
-//! that an asker who gives up does not throw the fetch away; it ends by its own time limit.
+//! the credential reaches it through a pipe. Those that read what a sandbox made share a few heaps
+//! (`heaps`). Tasks: one per running fetch, tracked by `mirror`, so that an asker who gives up does not
+//! throw the fetch away; one per `exchange`, which kills its git. Both end by their own time limits.
 
 mod command;
 mod error;
+mod exchange;
 mod finished;
 mod gzip;
+mod heaps;
 mod inspect;
 mod leftovers;
 mod login;
@@ -23,6 +26,7 @@ mod mirror;
 mod names;
 mod paths;
 mod preflight;
+mod process;
 mod publish;
 mod quarantine;
 mod serve;
@@ -47,7 +51,8 @@ pub(super) use self::login::Login;
 pub use self::paths::{PROTECTED_BY_DEFAULT, ProtectedError, ProtectedPaths};
 pub use self::preflight::Checked;
 use self::{
-    command::{Git, HEAP_KIB_MAX},
+    command::Git,
+    heaps::HEAP_KIB_MAX,
     mirror::{Mirror, Mirrors, Tips},
     names::{Branch, CommitId},
     quarantine::{Quarantine, State},
@@ -285,6 +290,11 @@ impl GitService {
 
     fn slot(&self, run: &RunKey) -> Arc<Slot> {
         self.inner.slots.get(run)
+    }
+
+    fn mirror(&self, grant: &RepositoryGrant) -> Result<Mirror, GitError> {
+        let remote = self.inner.upstreams.resolve(&grant.repository.url)?;
+        Ok(self.inner.mirrors.get(&grant.namespace, remote.clone_url()))
     }
 }
 

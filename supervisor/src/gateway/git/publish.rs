@@ -167,9 +167,11 @@ impl Way<'_> {
             self.mirror.url(),
             &refspec,
         ];
-        let run = Run::local(self.quarantine.path(), &args);
+        let run = Run::hostile(self.quarantine.path(), &args);
         let run = run.upstream(self.mirror.url(), self.login.as_deref(), PUSH_TIMEOUT);
-        let pushed = self.permit.during(self.git.run(run)).await??;
+        let room = self.git.room(&run).await?;
+        // Asked for only now: it may have waited for minutes.
+        let pushed = self.permit.during(self.git.run_in(room, run)).await??;
         let detail = match interpret(&pushed, branch, self.mirror.url())? {
             Answer::Taken => return Ok(Swap::Done),
             Answer::Refused(detail) => detail,

@@ -3,43 +3,30 @@
 //! The `git` program speaks the protocol; what it may do is set here: which service, which ref, how
 //! many bytes, how long.
 
-use std::{io, time::Duration};
+use std::io;
 
 use agent_operator::domain::Credential;
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
-use futures::{
-    StreamExt as _,
-    future::{BoxFuture, FutureExt as _},
-    stream,
-};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    process::{ChildStdin, ChildStdout},
-    time::Sleep,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::io::AsyncReadExt as _;
 
 use super::{
     GitService, RepositoryGrant,
-    command::{ProcessGroup, Run},
+    command::Run,
     error::GitError,
-    gzip,
+    exchange::{self, Asked, EXCHANGE_TIMEOUT, Terms},
+    heaps,
+    process::ProcessGroup,
     quarantine::{Quarantine, State},
-    slots::StreamPermit,
+    slots::{Slot, StreamHeap},
 };
 
-/// One exchange: a clone of a large repository over the pod network, with room.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(30);
 /// The list of refs: as large as the mirror's own limit.
 const ADVERTISEMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// What a push sends beside its pack: a command for each ref, of which one may pass.
 const COMMAND_BYTES_MAX: u64 = 1024 * 1024;
 /// Largest fetch request that is not compressed.
 const FETCH_REQUEST_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// Pieces of an answer.
-const READ_BYTES: usize = 64 * 1024;
 /// Longest `Git-Protocol` header that is passed on.
 const PROTOCOL_BYTES_MAX: usize = 64;
 
@@ -105,35 +92,50 @@ impl GitService {
             return plain(StatusCode::FORBIDDEN, GitError::GrantPush.to_string());
         }
         let slot = self.slot(&grant.run);
-        let Some(permit) = slot.stream() else {
+        let Some(stream) = slot.stream() else {
             return later("too many git requests at once; try again".to_owned());
         };
         let serving = Box::pin(async {
             let quarantine = Quarantine::of(&self.inner.quarantines, grant);
             let state = self.prepared(&quarantine, grant, credential).await?;
             let protocol = git_protocol(request.headers());
-            let run = self.service_run(&quarantine, &state, operation);
+            let run = self.service_run(&quarantine, grant, &state, operation).await?;
             match operation {
                 Operation::Advertise(service) => {
-                    self.advertise(run, service, protocol.as_deref()).await
+                    let heap = self.heap(&slot, &run).await?;
+                    self.advertise(run, service, protocol.as_deref(), heap).await
                 }
                 Operation::Exchange(service) => {
+                    let Ok(asked) = Asked::begin(request).await else {
+                        let message = "no byte of the request has come in time".to_owned();
+                        return Ok(plain(StatusCode::REQUEST_TIMEOUT, message));
+                    };
+                    let heap = self.heap(&slot, &run).await?;
                     if service == Service::ReceivePack {
                         quarantine.check_room(self.inner.limits.quarantine_bytes_max).await?;
                     }
                     let group = self.inner.git.start(&run, protocol.as_deref())?;
-                    let body_bytes_max = match service {
-                        Service::UploadPack => FETCH_REQUEST_BYTES_MAX,
-                        // git has the same limit for the pack, and words for it.
-                        Service::ReceivePack => {
-                            self.inner.limits.push_bytes_max + COMMAND_BYTES_MAX
-                        }
-                    };
-                    Exchange::answer(group, request, service, body_bytes_max, slot.ended(), permit)
+                    let (ended, body_bytes_max) = (slot.ended(), self.request_bytes_max(service));
+                    let terms = Terms { body_bytes_max, ended, stream, heap };
+                    let body = exchange::answer(group, asked, terms).map_err(failed(service))?;
+                    Ok(git_response(service, "result", body))
                 }
             }
         });
         slot.unless_ended(serving).await.unwrap_or_else(|error| failure(&error))
+    }
+
+    /// Waits, as long as `run` may last, until its heaps are free.
+    async fn heap(&self, slot: &Slot, run: &Run<'_>) -> Result<StreamHeap, GitError> {
+        run.in_time(async { Ok(slot.heap(self.inner.git.heaps(), run.heaps).await) }).await
+    }
+
+    fn request_bytes_max(&self, service: Service) -> u64 {
+        match service {
+            Service::UploadPack => FETCH_REQUEST_BYTES_MAX,
+            // git has the same limit for the pack, and words for it.
+            Service::ReceivePack => self.inner.limits.push_bytes_max + COMMAND_BYTES_MAX,
+        }
     }
 
     async fn prepared(
@@ -155,12 +157,13 @@ impl GitService {
 
     /// The git run for a service: what a push may do is configuration of `receive-pack` itself, so
     /// that refusals reach the client ref by ref.
-    fn service_run<'a>(
+    async fn service_run<'a>(
         &self,
         quarantine: &'a Quarantine,
+        grant: &RepositoryGrant,
         state: &State,
         operation: Operation,
-    ) -> Run<'a> {
+    ) -> Result<Run<'a>, GitError> {
         let service = operation.service();
         let config = match service {
             // Filters let a client leave out large files of a large history.
@@ -175,9 +178,6 @@ impl GitService {
                 "receive.shallowUpdate=false".to_owned(),
                 "receive.advertisePushOptions=false".to_owned(),
                 "receive.unpackLimit=1".to_owned(),
-                // One thread: each has a cache of its own, and the heap is bounded.
-                "pack.threads=1".to_owned(),
-                "core.deltaBaseCacheLimit=32m".to_owned(),
                 format!("receive.maxInputSize={}", self.inner.limits.push_bytes_max),
             ],
         };
@@ -187,11 +187,19 @@ impl GitService {
         }
         let path = quarantine.path().to_string_lossy();
         args.extend(["--", path.as_ref()]);
-        let run = match service {
-            Service::UploadPack => Run::local(quarantine.path(), &args),
-            Service::ReceivePack => Run::hostile(quarantine.path(), &args),
-        };
-        Run { git_dir: None, config, ..run }
+        // A fetch too: what it gives out is packed anew, and the sandbox may have made it.
+        let run = Run::hostile(quarantine.path(), &args);
+        let run = Run { git_dir: None, config, ..run };
+        Ok(match operation {
+            Operation::Advertise(_) => run,
+            Operation::Exchange(service) => {
+                let heaps = match service {
+                    Service::UploadPack => heaps::of_clone(self.mirror(grant)?.path()).await?,
+                    Service::ReceivePack => run.heaps,
+                };
+                Run { heaps, timeout: EXCHANGE_TIMEOUT, ..run }
+            }
+        })
     }
 
     async fn advertise(
@@ -199,18 +207,13 @@ impl GitService {
         run: Run<'_>,
         service: Service,
         protocol: Option<&str>,
+        heap: StreamHeap,
     ) -> Result<Response<Body>, GitError> {
         let mut group = self.inner.git.start(&run, protocol)?;
         drop(group.child.stdin.take());
-        let operation = || service.subcommand().to_owned();
-        let seconds = run.timeout.as_secs();
-        let listed = tokio::time::timeout(run.timeout, read_refs(&mut group))
-            .await
-            .map_err(|_| GitError::AwaitGit { operation: operation(), seconds })?
-            .map_err(|error| GitError::RunGit {
-                operation: operation(),
-                detail: error.to_string(),
-            })?;
+        let reading = async { read_refs(&mut group).await.map_err(failed(service)) };
+        let listed = run.in_time(reading).await?;
+        drop((group, heap));
         let mut body = Vec::new();
         if !protocol.is_some_and(|version| version.starts_with("version=2"))
             || service == Service::ReceivePack
@@ -231,106 +234,6 @@ async fn read_refs(group: &mut ProcessGroup) -> io::Result<Vec<u8>> {
     }
     let status = group.child.wait().await?;
     if status.success() { Ok(listed) } else { Err(io::Error::other(status.to_string())) }
-}
-
-/// A running exchange: the request flows into git, git's words flow out.
-struct Exchange {
-    stdout: ChildStdout,
-    pump: BoxFuture<'static, ()>,
-    pumping: bool,
-    /// Whether git has said everything.
-    said: bool,
-    deadline: std::pin::Pin<Box<Sleep>>,
-    ended: CancellationToken,
-    group: ProcessGroup,
-    _permit: StreamPermit,
-}
-
-impl Exchange {
-    fn answer(
-        mut group: ProcessGroup,
-        request: Request<Body>,
-        service: Service,
-        body_bytes_max: u64,
-        ended: CancellationToken,
-        permit: StreamPermit,
-    ) -> Result<Response<Body>, GitError> {
-        let lost = || GitError::RunGit {
-            operation: service.subcommand().to_owned(),
-            detail: "its pipes are gone".to_owned(),
-        };
-        let stdin = group.child.stdin.take().ok_or_else(lost)?;
-        let stdout = group.child.stdout.take().ok_or_else(lost)?;
-        let exchange = Self {
-            stdout,
-            pump: pump(request, stdin, body_bytes_max).boxed(),
-            pumping: true,
-            said: false,
-            deadline: Box::pin(tokio::time::sleep(EXCHANGE_TIMEOUT)),
-            ended,
-            group,
-            _permit: permit,
-        };
-        let pieces = stream::try_unfold(exchange, |mut exchange| async move {
-            let piece = exchange.next().await?;
-            Ok::<_, io::Error>(piece.map(|piece| (piece, exchange)))
-        });
-        Ok(git_response(service, "result", Body::from_stream(pieces)))
-    }
-
-    /// The next piece of git's answer; none when git is done and the request is read.
-    async fn next(&mut self) -> io::Result<Option<Bytes>> {
-        let mut piece = BytesMut::with_capacity(READ_BYTES);
-        loop {
-            if self.said && !self.pumping {
-                return Ok(None);
-            }
-            tokio::select! {
-                () = self.ended.cancelled() => {
-                    return Err(io::Error::other("the attempt is over"));
-                }
-                () = &mut self.deadline => {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the exchange took too long"));
-                }
-                () = &mut self.pump, if self.pumping => self.pumping = false,
-                read = self.stdout.read_buf(&mut piece), if !self.said => {
-                    if read? > 0 {
-                        return Ok(Some(piece.freeze()));
-                    }
-                    self.group.child.wait().await?;
-                    self.said = true;
-                }
-            }
-        }
-    }
-}
-
-/// Writes the request's body to git. A body that breaks off or is too long ends git's input, and git
-/// then reports an incomplete request. The rest of a body that git will not have is read all the same: a
-/// client whose upload is cut off takes that for a fault of the network, and never hears git's reason.
-async fn pump(request: Request<Body>, mut stdin: ChildStdin, body_bytes_max: u64) {
-    let encoding = request.headers().get(header::CONTENT_ENCODING).cloned();
-    let body = request.into_body();
-    if encoding.is_some_and(|encoding| encoding == "gzip" || encoding == "x-gzip") {
-        let Ok(packed) = axum::body::to_bytes(body, gzip::COMPRESSED_BYTES_MAX).await else {
-            return;
-        };
-        if let Ok(unpacked) = gzip::unpack(&packed) {
-            let _ = stdin.write_all(&unpacked).await;
-        }
-        return;
-    }
-    let mut pieces = body.into_data_stream();
-    let mut left = body_bytes_max;
-    let mut input = Some(stdin);
-    while let Some(Ok(piece)) = pieces.next().await {
-        let Some(stdin) = &mut input else { continue };
-        let rest = left.checked_sub(piece.len() as u64);
-        left = rest.unwrap_or_default();
-        if rest.is_none() || stdin.write_all(&piece).await.is_err() {
-            input = None;
-        }
-    }
 }
 
 /// Which operation a request asks for; none for anything that is not exactly one of them.
@@ -366,6 +269,13 @@ fn git_response(service: Service, what: &str, body: Body) -> Response<Body> {
     let no_cache = header::HeaderValue::from_static("no-cache");
     response.headers_mut().insert(header::CACHE_CONTROL, no_cache);
     response
+}
+
+fn failed(service: Service) -> impl FnOnce(io::Error) -> GitError {
+    move |error| GitError::RunGit {
+        operation: service.subcommand().to_owned(),
+        detail: error.to_string(),
+    }
 }
 
 /// An error as git shows it to its user.

@@ -10,24 +10,20 @@ use agent_operator::domain::RunKey;
 use tokio::sync::{MutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::error::GitError;
+use super::{
+    error::GitError,
+    heaps::{HeapPermit, Heaps},
+};
 
-/// Git processes that serve one attempt at a time: a clone uses one, parallel tools a few.
+/// Requests of one attempt at a time: a clone uses one, parallel tools a few. There is no limit for the
+/// node beside it, which a few attempts could use up for all: those of one attempt take turns at
+/// running git, and [`Heaps`] bounds how many run.
 const STREAMS_PER_ATTEMPT_MAX: usize = 4;
-/// Git processes that serve sandboxes of this node at a time, each of tens of megabytes.
-const STREAMS_MAX: usize = 32;
 
 /// All slots.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Slots {
     slots: Mutex<HashMap<RunKey, Arc<Slot>>>,
-    streams: Arc<Semaphore>,
-}
-
-impl Default for Slots {
-    fn default() -> Self {
-        Self { slots: Mutex::default(), streams: Arc::new(Semaphore::new(STREAMS_MAX)) }
-    }
 }
 
 impl Slots {
@@ -39,7 +35,7 @@ impl Slots {
                 turn: tokio::sync::Mutex::new(()),
                 ended: CancellationToken::new(),
                 streams: Arc::new(Semaphore::new(STREAMS_PER_ATTEMPT_MAX)),
-                node_streams: Arc::clone(&self.streams),
+                serving: Arc::new(Semaphore::new(1)),
             })
         }))
     }
@@ -64,14 +60,20 @@ pub(super) struct Slot {
     turn: tokio::sync::Mutex<()>,
     ended: CancellationToken,
     streams: Arc<Semaphore>,
-    node_streams: Arc<Semaphore>,
+    serving: Arc<Semaphore>,
 }
 
 /// The right to one stream; given back when dropped.
 #[derive(Debug)]
 pub(super) struct StreamPermit {
     _attempt: OwnedSemaphorePermit,
-    _node: OwnedSemaphorePermit,
+}
+
+/// The right to run git for a stream; given back when dropped.
+#[derive(Debug)]
+pub(super) struct StreamHeap {
+    _attempt: Option<OwnedSemaphorePermit>,
+    _node: HeapPermit,
 }
 
 impl Slot {
@@ -101,10 +103,52 @@ impl Slot {
         self.streams.available_permits() == STREAMS_PER_ATTEMPT_MAX
     }
 
-    /// A stream, if this attempt and this node have one left.
+    /// A stream, if this attempt has one left.
     pub(super) fn stream(&self) -> Option<StreamPermit> {
         let attempt = Arc::clone(&self.streams).try_acquire_owned().ok()?;
-        let node = Arc::clone(&self.node_streams).try_acquire_owned().ok()?;
-        Some(StreamPermit { _attempt: attempt, _node: node })
+        Some(StreamPermit { _attempt: attempt })
+    }
+
+    /// Waits for `count` heaps to run git for a stream: one stream of an attempt after the other, so that
+    /// no attempt alone has what all share.
+    pub(super) async fn heap(&self, heaps: &Heaps, count: u32) -> StreamHeap {
+        // The semaphore is never closed, so an error cannot come.
+        let attempt = Arc::clone(&self.serving).acquire_owned().await.ok();
+        StreamHeap { _attempt: attempt, _node: heaps.take_for_stream(count).await }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_operator::domain::Attempt;
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    fn key(uid: &str) -> RunKey {
+        RunKey { uid: uid.into(), attempt: Attempt(1) }
+    }
+
+    #[test]
+    fn attempts_that_take_all_the_streams_they_may_have_leave_each_other_theirs() {
+        let slots = Slots::default();
+        let mut open = Vec::new();
+        for number in 0..100 {
+            let slot = slots.get(&key(&format!("run-{number}")));
+            open.extend((0..STREAMS_PER_ATTEMPT_MAX).map(|_| slot.stream().unwrap()));
+            assert!(slot.stream().is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_streams_of_one_attempt_run_one_git_and_leave_another_a_heap() {
+        let (slots, heaps) = (Slots::default(), Heaps::default());
+        let (greedy, other) = (slots.get(&key("a")), slots.get(&key("b")));
+        let held = greedy.heap(&heaps, 1).await;
+        let mut next = Box::pin(greedy.heap(&heaps, 1));
+        assert!(next.as_mut().now_or_never().is_none());
+        drop(other.heap(&heaps, 1).await);
+        drop(held);
+        next.await;
     }
 }

@@ -1,6 +1,8 @@
 //! The whole way on loopback: a real git client in the sandbox's place, a real git upstream.
 
 mod hostile;
+mod memory;
+mod patience;
 mod preflight;
 mod races;
 mod rights;

@@ -120,7 +120,7 @@ fn secret() -> Credential {
 }
 
 /// Runs a shell script in the tree, commits what it staged, and pushes.
-async fn scripted(sandbox: &Sandbox, script: &str) -> String {
+pub(super) async fn scripted(sandbox: &Sandbox, script: &str) -> String {
     let whole = format!(
         "{script}\ngit diff --cached --quiet ||\n  git commit -qm 'c\n\nAgent-Operator-Task-Uid: {UID}'"
     );
@@ -352,21 +352,6 @@ async fn one_attempt_cannot_fill_the_disk_with_push_after_push() {
     };
     assert!(refused.contains("403"), "{refused}");
     assert!((4..6).contains(&taken), "{taken} pushes of 48 KiB into 192 KiB");
-}
-
-#[tokio::test]
-async fn git_that_reads_what_a_sandbox_made_has_a_bounded_heap() {
-    use super::super::command::{Git, Run};
-    let directory = tempfile::tempdir().unwrap();
-    let git = Git::new(directory.path().to_owned(), None, Arc::default());
-    let limit = async |run: Run<'_>| {
-        let config = vec!["alias.limit=!ulimit -d".to_owned()];
-        let run = Run { git_dir: None, config, ..run };
-        git.run(run).await.unwrap().success().unwrap().trim().to_owned()
-    };
-    let path = directory.path();
-    assert_eq!(limit(Run::hostile(path, &["limit"])).await, "393216");
-    assert_eq!(limit(Run::local(path, &["limit"])).await, "unlimited", "or the check cannot fail");
 }
 
 #[tokio::test]
