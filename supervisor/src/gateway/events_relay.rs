@@ -324,7 +324,7 @@ mod tests {
         fill(&outbox, &run);
         assert!(outbox.send(&run, result(1)).is_ok());
         assert!(outbox.send(&run, event(1)).is_ok());
-        for number in 2..RESERVED_PER_ATTEMPT as i64 {
+        for number in 2..i64::try_from(RESERVED_PER_ATTEMPT).unwrap() {
             outbox.send(&run, event(number)).unwrap();
         }
         assert_eq!(outbox.send(&run, event(1000)).unwrap_err(), Full, "the reserve has an end");

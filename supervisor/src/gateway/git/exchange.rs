@@ -26,9 +26,9 @@ use super::{
 pub(super) const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(30);
 /// How long git waits for a sandbox that sends nothing, or takes nothing of the answer.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
-/// What a sandbox has to move on average beyond that: a hundredth of what a busy one does. An exchange
-/// holds memory of the node, for which others wait.
-const BYTES_PER_SECOND_MIN: u64 = 256 * 1024;
+/// What a sandbox has to move on average beyond that: a fraction of what a busy one does, whose gateway
+/// is on its own node. An exchange holds memory of the node, for which others wait.
+const BYTES_PER_SECOND_MIN: u64 = 1024 * 1024;
 /// Pieces of an answer.
 const READ_BYTES: usize = 64 * 1024;
 /// Pieces that wait for the sandbox.
@@ -244,7 +244,7 @@ mod tests {
     async fn a_request_that_only_drips_ends_as_soon_and_a_slow_one_goes_on() {
         let dripping = given_up(request(drip(1, 10))).await;
         assert!(dripping <= IDLE_TIMEOUT + Duration::from_secs(1), "{dripping:?}");
-        let slow = drip(1 << 20, 4).take(1000);
+        let slow = drip(4 << 20, 4).take(1000);
         pumped(request(slow)).await.unwrap();
     }
 

@@ -73,7 +73,9 @@ mod tests {
         let log = LogSummary { bytes: 0, gaps: 0 };
         let outcome = verdict::outcome(&facts, verdict::Seen::default(), log, at(second).wall);
         facts.apply(&Record::Finished { outcome: Box::new(outcome) });
-        then.iter().for_each(|record| facts.apply(record));
+        for record in then {
+            facts.apply(record);
+        }
         (facts.assignment.key(), Machine::new(facts))
     }
 
