@@ -18,8 +18,8 @@ const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest answer in events. The longest of a model is 128,000 tokens, and with an event of 200 bytes
 /// for each it is below 26 MiB; what has no end but pings in time is no answer.
 pub(in crate::gateway) const EVENTS_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes of text that make one token, for answers that break off before their final figures.
-const BYTES_PER_TOKEN: u64 = 4;
+/// Bytes of text that make one token, for what ends before its final figures.
+pub(super) const BYTES_PER_TOKEN: u64 = 4;
 
 /// The answer is longer than any honest one, so it is not passed on any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +31,8 @@ pub struct TooLong;
 pub struct Counted {
     /// Tokens; turns and cost are not set here.
     pub usage: Usage,
+    /// Whether the provider has said what it read.
+    pub told: bool,
     /// Model that answered, if the answer says so.
     pub model: Option<String>,
     /// The provider's error inside the answer.
@@ -59,6 +61,7 @@ enum Format {
 #[derive(Debug, Default)]
 struct Seen {
     usage: Usage,
+    told: bool,
     text_bytes: u64,
     model: Option<String>,
     error: Option<String>,
@@ -128,8 +131,8 @@ impl Meter {
                 }
             }
         }
-        let Seen { usage, model, error, complete, .. } = self.seen;
-        Counted { usage, model, error, complete }
+        let Seen { usage, told, model, error, complete, .. } = self.seen;
+        Counted { usage, told, model, error, complete }
     }
 }
 
@@ -250,7 +253,9 @@ impl Seen {
     /// Figures are cumulative within one answer, so the highest counts.
     fn usage(&mut self, usage: Option<&Value>) {
         let Some(usage) = usage else { return };
-        let figure = |name: &str| usage.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let told = |name: &str| usage.get(name).and_then(Value::as_u64);
+        self.told |= told("input_tokens").is_some();
+        let figure = |name: &str| told(name).unwrap_or(0);
         let most = |known: &mut u64, name: &str| *known = (*known).max(figure(name));
         most(&mut self.usage.input_tokens, "input_tokens");
         most(&mut self.usage.output_tokens, "output_tokens");
@@ -310,7 +315,20 @@ mod tests {
         let counted = meter.finish();
         assert!(!counted.complete);
         assert!(counted.usage.output_tokens >= 100);
-        assert_eq!(counted.usage.input_tokens, 10);
+        assert_eq!((counted.usage.input_tokens, counted.told), (10, true));
+    }
+
+    #[test]
+    fn an_answer_without_figures_is_told_from_one_that_used_nothing() {
+        let told = |mut meter: Meter, answer: &str| {
+            meter.feed(answer.as_bytes()).unwrap();
+            meter.finish().told
+        };
+        for nothing in ["", "{}", r#"{"model":"m","usage":{}}"#, r#"{"usage":{"input_tokens":1"#] {
+            assert!(!told(Meter::json(), nothing), "{nothing}");
+        }
+        assert!(told(Meter::json(), r#"{"usage":{"input_tokens":0}}"#));
+        assert!(!told(Meter::events(), "data: {\"type\":\"ping\"}\n\n"));
     }
 
     #[test]

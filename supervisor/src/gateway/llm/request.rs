@@ -30,6 +30,8 @@ const TOOL_BYTES_MAX: usize = 64;
 pub struct Facts {
     /// The model asked for.
     pub model: String,
+    /// The most that it may write.
+    pub max_tokens: Option<u64>,
 }
 
 /// Why a request is not passed on.
@@ -45,7 +47,7 @@ pub enum RequestError {
 
 /// Reads `body`; `server_tools` are prefixes of tool types that are allowed besides.
 pub fn check(body: &[u8], server_tools: &[String]) -> Result<Facts, RequestError> {
-    let mut scan = Scan { server_tools, model: None, forbidden: None };
+    let mut scan = Scan { server_tools, model: None, max_tokens: None, forbidden: None };
     let mut json = serde_json::Deserializer::from_slice(body);
     Node { at: At::Top, scan: &mut scan }
         .deserialize(&mut json)
@@ -58,12 +60,13 @@ pub fn check(body: &[u8], server_tools: &[String]) -> Result<Facts, RequestError
         .model
         .filter(|model| !model.is_empty() && model.len() <= MODEL_BYTES_MAX)
         .ok_or_else(|| RequestError::Malformed("model is missing".to_owned()))?;
-    Ok(Facts { model })
+    Ok(Facts { model, max_tokens: scan.max_tokens })
 }
 
 struct Scan<'a> {
     server_tools: &'a [String],
     model: Option<String>,
+    max_tokens: Option<u64>,
     forbidden: Option<String>,
 }
 
@@ -87,6 +90,7 @@ impl Scan<'_> {
 enum At {
     Top,
     Model,
+    MaxTokens,
     Tools,
     Tool,
     ToolType,
@@ -106,6 +110,7 @@ impl At {
     fn member(self, key: &str) -> Self {
         match (self, key) {
             (Self::Top, "model") => Self::Model,
+            (Self::Top, "max_tokens") => Self::MaxTokens,
             (Self::Top, "container") => Self::MustBeEmpty("container"),
             // Tools may also change in mid-conversation, inside a message.
             (Self::Top | Self::Content, "tools") => Self::Tools,
@@ -170,8 +175,11 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
         Ok(())
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        self.value();
+    fn visit_u64<E>(self, number: u64) -> Result<(), E> {
+        match self.at {
+            At::MaxTokens => self.scan.max_tokens = Some(number),
+            _ => self.value(),
+        }
         Ok(())
     }
 
@@ -236,7 +244,7 @@ mod tests {
                      "input":{"source":{"type":"url","url":"http://x"}}}]},
                   {"role":"user","content":[{"type":"image","source":{"type":"base64","data":""}}]}]}"#,
         );
-        assert_eq!(facts, Ok(Facts { model: "claude-x".to_owned() }));
+        assert_eq!(facts, Ok(Facts { model: "claude-x".to_owned(), max_tokens: Some(1) }));
     }
 
     #[test]
