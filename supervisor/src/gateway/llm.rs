@@ -7,6 +7,7 @@
 
 mod answer;
 mod asked;
+mod body;
 mod call;
 pub mod key;
 pub mod meter;
@@ -21,24 +22,26 @@ use agent_operator::{
     domain::{Credential, Reason, secret::purpose},
 };
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Limited};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
-use self::{answer::Flow, asked::Asked, call::Call, models::AllowedModels, prices::Prices};
+use self::{
+    answer::Flow,
+    asked::Asked,
+    body::{Bodies, Whole},
+    call::Call,
+    models::AllowedModels,
+    prices::Prices,
+    request::RequestError,
+};
 use super::{
     args::Config,
     book::{Began, Book},
     grants::{Attempt, RefusalKind},
     http_client::HttpClient,
     identity::Caller,
-    limits::BODY_READ_TIMEOUT,
     respond::{self, Answer},
 };
 
@@ -114,10 +117,9 @@ struct Inner {
     client: HttpClient,
     base_url: String,
     host: String,
-    server_tools: Vec<String>,
     models: AllowedModels,
     prices: Prices,
-    body_bytes_max: usize,
+    bodies: Bodies,
     answers: TaskTracker,
     book: Book,
 }
@@ -132,15 +134,16 @@ struct Admitted {
 impl ModelProxy {
     /// A proxy with the chart's settings; answers are passed on by tasks in `answers`.
     pub fn new(config: &Config, client: HttpClient, answers: TaskTracker, book: Book) -> Self {
+        let bytes_max = config.limits.model_body_bytes;
+        let bodies = Bodies::new(bytes_max, &config.llm.server_tools, answers.clone());
         Self {
             inner: Arc::new(Inner {
                 client,
                 base_url: config.llm.base_url.clone(),
                 host: config.llm.host.clone(),
-                server_tools: config.llm.server_tools.clone(),
                 models: AllowedModels::new(config.llm.models.clone()),
                 prices: Prices::new(config.prices.clone()),
-                body_bytes_max: config.limits.model_body_bytes,
+                bodies,
                 answers,
                 book,
             }),
@@ -164,9 +167,10 @@ impl ModelProxy {
     ) -> Result<Call, Answer> {
         let Admitted { operation, credential, slot } = self.admit(attempt, path, &request)?;
         let (parts, body) = request.into_parts();
-        let (body, room) = self.read_body(attempt, body).await?;
-        let facts = self.check_body(attempt, &body)?;
-        let (outgoing, asked) = Asked::new(body, facts.max_tokens);
+        let body = self.inner.bodies.read(attempt, body).await?;
+        let (Whole { bytes, room }, read) = self.inner.bodies.check(body).await?;
+        let facts = self.judge(attempt, read)?;
+        let (outgoing, asked) = Asked::new(bytes, facts.max_tokens);
         let request = self.rewrite(&parts, path, &credential, outgoing).ok_or_else(|| {
             error(StatusCode::BAD_REQUEST, Kind::INVALID, "the query is not plain", false)
         })?;
@@ -232,55 +236,24 @@ impl ModelProxy {
         )
     }
 
-    /// The body, and the room that it takes in memory until that is dropped.
-    async fn read_body(
+    /// Whether a request that was read may be passed on.
+    fn judge(
         &self,
         attempt: &Attempt,
-        body: Body,
-    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Answer> {
-        let mut body = Limited::new(body, self.inner.body_bytes_max);
-        let (mut bytes, mut room) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
-        let until = Instant::now() + BODY_READ_TIMEOUT;
-        loop {
-            let piece = match timeout_at(until, body.frame()).await {
-                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
-                Ok(None) => return Ok((bytes.freeze(), room)),
-                Ok(Some(Err(cause))) if cause.is::<http_body_util::LengthLimitError>() => {
-                    attempt.refuse(RefusalKind::Limit, "model request bytes");
-                    let message = "the request is too large";
-                    return Err(error(
-                        StatusCode::PAYLOAD_TOO_LARGE,
-                        Kind::TOO_LARGE,
-                        message,
-                        false,
-                    ));
-                }
-                Ok(Some(Err(_))) | Err(_) => {
-                    let message = "the request did not arrive whole";
-                    return Err(error(StatusCode::REQUEST_TIMEOUT, Kind::INVALID, message, true));
-                }
-            };
-            let Some(more) = attempt.limits().take_model_buffer(piece.len()) else {
-                attempt.refuse(RefusalKind::Limit, "model request bytes at once");
-                let message = "too many large model calls at once";
-                return Err(error(StatusCode::TOO_MANY_REQUESTS, Kind::RATE_LIMIT, message, true));
-            };
-            match &mut room {
-                Some(room) => room.merge(more),
-                None => room = Some(more),
-            }
-            bytes.extend_from_slice(&piece);
-        }
-    }
-
-    fn check_body(&self, attempt: &Attempt, body: &[u8]) -> Result<request::Facts, Answer> {
-        let facts = request::check(body, &self.inner.server_tools).map_err(|refusal| {
+        read: Result<request::Facts, RequestError>,
+    ) -> Result<request::Facts, Answer> {
+        let facts = read.map_err(|refusal| {
+            let message = refusal.to_string();
             let target = match &refusal {
-                request::RequestError::Malformed(_) => "malformed request",
-                request::RequestError::Forbidden(what) => what,
+                RequestError::Malformed(_) => "malformed request",
+                RequestError::Forbidden(what) => what,
+                RequestError::TooManyEntries => {
+                    attempt.refuse(RefusalKind::Limit, "model request entries");
+                    return error(StatusCode::PAYLOAD_TOO_LARGE, Kind::TOO_LARGE, &message, false);
+                }
             };
             attempt.refuse(RefusalKind::Model, target);
-            error(StatusCode::BAD_REQUEST, Kind::INVALID, &refusal.to_string(), false)
+            error(StatusCode::BAD_REQUEST, Kind::INVALID, &message, false)
         })?;
         if !self.inner.models.allow(&facts.model) {
             attempt.refuse(RefusalKind::Model, &format!("model {}", facts.model));

@@ -292,3 +292,22 @@ async fn a_model_that_is_not_on_the_list_is_refused_and_counted() {
     assert_eq!(rig.model_call(&tokens).await.status, 200);
     assert_eq!(rig.model.seen.lock().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_large_request_passes_and_one_of_nothing_but_keys_is_refused() {
+    let rig = Rig::start().await;
+    let (supervisor, tokens) = running(&rig, None).await;
+    let agent = bearer(&tokens.agent_token);
+    let with =
+        |more: &str| format!(r#"{{"model":"claude-x","metadata":{{{more}}},"messages":[]}}"#);
+    rig.model.answer_json(1).await;
+    let large = with(&format!("\"text\":\"{}\"", "x".repeat(1024 * 1024)));
+    assert_eq!(rig.call(POD, "POST", "/llm/v1/messages", &agent, &large).await.status, 200);
+    let entries: Vec<_> = (0..100_000).map(|key| format!("\"{key:x}\":0")).collect();
+    let keys = with(&entries.join(","));
+    let refused = rig.call(POD, "POST", "/llm/v1/messages", &agent, &keys).await;
+    assert_eq!(refused.status, 413);
+    assert!(refused.text().contains("request_too_large"), "{}", refused.text());
+    supervisor.refusal("limit", "model request entries").await;
+    assert_eq!(rig.model.seen.lock().unwrap().len(), 1);
+}
