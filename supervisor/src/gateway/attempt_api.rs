@@ -280,6 +280,16 @@ pub(super) async fn events(gateway: &Shared, caller: &Caller, request: Request<B
     respond::json(StatusCode::OK, &EventsAnswer { next: *next })
 }
 
+/// Waits for the model calls that the agent left behind, and ends those that take longer: they are
+/// counted by what is known of them.
+async fn settle(attempt: &Attempt) {
+    let done = || timeout(SETTLE_TIMEOUT, attempt.limits().model_calls_done());
+    if done().await.is_err() {
+        attempt.agent_ended().cancel();
+        let _ = done().await;
+    }
+}
+
 /// `POST /v1/result`
 pub(super) async fn result(gateway: &Shared, caller: &Caller, request: Request<Body>) -> Answer {
     let result: StepResult = match read_json(request).await {
@@ -289,7 +299,7 @@ pub(super) async fn result(gateway: &Shared, caller: &Caller, request: Request<B
     let attempt = &caller.attempt;
     let result = outputs::result(result, &attempt.secrets());
     // The agent is gone; what its last calls used belongs into the final counts.
-    let _ = timeout(SETTLE_TIMEOUT, attempt.limits().model_calls_done()).await;
+    settle(attempt).await;
     let Some(result) = attempt.take_result(result) else {
         attempt.refuse(RefusalKind::Auth, "second result");
         return respond::refused(StatusCode::CONFLICT, "another result has been reported");

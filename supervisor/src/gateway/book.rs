@@ -38,7 +38,8 @@ impl Began {
         Self { wall: clock::now().wall, at: clock::instant() }
     }
 
-    fn took(self) -> Duration {
+    /// How long ago that was.
+    pub(super) fn took(self) -> Duration {
         self.at.elapsed()
     }
 

@@ -6,43 +6,45 @@
 #![allow(clippy::result_large_err, reason = "the error is the answer itself, made once a request")]
 
 mod answer;
+mod asked;
+mod body;
+mod call;
 pub mod key;
 pub mod meter;
 mod models;
 pub mod prices;
 pub mod request;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use agent_operator::{
     attempt::StopOrder,
-    domain::{Credential, Reason, Usage, secret::purpose},
+    domain::{Credential, Reason, secret::purpose},
 };
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Limited};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
-use self::{models::AllowedModels, prices::Prices};
+use self::{
+    answer::Flow,
+    asked::Asked,
+    body::{Bodies, Whole},
+    call::Call,
+    models::AllowedModels,
+    prices::Prices,
+    request::RequestError,
+};
 use super::{
     args::Config,
     book::{Began, Book},
     grants::{Attempt, RefusalKind},
-    http_client::{HttpClient, describe},
+    http_client::HttpClient,
     identity::Caller,
-    limits::BODY_READ_TIMEOUT,
-    metrics::CallResult,
     respond::{self, Answer},
 };
 
-/// Time until the provider's answer begins: answers that are not streamed take minutes.
-const ANSWER_TIMEOUT: Duration = Duration::from_mins(10);
 /// Longest query string; the CLI sends `beta=true`.
 const QUERY_BYTES_MAX: usize = 128;
 /// Headers of the agent that reach the provider; all else is dropped, its credentials first.
@@ -115,10 +117,9 @@ struct Inner {
     client: HttpClient,
     base_url: String,
     host: String,
-    server_tools: Vec<String>,
     models: AllowedModels,
     prices: Prices,
-    body_bytes_max: usize,
+    bodies: Bodies,
     answers: TaskTracker,
     book: Book,
 }
@@ -133,15 +134,16 @@ struct Admitted {
 impl ModelProxy {
     /// A proxy with the chart's settings; answers are passed on by tasks in `answers`.
     pub fn new(config: &Config, client: HttpClient, answers: TaskTracker, book: Book) -> Self {
+        let bytes_max = config.limits.model_body_bytes;
+        let bodies = Bodies::new(bytes_max, &config.llm.server_tools, answers.clone());
         Self {
             inner: Arc::new(Inner {
                 client,
                 base_url: config.llm.base_url.clone(),
                 host: config.llm.host.clone(),
-                server_tools: config.llm.server_tools.clone(),
                 models: AllowedModels::new(config.llm.models.clone()),
                 prices: Prices::new(config.prices.clone()),
-                body_bytes_max: config.limits.model_body_bytes,
+                bodies,
                 answers,
                 book,
             }),
@@ -150,58 +152,39 @@ impl ModelProxy {
 
     /// Answers a request below `/llm`; `path` is what follows.
     pub async fn handle(&self, caller: &Caller, path: &str, request: Request<Body>) -> Answer {
-        let attempt = &caller.attempt;
-        let admitted = match self.admit(attempt, path, &request) {
-            Ok(admitted) => admitted,
-            Err(answer) => return answer,
-        };
+        match self.checked(&caller.attempt, path, request).await {
+            Ok(call) => call.made(&self.inner.answers).await,
+            Err(answer) => answer,
+        }
+    }
+
+    /// The call upstream that a request comes to.
+    async fn checked(
+        &self,
+        attempt: &Arc<Attempt>,
+        path: &str,
+        request: Request<Body>,
+    ) -> Result<Call, Answer> {
+        let Admitted { operation, credential, slot } = self.admit(attempt, path, &request)?;
         let (parts, body) = request.into_parts();
-        let (body, _room) = match self.read_body(attempt, body).await {
-            Ok(read) => read,
-            Err(answer) => return answer,
-        };
-        let facts = match self.check_body(attempt, &body) {
-            Ok(facts) => facts,
-            Err(answer) => return answer,
-        };
-        let Some(upstream) = self.rewrite(&parts, path, &admitted.credential, body) else {
-            return error(StatusCode::BAD_REQUEST, Kind::INVALID, "the query is not plain", false);
-        };
-        let flow = answer::Flow {
+        let body = self.inner.bodies.read(attempt, body).await?;
+        let (Whole { bytes, room }, read) = self.inner.bodies.check(body).await?;
+        let facts = self.judge(attempt, read)?;
+        let (outgoing, asked) = Asked::new(bytes, facts.max_tokens);
+        let request = self.rewrite(&parts, path, &credential, outgoing).ok_or_else(|| {
+            error(StatusCode::BAD_REQUEST, Kind::INVALID, "the query is not plain", false)
+        })?;
+        let flow = Flow {
             attempt: Arc::clone(attempt),
             prices: self.inner.prices.clone(),
             model: facts.model,
-            counted: admitted.operation == Operation::Messages,
-            slot: admitted.slot,
+            counted: operation == Operation::Messages,
+            asked,
+            slot,
             book: self.inner.book.clone(),
             began: Began::now(),
         };
-        let call = self.inner.client.request(upstream);
-        let answered = tokio::select! {
-            () = attempt.agent_ended().cancelled() => {
-                flow.over(CallResult::Ended, None, Usage::default());
-                return stopped();
-            }
-            answered = timeout(ANSWER_TIMEOUT, call) => answered,
-        };
-        match answered {
-            Ok(Ok(response)) => answer::pass_on(response, flow, &self.inner.answers),
-            failed => {
-                let message = match failed {
-                    Ok(failed) => {
-                        let cause = failed.err().map(|error| describe(&error)).unwrap_or_default();
-                        format!("the model provider cannot be reached ({cause})")
-                    }
-                    Err(_) => "the model provider does not answer".to_owned(),
-                };
-                tracing::warn!("{message}");
-                if flow.counted {
-                    attempt.set_provider_failure(Some(message.clone()));
-                }
-                flow.over(CallResult::Unreachable, None, Usage::default());
-                error(StatusCode::BAD_GATEWAY, Kind::API, &message, true)
-            }
-        }
+        Ok(Call { client: self.inner.client.clone(), request, flow, room })
     }
 
     /// Everything that can be said without the body.
@@ -253,55 +236,24 @@ impl ModelProxy {
         )
     }
 
-    /// The body, and the room that it takes in memory until that is dropped.
-    async fn read_body(
+    /// Whether a request that was read may be passed on.
+    fn judge(
         &self,
         attempt: &Attempt,
-        body: Body,
-    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Answer> {
-        let mut body = Limited::new(body, self.inner.body_bytes_max);
-        let (mut bytes, mut room) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
-        let until = Instant::now() + BODY_READ_TIMEOUT;
-        loop {
-            let piece = match timeout_at(until, body.frame()).await {
-                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
-                Ok(None) => return Ok((bytes.freeze(), room)),
-                Ok(Some(Err(cause))) if cause.is::<http_body_util::LengthLimitError>() => {
-                    attempt.refuse(RefusalKind::Limit, "model request bytes");
-                    let message = "the request is too large";
-                    return Err(error(
-                        StatusCode::PAYLOAD_TOO_LARGE,
-                        Kind::TOO_LARGE,
-                        message,
-                        false,
-                    ));
-                }
-                Ok(Some(Err(_))) | Err(_) => {
-                    let message = "the request did not arrive whole";
-                    return Err(error(StatusCode::REQUEST_TIMEOUT, Kind::INVALID, message, true));
-                }
-            };
-            let Some(more) = attempt.limits().take_model_buffer(piece.len()) else {
-                attempt.refuse(RefusalKind::Limit, "model request bytes at once");
-                let message = "too many large model calls at once";
-                return Err(error(StatusCode::TOO_MANY_REQUESTS, Kind::RATE_LIMIT, message, true));
-            };
-            match &mut room {
-                Some(room) => room.merge(more),
-                None => room = Some(more),
-            }
-            bytes.extend_from_slice(&piece);
-        }
-    }
-
-    fn check_body(&self, attempt: &Attempt, body: &[u8]) -> Result<request::Facts, Answer> {
-        let facts = request::check(body, &self.inner.server_tools).map_err(|refusal| {
+        read: Result<request::Facts, RequestError>,
+    ) -> Result<request::Facts, Answer> {
+        let facts = read.map_err(|refusal| {
+            let message = refusal.to_string();
             let target = match &refusal {
-                request::RequestError::Malformed(_) => "malformed request",
-                request::RequestError::Forbidden(what) => what,
+                RequestError::Malformed(_) => "malformed request",
+                RequestError::Forbidden(what) => what,
+                RequestError::TooManyEntries => {
+                    attempt.refuse(RefusalKind::Limit, "model request entries");
+                    return error(StatusCode::PAYLOAD_TOO_LARGE, Kind::TOO_LARGE, &message, false);
+                }
             };
             attempt.refuse(RefusalKind::Model, target);
-            error(StatusCode::BAD_REQUEST, Kind::INVALID, &refusal.to_string(), false)
+            error(StatusCode::BAD_REQUEST, Kind::INVALID, &message, false)
         })?;
         if !self.inner.models.allow(&facts.model) {
             attempt.refuse(RefusalKind::Model, &format!("model {}", facts.model));
@@ -331,7 +283,7 @@ impl ModelProxy {
         parts: &http::request::Parts,
         path: &str,
         credential: &Credential,
-        body: Bytes,
+        body: Body,
     ) -> Option<Request<Body>> {
         let query = parts.uri.query();
         if query.is_some_and(|query| query.len() > QUERY_BYTES_MAX) {
@@ -339,7 +291,7 @@ impl ModelProxy {
         }
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
         let uri: Uri = format!("{}{path}{query}", self.inner.base_url).parse().ok()?;
-        let mut request = Request::new(Body::from(body));
+        let mut request = Request::new(body);
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = uri;
         copy_headers(&parts.headers, request.headers_mut());
@@ -372,10 +324,6 @@ fn key_header(credential: &Credential) -> Option<(HeaderName, HeaderValue)> {
     let mut value = value;
     value.set_sensitive(true);
     Some((name, value))
-}
-
-fn stopped() -> Answer {
-    error(StatusCode::FORBIDDEN, Kind::PERMISSION, "the step has been told to stop", false)
 }
 
 /// Ends the step: the agent gets an error that its client does not repeat, the runner the order.

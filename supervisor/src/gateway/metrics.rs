@@ -155,7 +155,7 @@ impl Metrics {
         to.register("model_calls", help, self.model_calls.clone());
         let help = "Seconds from a model call to the last byte of its answer, by model";
         to.register("model_call_seconds", help, self.model_call_seconds.clone());
-        let help = "Tokens by model and kind, as the provider counted them";
+        let help = "Tokens by model and kind, as the provider counted them or else by estimate";
         to.register("tokens", help, self.tokens.clone());
         let help = "US dollars by model, by the price table";
         to.register("cost_usd", help, self.cost.clone());

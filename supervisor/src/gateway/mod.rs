@@ -5,9 +5,10 @@
 //! | `server::serve` and one task a connection | at shutdown |
 //! | `metrics::serve` | at shutdown |
 //! | `link_server::serve` and one task for the supervisor's connection | at shutdown |
-//! | one task a model answer and a tunnel | with the attempt or its agent's token |
+//! | one task a model call, its answer and a tunnel | with the attempt or its agent's token |
 //! | one task a preparation | with the attempt |
 //! | one task a GitHub client | with the call that it was made for |
+//! | one thread a large model request, while it is checked | by its own end |
 //! | one task a write upstream | by its own end, so that what was written is reported |
 //!
 //! Channels: `events_relay::Outbox` (bounded by number and bytes) from the routes to the link, one

@@ -1,6 +1,7 @@
 //! The whole gateway on loopback, driven as a sandbox and as a supervisor would.
 
 mod audit;
+mod charged;
 mod connect;
 mod flood;
 mod gate;

@@ -20,7 +20,9 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use super::{
-    Kind, error,
+    Kind,
+    asked::Asked,
+    error,
     meter::{Counted, Meter},
     prices::Prices,
 };
@@ -51,6 +53,8 @@ pub(super) struct Flow {
     pub(super) model: String,
     /// False for operations that cost nothing.
     pub(super) counted: bool,
+    /// What was asked, for when the provider does not say what it used.
+    pub(super) asked: Asked,
     /// Held until the answer has been read to its end.
     pub(super) slot: OwnedSemaphorePermit,
     /// Where its end is noted.
@@ -60,8 +64,26 @@ pub(super) struct Flow {
 }
 
 impl Flow {
+    /// Notes the end of a call of which the provider gave no figures: it is charged by estimate.
+    pub(super) fn over_unsaid(&self, result: CallResult, status: Option<StatusCode>) {
+        if !self.counted {
+            return;
+        }
+        let usage = self.charge(&self.model, self.asked.estimate(self.began.took()), 0);
+        self.over(result, status, usage);
+    }
+
+    /// Adds what the call used to the attempt's count, with its price.
+    fn charge(&self, model: &str, usage: Usage, cached_for_an_hour: u64) -> Usage {
+        let price = self.prices.of(model).or_else(|| self.prices.of(&self.model));
+        let cost = price.map_or(0, |price| price.cost_micro_usd(&usage, cached_for_an_hour));
+        let usage = Usage { cost_micro_usd: cost, ..usage };
+        self.attempt.count(usage);
+        usage
+    }
+
     /// Notes how the call ended.
-    pub(super) fn over(&self, result: CallResult, status: Option<StatusCode>, usage: Usage) {
+    fn over(&self, result: CallResult, status: Option<StatusCode>, usage: Usage) {
         if !self.counted {
             return;
         }
@@ -82,7 +104,7 @@ pub(super) fn pass_on(response: Response<Incoming>, flow: Flow, tasks: &TaskTrac
         None if flow.counted => {
             let message = "the model provider's answer has a form that cannot be counted";
             flow.attempt.set_provider_failure(Some(message.to_owned()));
-            flow.over(CallResult::Broken, Some(parts.status), Usage::default());
+            flow.over_unsaid(CallResult::Broken, Some(parts.status));
             return error(StatusCode::BAD_GATEWAY, Kind::API, message, false);
         }
         None => Meter::json(),
@@ -219,11 +241,7 @@ async fn copy(
 
 fn settle(flow: &Flow, counted: &Counted, status: StatusCode, whole: bool, cancelled: bool) {
     let model = counted.model.as_deref().unwrap_or(&flow.model);
-    let price = flow.prices.of(model).or_else(|| flow.prices.of(&flow.model));
-    let cost = price.map_or(0, |price| price.cost_micro_usd(&counted.usage));
-    let turns = u64::from(counted.complete);
-    let usage = Usage { turns, cost_micro_usd: cost, ..counted.usage };
-    flow.attempt.count(usage);
+    let usage = flow.charge(model, used(flow, counted), counted.cached_for_an_hour);
     let result = match &counted.error {
         Some(_) => CallResult::Refused,
         None if whole => CallResult::Answered,
@@ -239,4 +257,15 @@ fn settle(flow: &Flow, counted: &Counted, status: StatusCode, whole: bool, cance
     if !cancelled {
         flow.attempt.set_provider_failure(failure);
     }
+}
+
+/// What the answer has used. One that says nothing of it is charged by estimate, unless it is a refusal.
+fn used(flow: &Flow, counted: &Counted) -> Usage {
+    let usage = Usage { turns: u64::from(counted.complete), ..counted.usage };
+    if counted.told || counted.error.is_some() {
+        return usage;
+    }
+    let estimate = flow.asked.estimate(flow.began.took());
+    let output_tokens = usage.output_tokens.max(estimate.output_tokens);
+    Usage { input_tokens: estimate.input_tokens, output_tokens, ..usage }
 }

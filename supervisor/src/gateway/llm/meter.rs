@@ -1,8 +1,13 @@
 //! Counts what a model call used while its answer passes by: server-sent events as they come, or a
 //! JSON body at its end. Only the provider's own figures count, never the agent's.
 
+use std::{borrow::Cow, fmt};
+
 use agent_operator::domain::Usage;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::Value;
 
 /// Longest event line that is looked at. The events with figures are short; text deltas may be long
@@ -13,8 +18,8 @@ const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest answer in events. The longest of a model is 128,000 tokens, and with an event of 200 bytes
 /// for each it is below 26 MiB; what has no end but pings in time is no answer.
 pub(in crate::gateway) const EVENTS_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes of text that make one token, for answers that break off before their final figures.
-const BYTES_PER_TOKEN: u64 = 4;
+/// Bytes of text that make one token, for what ends before its final figures.
+pub(super) const BYTES_PER_TOKEN: u64 = 4;
 
 /// The answer is longer than any honest one, so it is not passed on any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +31,10 @@ pub struct TooLong;
 pub struct Counted {
     /// Tokens; turns and cost are not set here.
     pub usage: Usage,
+    /// Of the tokens written to the cache, those that it keeps for an hour, which cost more.
+    pub cached_for_an_hour: u64,
+    /// Whether the provider has said what it read.
+    pub told: bool,
     /// Model that answered, if the answer says so.
     pub model: Option<String>,
     /// The provider's error inside the answer.
@@ -54,6 +63,8 @@ enum Format {
 #[derive(Debug, Default)]
 struct Seen {
     usage: Usage,
+    cached_for_an_hour: u64,
+    told: bool,
     text_bytes: u64,
     model: Option<String>,
     error: Option<String>,
@@ -84,6 +95,11 @@ impl Meter {
         }
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let ends = piece.ends_with(b"\n");
+            // Most lines come as a whole, and need not be kept.
+            if ends && self.line.is_empty() && !self.skipping && piece.len() <= LINE_BYTES_MAX {
+                self.seen.line(piece);
+                continue;
+            }
             if self.line.len() + piece.len() > LINE_BYTES_MAX {
                 self.seen.text_bytes += u64::try_from(self.line.len()).unwrap_or(u64::MAX);
                 self.line.clear();
@@ -118,20 +134,36 @@ impl Meter {
                 }
             }
         }
-        let Seen { usage, model, error, complete, .. } = self.seen;
-        Counted { usage, model, error, complete }
+        let Seen { usage, cached_for_an_hour, told, model, error, complete, .. } = self.seen;
+        Counted { usage, cached_for_an_hour, told, model, error, complete }
     }
 }
 
-/// The parts of an event that matter here.
+/// The parts of an event that matter here. Nearly all events are deltas, so nothing of a delta is copied.
 #[derive(Debug, Deserialize)]
-struct Event {
-    #[serde(rename = "type")]
-    kind: String,
+struct Event<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
     message: Option<Message>,
     usage: Option<Value>,
-    delta: Option<Value>,
+    #[serde(default)]
+    delta: TextBytes,
     error: Option<Value>,
+}
+
+/// Bytes of the strings in an object, whatever their names; 0 for anything else.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct TextBytes(u64);
+
+impl<'de> Deserialize<'de> for TextBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Texts { of_object: true }).map(Self)
+    }
+}
+
+/// Counts the strings of an object, or (of one of its values) a string itself.
+struct Texts {
+    of_object: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -140,17 +172,68 @@ struct Message {
     usage: Option<Value>,
 }
 
+/// A value of an object.
+struct Text(u64);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Texts { of_object: false }).map(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Texts {
+    type Value = u64;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<u64, A::Error> {
+        let mut bytes = 0_u64;
+        while map.next_key::<IgnoredAny>()?.is_some() {
+            let Text(text) = map.next_value()?;
+            bytes = bytes.saturating_add(text);
+        }
+        Ok(if self.of_object { bytes } else { 0 })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<u64, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(0)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<u64, E> {
+        let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        Ok(if self.of_object { 0 } else { bytes })
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<u64, E> {
+        Ok(0)
+    }
+
+    fn visit_unit<E>(self) -> Result<u64, E> {
+        Ok(0)
+    }
+}
+
 impl Seen {
     fn line(&mut self, line: &[u8]) {
         let Some(data) = line.strip_prefix(b"data:") else { return };
         let Ok(event) = serde_json::from_slice::<Event>(data) else { return };
-        match event.kind.as_str() {
-            "content_block_delta" => {
-                let text = event.delta.as_ref().and_then(Value::as_object);
-                let bytes = text.into_iter().flat_map(|delta| delta.values());
-                let bytes: usize = bytes.filter_map(Value::as_str).map(str::len).sum();
-                self.text_bytes += u64::try_from(bytes).unwrap_or(u64::MAX);
-            }
+        match event.kind.as_ref() {
+            "content_block_delta" => self.text_bytes += event.delta.0,
             "error" => self.error = Some(error_text(event.error.as_ref())),
             "message_stop" => self.complete = true,
             _ => {
@@ -173,12 +256,14 @@ impl Seen {
     /// Figures are cumulative within one answer, so the highest counts.
     fn usage(&mut self, usage: Option<&Value>) {
         let Some(usage) = usage else { return };
-        let figure = |name: &str| usage.get(name).and_then(Value::as_u64).unwrap_or(0);
-        let most = |known: &mut u64, name: &str| *known = (*known).max(figure(name));
-        most(&mut self.usage.input_tokens, "input_tokens");
-        most(&mut self.usage.output_tokens, "output_tokens");
-        most(&mut self.usage.cache_read_tokens, "cache_read_input_tokens");
-        most(&mut self.usage.cache_write_tokens, "cache_creation_input_tokens");
+        let told = |path: &str| usage.pointer(path).and_then(Value::as_u64);
+        self.told |= told("/input_tokens").is_some();
+        let most = |known: &mut u64, path| *known = (*known).max(told(path).unwrap_or(0));
+        most(&mut self.usage.input_tokens, "/input_tokens");
+        most(&mut self.usage.output_tokens, "/output_tokens");
+        most(&mut self.usage.cache_read_tokens, "/cache_read_input_tokens");
+        most(&mut self.usage.cache_write_tokens, "/cache_creation_input_tokens");
+        most(&mut self.cached_for_an_hour, "/cache_creation/ephemeral_1h_input_tokens");
     }
 }
 
@@ -233,7 +318,38 @@ mod tests {
         let counted = meter.finish();
         assert!(!counted.complete);
         assert!(counted.usage.output_tokens >= 100);
-        assert_eq!(counted.usage.input_tokens, 10);
+        assert_eq!((counted.usage.input_tokens, counted.told), (10, true));
+    }
+
+    #[test]
+    fn an_answer_without_figures_is_told_from_one_that_used_nothing() {
+        let told = |mut meter: Meter, answer: &str| {
+            meter.feed(answer.as_bytes()).unwrap();
+            meter.finish().told
+        };
+        for nothing in ["", "{}", r#"{"model":"m","usage":{}}"#, r#"{"usage":{"input_tokens":1"#] {
+            assert!(!told(Meter::json(), nothing), "{nothing}");
+        }
+        assert!(told(Meter::json(), r#"{"usage":{"input_tokens":0}}"#));
+        assert!(!told(Meter::events(), "data: {\"type\":\"ping\"}\n\n"));
+    }
+
+    #[test]
+    fn the_strings_of_a_delta_count_whatever_else_it_has() {
+        let bytes = |json: &str| serde_json::from_str::<TextBytes>(json).unwrap().0;
+        assert_eq!(
+            bytes(r#"{"type":"t","text":"a\u00e9\n"}"#),
+            5,
+            "as they read, not as they are escaped"
+        );
+        assert_eq!(
+            bytes(r#"{"text":"ab","n":[1,"x"],"o":{"text":"x"},"f":1.5,"i":-1,"b":true,"u":null}"#),
+            2
+        );
+        for other in ["null", "\"text\"", "[\"text\"]", "3", "{}"] {
+            assert_eq!(bytes(other), 0, "{other}");
+        }
+        assert!(serde_json::from_str::<TextBytes>("{\"text\":").is_err());
     }
 
     #[test]
@@ -253,6 +369,17 @@ mod tests {
         let counted = meter.finish();
         assert_eq!(figures(&counted.usage), [5, 0, 0, 0]);
         assert!(counted.complete);
+    }
+
+    #[test]
+    fn what_the_cache_keeps_for_an_hour_is_told_apart() {
+        let start = r#"data: {"type":"message_start","message":{"usage":{"input_tokens":1,"cache_creation_input_tokens":9,"cache_creation":{"ephemeral_5m_input_tokens":2,"ephemeral_1h_input_tokens":7}}}}"#;
+        let mut meter = Meter::events();
+        meter.feed(start.as_bytes()).unwrap();
+        // The last event repeats the sum without its parts.
+        meter.feed(b"\ndata: {\"type\":\"message_delta\",\"usage\":{\"cache_creation_input_tokens\":9}}\n").unwrap();
+        let counted = meter.finish();
+        assert_eq!((counted.usage.cache_write_tokens, counted.cached_for_an_hour), (9, 7));
     }
 
     #[test]

@@ -22,6 +22,13 @@ const CLIENT_TOOLS: [&str; 7] = [
 const SERVER_TOOLS: [&str; 4] = ["web_search_2", "web_fetch_2", "code_execution_2", "mcp_toolset"];
 /// Longest model name.
 const MODEL_BYTES_MAX: usize = 256;
+/// Most entries of one object. The largest of honest requests are the properties of a tool's input, some
+/// hundred; what a tool is given may be a map of some thousand.
+const OBJECT_ENTRIES_MAX: usize = 20_000;
+/// Most entries of all objects together. Each is three tokens at least, so that a context of a million
+/// tokens holds no more than some 330,000. Their keys are kept while their objects are open: beside the
+/// keys themselves these are some 30 MiB at most.
+const ENTRIES_MAX: usize = 400_000;
 /// Longest tool type that is quoted.
 const TOOL_BYTES_MAX: usize = 64;
 
@@ -30,6 +37,8 @@ const TOOL_BYTES_MAX: usize = 64;
 pub struct Facts {
     /// The model asked for.
     pub model: String,
+    /// The most that it may write.
+    pub max_tokens: Option<u64>,
 }
 
 /// Why a request is not passed on.
@@ -38,6 +47,9 @@ pub enum RequestError {
     /// Not JSON, a key twice, or no model.
     #[error("the request is not a valid model request: {0}")]
     Malformed(String),
+    /// More than any model takes, and more than is read here.
+    #[error("the request has more entries than any model takes")]
+    TooManyEntries,
     /// The provider would reach out by itself.
     #[error("{0} is not allowed here: it would reach the network past the gateway")]
     Forbidden(String),
@@ -45,12 +57,13 @@ pub enum RequestError {
 
 /// Reads `body`; `server_tools` are prefixes of tool types that are allowed besides.
 pub fn check(body: &[u8], server_tools: &[String]) -> Result<Facts, RequestError> {
-    let mut scan = Scan { server_tools, model: None, forbidden: None };
+    let mut scan = Scan { server_tools, ..Scan::default() };
     let mut json = serde_json::Deserializer::from_slice(body);
-    Node { at: At::Top, scan: &mut scan }
-        .deserialize(&mut json)
-        .and_then(|()| json.end())
-        .map_err(|error| RequestError::Malformed(error.to_string()))?;
+    let read = Node { at: At::Top, scan: &mut scan }.deserialize(&mut json);
+    if scan.too_many_entries {
+        return Err(RequestError::TooManyEntries);
+    }
+    read.and_then(|()| json.end()).map_err(|error| RequestError::Malformed(error.to_string()))?;
     if let Some(what) = scan.forbidden {
         return Err(RequestError::Forbidden(what));
     }
@@ -58,12 +71,16 @@ pub fn check(body: &[u8], server_tools: &[String]) -> Result<Facts, RequestError
         .model
         .filter(|model| !model.is_empty() && model.len() <= MODEL_BYTES_MAX)
         .ok_or_else(|| RequestError::Malformed("model is missing".to_owned()))?;
-    Ok(Facts { model })
+    Ok(Facts { model, max_tokens: scan.max_tokens })
 }
 
+#[derive(Default)]
 struct Scan<'a> {
     server_tools: &'a [String],
+    entries: usize,
+    too_many_entries: bool,
     model: Option<String>,
+    max_tokens: Option<u64>,
     forbidden: Option<String>,
 }
 
@@ -87,6 +104,7 @@ impl Scan<'_> {
 enum At {
     Top,
     Model,
+    MaxTokens,
     Tools,
     Tool,
     ToolType,
@@ -106,6 +124,7 @@ impl At {
     fn member(self, key: &str) -> Self {
         match (self, key) {
             (Self::Top, "model") => Self::Model,
+            (Self::Top, "max_tokens") => Self::MaxTokens,
             (Self::Top, "container") => Self::MustBeEmpty("container"),
             // Tools may also change in mid-conversation, inside a message.
             (Self::Top | Self::Content, "tools") => Self::Tools,
@@ -170,8 +189,11 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
         Ok(())
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        self.value();
+    fn visit_u64<E>(self, number: u64) -> Result<(), E> {
+        match self.at {
+            At::MaxTokens => self.scan.max_tokens = Some(number),
+            _ => self.value(),
+        }
         Ok(())
     }
 
@@ -200,6 +222,11 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
         Node { at, scan }.value();
         let mut keys = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
+            scan.entries += 1;
+            if keys.len() == OBJECT_ENTRIES_MAX || scan.entries > ENTRIES_MAX {
+                scan.too_many_entries = true;
+                return Err(serde::de::Error::custom("too many entries"));
+            }
             map.next_value_seed(Node { at: at.member(&key), scan })?;
             if !keys.insert(key) {
                 return Err(serde::de::Error::custom("a key occurs twice"));
@@ -236,7 +263,7 @@ mod tests {
                      "input":{"source":{"type":"url","url":"http://x"}}}]},
                   {"role":"user","content":[{"type":"image","source":{"type":"base64","data":""}}]}]}"#,
         );
-        assert_eq!(facts, Ok(Facts { model: "claude-x".to_owned() }));
+        assert_eq!(facts, Ok(Facts { model: "claude-x".to_owned(), max_tokens: Some(1) }));
     }
 
     #[test]
@@ -276,5 +303,30 @@ mod tests {
         }
         let deep = format!(r#"{{"model":"m","messages":{}"#, "[".repeat(100_000));
         assert!(matches!(check_text(&deep), Err(RequestError::Malformed(_))));
+    }
+    /// A request with `objects` of as many entries, one in the other.
+    fn nested(objects: usize, entries: usize) -> String {
+        let more: Vec<_> = (1..entries).map(|key| format!("\"{key:x}\":0,")).collect();
+        let open = format!("{{{}\"in\":", more.concat()).repeat(objects);
+        format!(r#"{{"model":"m","metadata":{open}0{}}}"#, "}".repeat(objects))
+    }
+
+    #[test]
+    fn an_object_has_a_limited_number_of_entries() {
+        assert!(check_text(&nested(1, OBJECT_ENTRIES_MAX)).is_ok());
+        let refused = check_text(&nested(1, OBJECT_ENTRIES_MAX + 1));
+        assert_eq!(refused, Err(RequestError::TooManyEntries));
+    }
+
+    #[test]
+    fn all_objects_together_have_a_limited_number_of_entries() {
+        let objects = ENTRIES_MAX / 10_000;
+        // Two more are the request's own.
+        assert_eq!(check_text(&nested(objects, 10_000)), Err(RequestError::TooManyEntries));
+        assert!(check_text(&nested(objects, 9_999)).is_ok());
+        // Behind one another as in one another.
+        let item = r#"{"a":0,"b":0},"#.repeat(ENTRIES_MAX / 2);
+        let list = format!(r#"{{"model":"m","messages":[{item}0]}}"#);
+        assert_eq!(check_text(&list), Err(RequestError::TooManyEntries));
     }
 }

@@ -15,8 +15,8 @@ use crate::{
     link::contract::{Grant, ToGateway},
 };
 
-const START: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"model\":\"claude-x\",\"usage\":{\"input_tokens\":1000,\"output_tokens\":1}}}\n\n";
-const END: &str = "event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":50}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
+pub(super) const START: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"model\":\"claude-x\",\"usage\":{\"input_tokens\":1000,\"output_tokens\":1}}}\n\n";
+pub(super) const END: &str = "event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":50}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
 
 async fn running(rig: &Rig, budget: Option<TaskBudget>) -> (Supervisor, Redeemed) {
     let supervisor = rig.with_attempt(grant("a", StepName::Implement, budget)).await;
@@ -290,5 +290,24 @@ async fn a_model_that_is_not_on_the_list_is_refused_and_counted() {
     supervisor.refusal("model", "claude-dear").await;
     rig.model.answer_json(1).await;
     assert_eq!(rig.model_call(&tokens).await.status, 200);
+    assert_eq!(rig.model.seen.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_large_request_passes_and_one_of_nothing_but_keys_is_refused() {
+    let rig = Rig::start().await;
+    let (supervisor, tokens) = running(&rig, None).await;
+    let agent = bearer(&tokens.agent_token);
+    let with =
+        |more: &str| format!(r#"{{"model":"claude-x","metadata":{{{more}}},"messages":[]}}"#);
+    rig.model.answer_json(1).await;
+    let large = with(&format!("\"text\":\"{}\"", "x".repeat(1024 * 1024)));
+    assert_eq!(rig.call(POD, "POST", "/llm/v1/messages", &agent, &large).await.status, 200);
+    let entries: Vec<_> = (0..100_000).map(|key| format!("\"{key:x}\":0")).collect();
+    let keys = with(&entries.join(","));
+    let refused = rig.call(POD, "POST", "/llm/v1/messages", &agent, &keys).await;
+    assert_eq!(refused.status, 413);
+    assert!(refused.text().contains("request_too_large"), "{}", refused.text());
+    supervisor.refusal("limit", "model request entries").await;
     assert_eq!(rig.model.seen.lock().unwrap().len(), 1);
 }

@@ -7,7 +7,10 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
 
 /// A request as the model server saw it.
 #[derive(Clone, Debug)]
@@ -17,9 +20,10 @@ pub(in super::super) struct Seen {
     pub(in super::super) headers: HeaderMap,
 }
 
-/// What the model server answers: status, content type, pieces.
+/// What the model server answers: when it begins to, status, content type, pieces.
 #[derive(Debug)]
 pub(in super::super) struct Script {
+    pub(in super::super) begins: Option<oneshot::Receiver<()>>,
     pub(in super::super) status: StatusCode,
     pub(in super::super) content_type: &'static str,
     pub(in super::super) pieces: mpsc::Receiver<Bytes>,
@@ -41,8 +45,20 @@ impl Model {
     ) -> mpsc::Sender<Bytes> {
         let (sender, pieces) = mpsc::channel(16);
         let status = StatusCode::from_u16(status).unwrap();
-        self.scripts.lock().unwrap().push(Script { status, content_type, pieces });
+        self.scripts.lock().unwrap().push(Script { begins: None, status, content_type, pieces });
         sender
+    }
+
+    /// The same with status 200, for an answer that begins when it is told to.
+    pub(in super::super) fn answer_late(
+        &self,
+        content_type: &'static str,
+    ) -> (oneshot::Sender<()>, mpsc::Sender<Bytes>) {
+        let (head, begins) = oneshot::channel();
+        let (sender, pieces) = mpsc::channel(16);
+        let (begins, status) = (Some(begins), StatusCode::OK);
+        self.scripts.lock().unwrap().push(Script { begins, status, content_type, pieces });
+        (head, sender)
     }
 
     /// Adds a whole JSON answer that used `tokens` of input and of output.
@@ -70,6 +86,9 @@ impl Model {
                     assert!(!scripts.is_empty(), "a request that no script expects");
                     scripts.remove(0)
                 };
+                if let Some(begins) = script.begins {
+                    begins.await.unwrap();
+                }
                 let pieces = tokio_stream::wrappers::ReceiverStream::new(script.pieces);
                 Response::builder()
                     .status(script.status)
