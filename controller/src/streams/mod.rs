@@ -66,6 +66,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the stream alone cannot be stored, now or for good; else the node broke the rules.
+    pub fn is_the_streams(&self) -> bool {
+        match self {
+            Self::TooManyGaps | Self::Io { .. } => true,
+            Self::BadUid(_) | Self::OutOfOrder { .. } | Self::EmptyGap { .. } => false,
+        }
+    }
+
     /// An I/O error with what was tried.
     fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.display().to_string(), source }
