@@ -88,6 +88,7 @@ struct Inner {
     stream_bytes: Family<ByChannel, Counter>,
     stream_gaps: Family<ByGap, Counter>,
     stream_lost_bytes: Family<ByGap, Counter>,
+    stream_failures: Family<ByChannel, Counter>,
     stored_bytes: Gauge,
     followers: Gauge,
     followers_dropped: Counter,
@@ -139,6 +140,7 @@ impl Metrics {
             stream_bytes: Family::default(),
             stream_gaps: Family::default(),
             stream_lost_bytes: Family::default(),
+            stream_failures: Family::default(),
             stored_bytes: Gauge::default(),
             followers: Gauge::default(),
             followers_dropped: Counter::default(),
@@ -238,6 +240,11 @@ impl Metrics {
         self.0.stream_lost_bytes.get_or_create(&label).inc_by(bytes);
     }
 
+    /// A stream could not be stored.
+    pub fn stream_failed(&self, channel: Channel) {
+        self.0.stream_failures.get_or_create(&ByChannel { channel: channel.as_str() }).inc();
+    }
+
     /// Size of the stream store.
     pub fn set_stored_bytes(&self, count: u64) {
         self.0.stored_bytes.set(gauge(count));
@@ -318,6 +325,8 @@ impl Inner {
         to.register("stream_gaps", help, self.stream_gaps.clone());
         let help = "Bytes that the gaps stand for, by channel and reason";
         to.register("stream_lost_bytes", help, self.stream_lost_bytes.clone());
+        let help = "Times that a stream of a node could not be stored and was put off, by channel";
+        to.register("stream_failures", help, self.stream_failures.clone());
         let stored = self.stored_bytes.clone();
         to.register("stream_stored_bytes", "Bytes in the stream store", stored);
         to.register("followers", "Open Follow calls", self.followers.clone());
@@ -359,6 +368,7 @@ impl Inner {
         }
         for channel in Channel::ALL.map(Channel::as_str) {
             drop(self.stream_bytes.get_or_create(&ByChannel { channel }));
+            drop(self.stream_failures.get_or_create(&ByChannel { channel }));
             for reason in GAP_REASONS {
                 let label = ByGap { channel, reason };
                 drop(self.stream_gaps.get_or_create(&label));

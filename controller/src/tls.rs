@@ -6,43 +6,35 @@
 //!
 //! The Secret is the truth: whoever creates it first wins (409: read it), and a renewal is written
 //! with the resourceVersion that was read, so two replicas never serve from two CAs.
+//!
+//! A new CA stands beside the old one in the bundle, mostly for weeks before it signs anything: readers
+//! keep a bundle until a connection fails, people keep theirs for longer.
+
+mod material;
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     sync::{Arc, RwLock},
     time::Duration,
 };
 
 use agent_operator::domain::names::MANAGED_BY;
-use k8s_openapi::{
-    ByteString,
-    api::core::v1::{ConfigMap, Secret},
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api, Client,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
-};
 use rustls::{
     ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::material::Material;
 use crate::clock;
 
-/// Life of the CA: its renewal reaches every reader through the ConfigMap, but old bundles kept by
-/// people should not go stale often.
-const CA_DAYS: i64 = 3650;
-/// Life of the server certificate; a third of it is left when the next one is made.
-const SERVER_DAYS: i64 = 90;
 /// How often the certificate is looked at, here and for a renewal by another replica.
 const LOOK_AGAIN: Duration = Duration::from_mins(10);
 /// Limit of each API call.
@@ -50,10 +42,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Field manager of the ConfigMap.
 const MANAGER: &str = "agent-operator-controller";
 
+/// Key of the bundle, in Secret and ConfigMap.
 const CA_CERT: &str = "ca.crt";
-const CA_KEY: &str = "ca.key";
-const SERVER_CERT: &str = "tls.crt";
-const SERVER_KEY: &str = "tls.key";
 
 /// Why certificates could not be made or kept.
 #[derive(Debug, thiserror::Error)]
@@ -123,151 +113,6 @@ impl TlsSettings {
     }
 }
 
-/// PEM texts as they stand in the Secret.
-#[derive(Clone, PartialEq, Eq)]
-struct Material {
-    ca_cert: String,
-    ca_key: String,
-    server_cert: String,
-    server_key: String,
-}
-
-impl Material {
-    fn make(settings: &TlsSettings) -> Result<Self, TlsError> {
-        let key = KeyPair::generate()?;
-        let ca = CertifiedIssuer::self_signed(ca_params(), &key)?;
-        let (server_cert, server_key) = server(settings, &ca)?;
-        Ok(Self { ca_cert: ca.pem(), ca_key: key.serialize_pem(), server_cert, server_key })
-    }
-
-    fn renew(&self, settings: &TlsSettings) -> Result<Self, TlsError> {
-        let key = KeyPair::from_pem(&self.ca_key)?;
-        let issuer = Issuer::from_ca_cert_pem(&self.ca_cert, key)?;
-        let (server_cert, server_key) = server(settings, &issuer)?;
-        Ok(Self { server_cert, server_key, ..self.clone() })
-    }
-
-    fn read(secret: &Secret) -> Option<Self> {
-        let data = secret.data.as_ref()?;
-        let text = |key: &str| String::from_utf8(data.get(key)?.0.clone()).ok();
-        Some(Self {
-            ca_cert: text(CA_CERT)?,
-            ca_key: text(CA_KEY)?,
-            server_cert: text(SERVER_CERT)?,
-            server_key: text(SERVER_KEY)?,
-        })
-    }
-
-    fn secret(&self, settings: &TlsSettings, version: Option<String>) -> Secret {
-        let bytes = |text: &String| ByteString(text.clone().into_bytes());
-        Secret {
-            metadata: ObjectMeta {
-                name: Some(settings.secret_name()),
-                namespace: Some(settings.namespace.clone()),
-                resource_version: version,
-                labels: Some(labels()),
-                ..ObjectMeta::default()
-            },
-            data: Some(BTreeMap::from([
-                (CA_CERT.to_owned(), bytes(&self.ca_cert)),
-                (CA_KEY.to_owned(), bytes(&self.ca_key)),
-                (SERVER_CERT.to_owned(), bytes(&self.server_cert)),
-                (SERVER_KEY.to_owned(), bytes(&self.server_key)),
-            ])),
-            ..Secret::default()
-        }
-    }
-
-    /// Whether the certificate speaks for all names and has a third of its life left.
-    fn serves(&self, settings: &TlsSettings) -> Result<bool, String> {
-        let der = CertificateDer::from_pem_slice(self.server_cert.as_bytes())
-            .map_err(|error| format!("{SERVER_CERT}: {error}"))?;
-        let (_, certificate) = x509_parser::parse_x509_certificate(&der)
-            .map_err(|error| format!("{SERVER_CERT}: {error}"))?;
-        let left = certificate.validity().not_after.timestamp() - clock::timestamp().as_second();
-        let fresh = left > SERVER_DAYS * 24 * 3600 / 3;
-        let names = certificate
-            .subject_alternative_name()
-            .ok()
-            .flatten()
-            .map(|names| names.value.general_names.iter().map(san_text).collect::<Vec<_>>())
-            .unwrap_or_default();
-        Ok(fresh && settings.names().iter().all(|name| names.contains(name)))
-    }
-
-    fn certified_key(&self) -> Result<CertifiedKey, String> {
-        let chain = CertificateDer::pem_slice_iter(self.server_cert.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| format!("{SERVER_CERT}: {error}"))?;
-        let key = PrivateKeyDer::from_pem_slice(self.server_key.as_bytes())
-            .map_err(|error| format!("{SERVER_KEY}: {error}"))?;
-        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)
-            .map_err(|error| format!("{SERVER_KEY}: {error}"))?;
-        Ok(CertifiedKey::new(chain, key))
-    }
-}
-
-fn labels() -> BTreeMap<String, String> {
-    BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), MANAGED_BY.to_owned())])
-}
-
-fn san_text(name: &x509_parser::extensions::GeneralName<'_>) -> String {
-    use x509_parser::extensions::GeneralName;
-    match name {
-        GeneralName::DNSName(name) => (*name).to_owned(),
-        GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
-            Ok(v4) => IpAddr::from(v4).to_string(),
-            Err(_) => <[u8; 16]>::try_from(*bytes)
-                .map_or_else(|_| String::new(), |v6| IpAddr::from(v6).to_string()),
-        },
-        _ => String::new(),
-    }
-}
-
-fn validity(params: &mut CertificateParams, days: i64) {
-    // An hour of slack: the clocks of nodes differ.
-    let now = clock::timestamp().as_second();
-    let at = |seconds| {
-        time::OffsetDateTime::from_unix_timestamp(seconds)
-            .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
-    };
-    params.not_before = at(now - 3600);
-    params.not_after = at(now + days * 24 * 3600);
-}
-
-fn ca_params() -> CertificateParams {
-    let mut params = CertificateParams::default();
-    let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, "agent-operator CA");
-    params.distinguished_name = name;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    validity(&mut params, CA_DAYS);
-    params
-}
-
-fn server<S: rcgen::SigningKey>(
-    settings: &TlsSettings,
-    issuer: &Issuer<'_, S>,
-) -> Result<(String, String), TlsError> {
-    let mut params = CertificateParams::default();
-    for name in settings.names() {
-        params.subject_alt_names.push(match name.parse::<IpAddr>() {
-            Ok(address) => SanType::IpAddress(address),
-            Err(_) => SanType::DnsName(name.try_into()?),
-        });
-    }
-    let mut subject = DistinguishedName::new();
-    subject.push(DnType::CommonName, settings.service.clone());
-    params.distinguished_name = subject;
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.use_authority_key_identifier_extension = true;
-    validity(&mut params, SERVER_DAYS);
-    let key = KeyPair::generate()?;
-    let certificate = params.signed_by(&key, issuer)?;
-    Ok((certificate.pem(), key.serialize_pem()))
-}
-
 /// Hands out the present certificate to each handshake. Connections that are open keep the one that
 /// they began with, also beyond its end: it was good when the peer was identified.
 #[derive(Debug)]
@@ -315,13 +160,13 @@ impl Tls {
         let secrets = Api::namespaced(client.clone(), &settings.namespace);
         let config_maps = Api::namespaced(client, &settings.namespace);
         let material = load(&secrets, &settings).await?;
-        publish(&config_maps, &settings, &material.ca_cert).await?;
+        publish(&config_maps, &settings, &material.bundle).await?;
         let current = Current::new(usable(&settings, &material)?);
-        let ca = watch::Sender::new(material.ca_cert.clone());
+        let ca = watch::Sender::new(material.bundle.clone());
         Ok(Self { settings, secrets, config_maps, current, material, ca })
     }
 
-    /// The CA (PEM) by which replicas know one another; follows renewals.
+    /// The bundle (PEM) by which replicas know one another; follows renewals.
     pub fn ca(&self) -> watch::Receiver<String> {
         self.ca.subscribe()
     }
@@ -349,9 +194,9 @@ impl Tls {
         if material == self.material {
             return Ok(());
         }
-        publish(&self.config_maps, &self.settings, &material.ca_cert).await?;
+        publish(&self.config_maps, &self.settings, &material.bundle).await?;
         self.current.replace(usable(&self.settings, &material)?);
-        self.ca.send_replace(material.ca_cert.clone());
+        self.ca.send_replace(material.bundle.clone());
         self.material = material;
         tracing::info!("serving a renewed certificate");
         Ok(())
@@ -371,7 +216,7 @@ async fn load(api: &Api<Secret>, settings: &TlsSettings) -> Result<Material, Tls
     let name = settings.secret_name();
     let found = call("get secret", &name, api.get_opt(&name)).await?;
     let Some(secret) = found else {
-        let made = Material::make(settings)?;
+        let made = Material::make(settings, clock::timestamp())?;
         let secret = made.secret(settings, None);
         return match api.create(&PostParams::default(), &secret).await {
             Ok(_) => Ok(made),
@@ -381,10 +226,9 @@ async fn load(api: &Api<Secret>, settings: &TlsSettings) -> Result<Material, Tls
     };
     let material = Material::read(&secret)
         .ok_or_else(|| unusable(settings, "a key is missing or is not text".to_owned()))?;
-    if material.serves(settings).map_err(|problem| unusable(settings, problem))? {
+    let Some(renewed) = material.renewed(settings, clock::timestamp())? else {
         return Ok(material);
-    }
-    let renewed = material.renew(settings)?;
+    };
     let object = renewed.secret(settings, secret.metadata.resource_version.clone());
     let (params, patch) = (PatchParams::default(), Patch::Merge(&object));
     match api.patch(&name, &params, &patch).await {
@@ -392,6 +236,10 @@ async fn load(api: &Api<Secret>, settings: &TlsSettings) -> Result<Material, Tls
         Err(error) if is_conflict(&error) => reread(api, settings).await,
         Err(source) => Err(TlsError::Call { verb: "patch secret", object: name, source }),
     }
+}
+
+fn labels() -> BTreeMap<String, String> {
+    BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), MANAGED_BY.to_owned())])
 }
 
 fn is_conflict(error: &kube::Error) -> bool {
@@ -405,7 +253,7 @@ async fn reread(api: &Api<Secret>, settings: &TlsSettings) -> Result<Material, T
         .ok_or_else(|| unusable(settings, "a key is missing or is not text".to_owned()))
 }
 
-/// Publishes the CA for supervisors (which read it by `get`) and for people.
+/// Publishes the bundle for supervisors (which read it by `get`) and for people.
 async fn publish(
     api: &Api<ConfigMap>,
     settings: &TlsSettings,
@@ -441,40 +289,5 @@ async fn call<T>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(source)) => Err(TlsError::Call { verb, object: object.to_owned(), source }),
         Err(_) => Err(TlsError::Timeout { verb, object: object.to_owned() }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings(extra: &str) -> TlsSettings {
-        TlsSettings {
-            namespace: "ns".to_owned(),
-            service: "svc".to_owned(),
-            ca_config_map: "svc-ca".to_owned(),
-            extra_sans: vec![extra.to_owned()],
-        }
-    }
-
-    #[test]
-    fn a_made_certificate_serves_its_names_and_is_renewed_for_new_ones() {
-        let old = settings("10.77.0.1");
-        let made = Material::make(&old).unwrap();
-        assert_eq!(made.serves(&old), Ok(true));
-        let wider = settings("agents.example.com");
-        assert_eq!(made.serves(&wider), Ok(false));
-        let renewed = made.renew(&wider).unwrap();
-        assert_eq!(renewed.serves(&wider), Ok(true));
-        assert_eq!(renewed.ca_cert, made.ca_cert, "clients keep their bundle");
-        renewed.certified_key().unwrap();
-    }
-
-    #[test]
-    fn material_survives_its_secret() {
-        let settings = settings("localhost2");
-        let made = Material::make(&settings).unwrap();
-        assert!(Material::read(&made.secret(&settings, None)).is_some_and(|read| read == made));
-        assert!(Material::read(&Secret::default()).is_none());
     }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use agent_operator::domain::{NodeName, RunKey, assignment::TaskBudget};
 use jiff::Timestamp;
-use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio::{
+    sync::{RwLock, RwLockReadGuard},
+    time::Instant,
+};
 
 use super::preflights::Preflights;
 use crate::decide::Delivery;
@@ -25,18 +28,18 @@ pub struct NodeMemory {
     giving_up: RwLock<()>,
 }
 
-#[derive(Default)]
 struct Inner {
     /// Absence counts from here: sessions are there for whoever leads, so a process that has waited
-    /// for hours knows nothing of nodes when its term begins.
-    term_began: Timestamp,
+    /// for hours knows nothing of nodes when its term begins. Monotonic, as all of absence: a step of
+    /// the wall clock must neither end a node's lease nor stretch it.
+    term_began: Instant,
     nodes: BTreeMap<NodeName, PerNode>,
     forgotten: HashSet<(NodeName, RunKey)>,
 }
 
 #[derive(Default)]
 struct PerNode {
-    absent_since: Option<Timestamp>,
+    absent_since: Option<Instant>,
     runs: HashMap<RunKey, Delivery>,
     /// What of the budget was told with the order or since.
     budgets: HashMap<RunKey, TaskBudget>,
@@ -51,8 +54,9 @@ impl PerNode {
 
 impl NodeMemory {
     /// An empty memory of a process that started at `started`.
-    pub fn new(started: Timestamp) -> Self {
-        let inner = Inner { term_began: started, ..Inner::default() };
+    pub fn new(started: Instant) -> Self {
+        let (nodes, forgotten) = Default::default();
+        let inner = Inner { term_began: started, nodes, forgotten };
         Self {
             inner: Mutex::new(inner),
             preflights: Preflights::default(),
@@ -89,7 +93,7 @@ impl NodeMemory {
     }
 
     /// A session is gone.
-    pub fn disconnected(&self, node: &NodeName, now: Timestamp) {
+    pub fn disconnected(&self, node: &NodeName, now: Instant) {
         let mut inner = self.lock();
         let entry = inner.nodes.entry(node.clone()).or_default();
         entry.absent_since.get_or_insert(now);
@@ -100,7 +104,7 @@ impl NodeMemory {
 
     /// A new term has begun: what was sent under an older epoch has to be confirmed, and nodes without
     /// a session get the node lease to find this leader.
-    pub fn new_term(&self, now: Timestamp) {
+    pub fn new_term(&self, now: Instant) {
         let mut inner = self.lock();
         inner.term_began = now;
         inner.forgotten.clear();
@@ -158,80 +162,16 @@ impl NodeMemory {
         inner.nodes.get(node).and_then(|node| node.runs.get(run)).copied().unwrap_or_default()
     }
 
-    /// Since when a node without session has had none.
-    pub fn absent_since(&self, node: &NodeName, now: Timestamp) -> Timestamp {
+    /// Since when a node without session has had none, by the wall clock as it stands: `instant` and
+    /// `now` are the same moment, and only the time that has gone by since is taken from memory.
+    pub fn absent_since(&self, node: &NodeName, instant: Instant, now: Timestamp) -> Timestamp {
         let inner = self.lock();
         let since = inner.nodes.get(node).and_then(|node| node.absent_since);
-        since.map_or(inner.term_began, |since| since.max(inner.term_began)).min(now)
+        let since = since.map_or(inner.term_began, |since| since.max(inner.term_began));
+        let away = instant.saturating_duration_since(since);
+        now.checked_sub(away).unwrap_or(Timestamp::MIN)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use agent_operator::domain::{Attempt, RunUid};
-
-    use super::*;
-
-    fn key(uid: &str) -> RunKey {
-        RunKey { uid: RunUid::from(uid), attempt: Attempt(1) }
-    }
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    #[test]
-    fn an_order_that_the_hello_does_not_name_counts_as_unsent() {
-        let (memory, node) = (NodeMemory::new(at(0)), NodeName::from("n1"));
-        memory.connected(&node, []);
-        memory.sent(&node, &key("a"), Delivery::Sent);
-        memory.sent(&node, &key("b"), Delivery::Sent);
-        memory.disconnected(&node, at(5));
-        memory.connected(&node, [key("b")]);
-        assert_eq!(memory.delivery(&node, &key("a")), Delivery::Unsent);
-        assert_eq!(memory.delivery(&node, &key("b")), Delivery::Known);
-    }
-
-    #[test]
-    fn what_a_node_was_told_to_forget_is_told_again_over_its_next_session() {
-        let (memory, node) = (NodeMemory::new(at(0)), NodeName::from("n1"));
-        memory.forgotten(&node, &key("a"));
-        memory.connected(&"n2".into(), []);
-        assert_eq!(memory.delivery(&node, &key("a")), Delivery::Forgotten);
-        memory.connected(&node, []);
-        assert_eq!(memory.delivery(&node, &key("a")), Delivery::Unsent);
-    }
-
-    #[test]
-    fn a_new_term_confirms_everything_again() {
-        let (memory, node) = (NodeMemory::new(at(0)), NodeName::from("n1"));
-        memory.sent(&node, &key("a"), Delivery::CancelSent);
-        memory.new_term(at(1));
-        assert_eq!(memory.delivery(&node, &key("a")), Delivery::Known);
-    }
-
-    #[test]
-    fn absence_begins_anew_with_a_term_so_that_nodes_can_find_the_new_leader() {
-        let (memory, node) = (NodeMemory::new(at(10)), NodeName::from("n1"));
-        memory.disconnected(&node, at(15));
-        memory.new_term(at(4000));
-        for node in [&node, &NodeName::from("never seen")] {
-            assert_eq!(memory.absent_since(node, at(4001)), at(4000));
-        }
-        memory.connected(&node, []);
-        memory.disconnected(&node, at(4005));
-        assert_eq!(memory.absent_since(&node, at(4010)), at(4005));
-    }
-
-    #[test]
-    fn absence_counts_from_the_first_loss_or_from_the_start() {
-        let (memory, node) = (NodeMemory::new(at(10)), NodeName::from("n1"));
-        assert_eq!(memory.absent_since(&node, at(20)), at(10));
-        memory.disconnected(&node, at(15));
-        memory.disconnected(&node, at(18));
-        assert_eq!(memory.absent_since(&node, at(20)), at(15));
-        memory.connected(&node, []);
-        memory.disconnected(&node, at(30));
-        assert_eq!(memory.absent_since(&node, at(40)), at(30));
-    }
-}
+mod tests;

@@ -1,12 +1,19 @@
 //! Bulk bytes of one node: chunks in, acknowledgements out.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+mod failed;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use agent_operator::{
     convert::{self, ConvertError},
     domain::{
         NodeName, RunRef, limits,
         stream::{Channel, Gap},
+        text::error_chain,
     },
     proto::v1,
 };
@@ -16,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use v1::chunk::Payload;
 
+use self::failed::Failed;
 use super::status::{from_convert, from_store};
 use crate::{
     catalog::Catalog,
@@ -30,8 +38,9 @@ use crate::{
 /// Some 10 MiB at most.
 const STREAMS_MAX: usize = 65_536;
 
-/// Pause between two looks for runs that were not known at the opening. There may be many of them (a
-/// node keeps streams of deleted runs for a day), so not every change of the catalogue is worth one.
+/// Pause between two looks for runs that were not known at the opening, and for streams to ask for again.
+/// There may be many such runs (a node keeps streams of deleted ones for a day), so not every change of
+/// the catalogue is worth a look.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
 
 /// Chunks that are taken and written at once when so many have arrived: one way to a blocking thread for all of them, and
@@ -75,6 +84,7 @@ pub(super) async fn serve(
         opened: HashMap::new(),
         waiting: HashMap::new(),
         unsent: HashMap::new(),
+        failed: Failed::default(),
     };
     if let Err(status) = upload.run(inbound, &acks).await {
         tracing::info!(node = %upload.node, code = ?status.code(), details = status.message(), "uploads ended");
@@ -93,6 +103,8 @@ struct Upload {
     /// Latest acknowledgement of each stream that has not gone out; a later one replaces an earlier
     /// one, so a peer that is slow to read costs no memory and never stops us from reading.
     unsent: HashMap<StreamKey, v1::Ack>,
+    /// Streams that could not be stored; the others go on.
+    failed: Failed,
 }
 
 impl Upload {
@@ -121,7 +133,8 @@ impl Upload {
                         room.send(Ok(ack));
                     }
                 }
-                _ = looks.tick(), if !self.waiting.is_empty() => {
+                _ = looks.tick(), if !self.waiting.is_empty() || !self.failed.is_empty() => {
+                    self.ask_again(&self.failed.due(clock::instant()));
                     if changes.has_changed().unwrap_or(false) {
                         changes.borrow_and_update();
                         self.retry_waiting().await?;
@@ -184,7 +197,7 @@ impl Upload {
         if !self.opened.contains_key(&piece.key) {
             return Err(Status::failed_precondition("data of a stream that was not opened"));
         }
-        Ok(Some(piece))
+        Ok((!self.failed.drops(&piece.key, piece.offset)).then_some(piece))
     }
 
     /// Opens a stream if the run is this node's.
@@ -203,6 +216,7 @@ impl Upload {
             )));
         }
         self.opened.insert(piece.key.clone(), piece.run.clone());
+        self.failed.opened(&piece.key);
         let store = &self.context.store;
         let wanted = !store.demand().take(|uid| *uid == piece.key.run).is_empty();
         if !wanted
@@ -221,9 +235,16 @@ impl Upload {
     fn send_again(&mut self) {
         let wanted =
             self.context.store.demand().take(|uid| self.opened.keys().any(|key| key.run == *uid));
-        for key in self.opened.keys().filter(|key| wanted.contains(&key.run)) {
+        let keys = self.opened.keys().filter(|key| wanted.contains(&key.run));
+        self.ask_again(&keys.cloned().collect::<Vec<_>>());
+    }
+
+    /// Asks the node to go on with streams from where they stand here, whatever it has sent.
+    fn ask_again(&mut self, keys: &[StreamKey]) {
+        for key in keys {
             let position = self.context.store.position(key).unwrap_or_default();
             if let Some(run) = self.opened.get(key).filter(|_| !position.complete) {
+                self.failed.asked(key, position.offset);
                 let ack = ack(key, run, position);
                 self.unsent.insert(key.clone(), v1::Ack { again: true, ..ack });
             }
@@ -237,21 +258,39 @@ impl Upload {
         self.admit_all(pieces.into_iter().map(Ok)).await
     }
 
-    /// Writes pieces, up to the first that cannot be, and notes their acknowledgements.
+    /// Writes pieces, up to the first that breaks the rules, and notes their acknowledgements.
     async fn store(&mut self, due: Vec<Piece>) -> Result<(), Status> {
         if due.is_empty() {
             return Ok(());
         }
-        for piece in &due {
-            self.count(piece);
-        }
         let store = Arc::clone(&self.context.store);
         let written = tokio::task::spawn_blocking(move || write_all(&store, due)).await;
-        let (written, result) = written.map_err(|_| Status::internal("the stream store failed"))?;
-        for (key, run, position) in written {
-            self.acknowledge(key, &run, position);
+        for (piece, result) in written.map_err(|_| Status::internal("the stream store failed"))? {
+            match result {
+                Ok(position) => {
+                    self.count(&piece);
+                    self.acknowledge(piece.key, &piece.run, position);
+                }
+                Err(error) if error.is_the_streams() => self.set_aside(piece, &error),
+                Err(error) => return Err(from_store(&error)),
+            }
         }
-        result.map_err(|error| from_store(&error))
+        Ok(())
+    }
+
+    /// Leaves a stream that cannot be stored to a later try. The node keeps what is not acknowledged.
+    fn set_aside(&mut self, piece: Piece, error: &StoreError) {
+        let Piece { key, run, .. } = piece;
+        tracing::warn!(
+            node = %self.node,
+            run_uid = %key.run,
+            run = run.name,
+            channel = %key.channel,
+            error = %error_chain(error),
+            "a stream cannot be stored; it is asked for again"
+        );
+        self.context.metrics.stream_failed(key.channel);
+        self.failed.insert(key, clock::instant());
     }
 
     fn count(&self, piece: &Piece) {
@@ -286,19 +325,30 @@ fn ack(key: &StreamKey, run: &RunRef, position: Position) -> v1::Ack {
     }
 }
 
-/// Where a stream stands after a write.
-type Written = (StreamKey, RunRef, Position);
+/// A piece and where its stream stands after it, or why it was not written.
+type Written = (Piece, Result<Position, StoreError>);
 
-/// Writes until one cannot be written.
-fn write_all(store: &StreamStore, due: Vec<Piece>) -> (Vec<Written>, Result<(), StoreError>) {
+/// Writes until a piece breaks the rules. Of a stream that cannot be stored the first piece alone is
+/// tried: the others would not connect.
+fn write_all(store: &StreamStore, due: Vec<Piece>) -> Vec<Written> {
+    let mut failed = HashSet::new();
     let mut written = Vec::with_capacity(due.len());
     for piece in due {
-        match write(store, &piece) {
-            Ok(position) => written.push((piece.key, piece.run, position)),
-            Err(error) => return (written, Err(error)),
+        if failed.contains(&piece.key) {
+            continue;
+        }
+        let result = write(store, &piece);
+        let error = result.as_ref().err();
+        let broken = error.is_some_and(|error| !error.is_the_streams());
+        if error.is_some() {
+            failed.insert(piece.key.clone());
+        }
+        written.push((piece, result));
+        if broken {
+            break;
         }
     }
-    (written, Ok(()))
+    written
 }
 
 fn write(store: &StreamStore, piece: &Piece) -> Result<Position, StoreError> {

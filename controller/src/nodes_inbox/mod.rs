@@ -93,7 +93,7 @@ impl Inbox {
                 self.connected(node, known, judging, workers).await
             }
             NodeEvent::Disconnected { node } => {
-                self.observer.memory.disconnected(&node, clock::timestamp());
+                self.observer.memory.disconnected(&node, clock::instant());
                 self.observer.world.announce(Change::Session(node.to_string()));
                 Ok(())
             }

@@ -54,17 +54,19 @@ pub(super) fn recorded(
     (after != *before).then_some(after)
 }
 
-/// Only what no reader can do without, for a status that the API server refuses.
+/// The least of a status, for an API server that refuses the whole: texts of any length are left out,
+/// and what decides how the task goes on stays, each field of it short.
 pub(super) fn minimal(status: &AgentRunStatus) -> AgentRunStatus {
+    let wordless =
+        |condition: &Condition| Condition { message: String::new(), ..condition.clone() };
     AgentRunStatus {
-        phase: status.phase.clone(),
-        reason: status.reason.clone(),
         message: Some("the full record was refused by the API server".to_owned()),
-        start_time: status.start_time,
-        completion_time: status.completion_time,
-        exit_code: status.exit_code,
-        conditions: status.conditions.clone(),
-        ..AgentRunStatus::default()
+        output: None,
+        // 64 KiB at most, and what a sandbox named.
+        command: Vec::new(),
+        refusals: Vec::new(),
+        conditions: status.conditions.iter().map(wordless).collect(),
+        ..status.clone()
     }
 }
 
@@ -212,7 +214,7 @@ mod tests {
     use super::*;
     use agent_operator::domain::{
         Reason, StartFault, Usage,
-        report::{LogSummary, StepFacts},
+        report::{LogSummary, PullRequest, StepFacts},
     };
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -302,6 +304,31 @@ mod tests {
         let running = recorded(&AgentRunStatus::default(), &started, NOW).unwrap();
         assert_eq!(running.phase.as_deref(), Some("Running"));
         assert_eq!(recorded(&running, &started, NOW), None);
+    }
+
+    #[test]
+    fn the_least_of_a_status_has_all_that_the_task_goes_on_by_and_no_long_text() {
+        let RunState::Finished(mut outcome) = outcome(Reason::Completed) else { unreachable!() };
+        let facts = &mut outcome.result;
+        facts.base_commit = Some("b".repeat(40));
+        facts.head_commit = Some("c".repeat(40));
+        facts.work_branch = Some("ai/sample".to_owned());
+        facts.pull_request = Some(PullRequest { url: "https://forge.test/7".into(), number: 7 });
+        outcome.usage = Usage { turns: 3, input_tokens: 100, ..Usage::default() };
+        let trouble = StartTrouble::new(StartFault::QuotaExceeded, "exceeded quota: q");
+        let waited = recorded(&AgentRunStatus::default(), &RunState::Waiting(trouble), NOW);
+        let whole = recorded(&waited.unwrap(), &RunState::Finished(outcome), NOW).unwrap();
+        let least = minimal(&whole);
+
+        assert_eq!(least.message.as_deref(), Some("the full record was refused by the API server"));
+        assert_eq!((&least.output, least.command.len(), least.refusals.len()), (&None, 0, 0));
+        assert_eq!(started(&least), started(&whole));
+        assert!(least.conditions.iter().all(|condition| condition.message.is_empty()));
+        // With the texts back it is the whole, so no other field was left out.
+        let AgentRunStatus { message, output, command, refusals, conditions, .. } = whole.clone();
+        let back = AgentRunStatus { message, output, command, refusals, conditions, ..least };
+        assert_eq!(back, whole);
+        assert!(back.pull_request.is_some() && back.usage.is_some_and(|usage| usage.turns == 3));
     }
 
     #[test]

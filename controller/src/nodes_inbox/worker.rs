@@ -214,7 +214,7 @@ impl Worker {
             match self.write(&run, &after).await {
                 Ok(written) => {
                     if let RunState::ExitMismatch { .. } = report.state {
-                        self.tell_mismatch(&written);
+                        self.tell_mismatch(&written, &after);
                     } else {
                         self.tell(&written, &after);
                     }
@@ -290,8 +290,8 @@ impl Worker {
         }
     }
 
-    fn tell_mismatch(&self, run: &AgentRun) {
-        let conditions = run.status.iter().flat_map(|status| &status.conditions);
+    fn tell_mismatch(&self, run: &AgentRun, status: &AgentRunStatus) {
+        let conditions = status.conditions.iter();
         for found in conditions.filter(|found| found.type_ == conditions::EXIT_MISMATCH) {
             let event = run_event(conditions::EXIT_MISMATCH, true, found.message.clone());
             self.applier.events.publish_run(run, event);

@@ -34,6 +34,7 @@ pub use views::{ViewError, run_view};
 pub use watch::{Change, WatchEnded, Watches, watches};
 
 use crate::{
+    clock,
     decide::{Amounts, CredentialState, NodeFacts, Observed, RunView, Used},
     fleet::{Nodes, memory::NodeMemory},
     settings::Settings,
@@ -313,6 +314,7 @@ impl Observer {
         let mut sessions: BTreeMap<NodeName, _> =
             self.nodes.snapshot().into_iter().map(|view| (view.name.clone(), view)).collect();
         let mut used = self.world.used();
+        let instant = clock::instant();
         let mut facts: BTreeMap<NodeName, NodeFacts> = BTreeMap::new();
         for node in self.world.nodes.state() {
             let node = views::node(&node);
@@ -323,7 +325,8 @@ impl Observer {
         }
         for (name, node) in &mut facts {
             node.session = sessions.remove(name);
-            node.absent_since = node.session.is_none().then(|| self.memory.absent_since(name, now));
+            let absent_since = || self.memory.absent_since(name, instant, now);
+            node.absent_since = node.session.is_none().then(absent_since);
             node.used = used.remove(name).unwrap_or_default();
         }
         facts.into_values().collect()

@@ -104,7 +104,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let Deps { client, settings, world, watches, nodes, leadership, floor, identity, metrics } =
         deps;
-    let memory = Arc::new(NodeMemory::new(clock::timestamp()));
+    let memory = Arc::new(NodeMemory::new(clock::instant()));
     let (events, event_writer) = events(client.clone(), &identity);
     let observer = Observer {
         client: client.clone(),
@@ -167,7 +167,7 @@ async fn terms(
     }
     loop {
         if let Some(term) = leadership.term(clock::instant()) {
-            context.observer.memory.new_term(clock::timestamp());
+            context.observer.memory.new_term(clock::instant());
             context.forget_waiting();
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),

@@ -102,8 +102,10 @@ impl Context {
             return Ok(Action::await_change());
         };
         self.applier.epoch()?;
-        let mut observed = self.observer.observe(&task, clock::timestamp()).await?;
-        let mut plan = decide(&observed, clock::timestamp());
+        // One reading for both: the clock may be set while the observation waits for an answer.
+        let now = clock::timestamp();
+        let mut observed = self.observer.observe(&task, now).await?;
+        let mut plan = decide(&observed, now);
         let mut credentials = Vec::new();
         if plan.needs_credentials() || !plan.run_creates.is_empty() {
             (observed.credentials, credentials) = self.read_credentials(&observed, &plan).await?;

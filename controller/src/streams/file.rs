@@ -40,6 +40,8 @@ pub(super) struct StreamFile {
     lost: u64,
     gaps: Vec<Gap>,
     complete: bool,
+    /// Whether a loss of power may take lines of the index.
+    unsynced: bool,
 }
 
 impl StreamFile {
@@ -48,7 +50,9 @@ impl StreamFile {
     pub(super) fn open(folder: &Path, channel: Channel) -> Result<Self, StoreError> {
         let data = Packed::open(folder, channel)?;
         let index_path = folder.join(format!("{channel}.index"));
-        let mut stream = Self { data, index_path, lost: 0, gaps: Vec::new(), complete: false };
+        let gaps = Vec::new();
+        let (lost, complete, unsynced) = Default::default();
+        let mut stream = Self { data, index_path, lost, gaps, complete, unsynced };
         stream.load_index()?;
         Ok(stream)
     }
@@ -61,6 +65,8 @@ impl StreamFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(source) => return Err(StoreError::io("open", &self.index_path, source)),
         };
+        // An earlier process may have ended before it synced, and what is cut here must not come back.
+        self.unsynced = true;
         let mut valid_bytes = 0_u64;
         let mut reader = BufReader::new(file.take(INDEX_BYTES_MAX));
         let mut line = String::new();
@@ -124,7 +130,19 @@ impl StreamFile {
 
     /// Appends bytes at the resume offset.
     pub(super) fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
+        self.sync_index()?;
         self.data.append(data)
+    }
+
+    /// Makes the gaps outlast a loss of power, before there is data behind them: without its line, what
+    /// stands behind a gap would count as what the gap stands for, and the node would send it again.
+    fn sync_index(&mut self) -> Result<(), StoreError> {
+        if self.unsynced {
+            sync(&self.index_path)
+                .map_err(|source| StoreError::io("sync", &self.index_path, source))?;
+            self.unsynced = false;
+        }
+        Ok(())
     }
 
     /// Records that the bytes from the resume offset up to `to` are lost.
@@ -145,13 +163,15 @@ impl StreamFile {
         Ok(())
     }
 
-    fn write_line(&self, line: &IndexLine) -> Result<(), StoreError> {
+    fn write_line(&mut self, line: &IndexLine) -> Result<(), StoreError> {
         let mut text = serde_json::to_vec(line)
             .map_err(io::Error::from)
             .map_err(|source| StoreError::io("encode a line of", &self.index_path, source))?;
         text.push(b'\n');
-        let append = || append_to(&self.index_path)?.write_all(&text);
-        append().map_err(|source| StoreError::io("append to", &self.index_path, source))
+        append_to(&self.index_path, &text)
+            .map_err(|source| StoreError::io("append to", &self.index_path, source))?;
+        self.unsynced = true;
+        Ok(())
     }
 
     /// What there is at `offset`, at most `max` bytes of it.
@@ -183,8 +203,21 @@ impl StreamFile {
     }
 }
 
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+fn append_to(path: &Path, line: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    let length = file.metadata()?.len();
+    let written = file.write_all(line);
+    if written.is_err() {
+        // A full disk takes half a line, and nothing behind that would be read.
+        let _ = file.set_len(length);
+    }
+    written
+}
+
+/// Syncs a file and its name.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_data()?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// Removes the folder of a run.
@@ -196,3 +229,6 @@ pub(super) fn remove(folder: &Path) -> Result<(), StoreError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,8 @@
 //! they no longer have becomes a gap. One folder a run, three files a stream: `<channel>.zst` and
 //! `<channel>.data` hold the bytes without the lost ones ([`packed`]), `<channel>.index` the gaps and
 //! the end, one JSON object a line. An offset of a stream counts lost bytes too, so the resume offset
-//! is the length of the bytes plus the size of the gaps. Nothing is synced: after a crash of the
-//! machine the files are shorter, and the node sends the rest again.
+//! is the length of the bytes plus the size of the gaps. Only the index is synced, before there are bytes
+//! behind a gap: after a loss of power the files are shorter, and the node sends the rest again.
 
 mod demand;
 mod file;
@@ -66,6 +66,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the stream alone cannot be stored, now or for good; else the node broke the rules.
+    pub fn is_the_streams(&self) -> bool {
+        match self {
+            Self::TooManyGaps | Self::Io { .. } => true,
+            Self::BadUid(_) | Self::OutOfOrder { .. } | Self::EmptyGap { .. } => false,
+        }
+    }
+
     /// An I/O error with what was tried.
     fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.display().to_string(), source }

@@ -75,7 +75,7 @@ impl Policy {
     }
 }
 
-/// The live run of the plan step, once its policy refuses what it shall refuse.
+/// The live run of the step that hangs, once its policy refuses what it shall refuse.
 async fn hanging_run(
     ground: &Ground,
     fleet: &Fleet,
@@ -83,7 +83,7 @@ async fn hanging_run(
 ) -> agent_operator::domain::Assignment {
     ground.task("sample", json!({})).await;
     let hanging =
-        eventually("the plan is handed out", async || fleet.hanging().into_iter().next()).await;
+        eventually("the step is handed out", async || fleet.hanging().into_iter().next()).await;
     eventually("it runs", async || {
         let run = ground.runs().get(&hanging.run.name).await.unwrap();
         run.status.and_then(|status| status.phase).filter(|phase| phase == "Running")
@@ -120,6 +120,30 @@ async fn f33_an_outcome_that_is_refused_is_written_once_more_with_the_least_of_i
     assert_eq!((status.reason.as_deref(), status.exit_code), (Some("Cancelled"), Some(1)));
     assert_eq!(status.output, None);
     assert!(status.message.unwrap().contains("refused by the API server"));
+    controller.stop().await;
+    policy.remove(&ground).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-apiserver: tests/run api"]
+async fn f33_a_task_completes_although_the_record_of_its_pull_request_was_refused() {
+    let Some(ground) = ground().await else { return };
+    ground.node("node-a").await;
+    ground.secret().await;
+    let refused = "object.spec.step == 'pull-request' && has(object.status.output)";
+    let policy = Policy::install(&ground, refused).await;
+    let fleet = Fleet::new(&["node-a"], hang_at(StepName::PullRequest));
+    let controller = Controller::start(&ground, fleet.clone()).await;
+    let hanging = hanging_run(&ground, &fleet, json!({"output": "x"})).await;
+
+    fleet.finish(&hanging, outcome(&hanging, Reason::Completed)).await;
+    let task = ground.phase("sample", "Complete").await;
+    let request = task.status.and_then(|status| status.pull_request);
+    assert_eq!(request.map(|request| request.number), Some(7));
+    let status = ground.runs().get(&hanging.run.name).await.unwrap().status.unwrap();
+    assert!(status.message.unwrap().contains("refused by the API server"));
+    assert_eq!(status.output, None);
+    assert!(status.usage.is_some_and(|usage| usage.input_tokens == 100));
     controller.stop().await;
     policy.remove(&ground).await;
 }

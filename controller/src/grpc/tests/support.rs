@@ -58,9 +58,11 @@ pub(super) struct Port {
     pub(super) sessions: Sessions,
     pub(super) catalog: Catalog,
     pub(super) store: Arc<StreamStore>,
+    pub(super) metrics: Metrics,
     /// Whether the reader's right is withdrawn.
     pub(super) withdrawn: Arc<AtomicBool>,
-    folder: tempfile::TempDir,
+    /// The store's.
+    pub(super) folder: tempfile::TempDir,
 }
 
 /// A term that holds for the whole test.
@@ -151,7 +153,7 @@ impl Port {
             leadership: Leadership::beside(terms_seen, leader_seen),
             catalog: catalog.clone(),
             store: store.clone(),
-            metrics,
+            metrics: metrics.clone(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -170,6 +172,7 @@ impl Port {
             sessions,
             catalog,
             store,
+            metrics,
             withdrawn,
             folder,
         }

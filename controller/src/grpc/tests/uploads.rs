@@ -126,6 +126,44 @@ async fn what_arrives_before_a_breach_of_the_rules_is_kept_in_its_order() {
     assert_eq!(port.store.read(&key, 0, 99).unwrap(), Piece::Data("one two three".into()));
 }
 
+/// The chunk as one of another run.
+fn of(uid: &str, mut chunk: v1::Chunk) -> v1::Chunk {
+    chunk.run.as_mut().unwrap().uid = uid.into();
+    chunk
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_stored_holds_up_no_other_one_and_is_taken_once_it_can_be() {
+    let port = port().await;
+    port.catalog.put_run(RunView::sample("s", "t", 1));
+    // A file stands where the folder of a run should be.
+    let obstacle = port.folder.path().join("uid-r");
+    std::fs::write(&obstacle, "").unwrap();
+    let mut upload = port.uploads("node:n1").await.unwrap();
+    upload.send(chunk(0, Payload::Open(v1::StreamOpen {}))).await;
+    upload.send(of("uid-s", chunk(0, Payload::Open(v1::StreamOpen {})))).await;
+    upload.send(data(0, "hello ")).await;
+    upload.send(of("uid-s", data(0, "other"))).await;
+    assert_eq!(upload.acked(5).await.run.unwrap().uid, "uid-s");
+    let counted = "agent_operator_stream_failures_total{channel=\"log\"} 1";
+    let text = port.metrics.render().unwrap();
+    assert!(text.lines().any(|line| line == counted), "{text}");
+
+    std::fs::remove_file(&obstacle).unwrap();
+    // A follower misses it: it is asked for without the rest of the pause.
+    port.store.demand().want(&"uid-r".into());
+    let again = soon(upload.acks.message()).await.unwrap().unwrap();
+    assert_eq!((again.run.unwrap().uid.as_str(), again.offset, again.again), ("uid-r", 0, true));
+    // The node sent this before it was asked.
+    upload.send(data(6, "late")).await;
+    upload.send(data(0, "hello ")).await;
+    upload.acked(6).await;
+    upload.send(data(6, "again")).await;
+    upload.acked(11).await;
+    let key = StreamKey { run: "uid-r".into(), channel: Channel::Log };
+    assert_eq!(port.store.read(&key, 0, 99).unwrap(), Piece::Data("hello again".into()));
+}
+
 #[tokio::test]
 async fn an_old_stream_is_not_asked_for_again_when_the_store_is_crowded() {
     let port = Port::with(Limits { total_bytes: 8, stream_bytes: 8 }).await;
