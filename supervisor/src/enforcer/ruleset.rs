@@ -134,6 +134,12 @@ pub fn close(
     json!({ "nftables": commands })
 }
 
+/// Removes the table, whether it is there or not.
+pub fn remove_table() -> Value {
+    let table = json!({"table": {"family": "netdev", "name": TABLE}});
+    json!({ "nftables": [{"add": table}, {"delete": table}] })
+}
+
 /// Removes chains whose device is gone.
 pub fn remove(chains: &[String]) -> Value {
     let commands: Vec<_> = chains

@@ -90,6 +90,21 @@ pub async fn serve(
     }
     tasks.close();
     let _ = timeout(LINE_LIMIT, tasks.wait()).await;
+    leave(&**node.lock().await, &tally).await;
+}
+
+/// Takes the table away where no rules are in it, so that nothing is left of a release that goes. Rules of steps
+/// that run stay, and the next enforcer finds them.
+async fn leave(network: &dyn Network, tally: &Tally) {
+    sweep_or_say(network, tally).await;
+    let left = match network.chains().await {
+        Ok(chains) if chains.is_empty() => network.apply(&ruleset::remove_table()).await,
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = left {
+        tracing::warn!(error = %error_chain(&error), "the table could not be removed");
+    }
 }
 
 async fn converse(

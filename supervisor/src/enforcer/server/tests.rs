@@ -277,3 +277,21 @@ async fn rules_that_are_made_again_count_on_and_let_through_what_the_order_names
     assert_eq!(script.matches(r#""packets":4"#).count(), 2, "{script}");
     assert!(script.contains("10.244.0.33") && !script.contains("10.96.0.9"), "{script}");
 }
+
+#[tokio::test]
+async fn an_enforcer_that_goes_takes_its_table_along_unless_there_are_rules_in_it() {
+    for (present, removed) in [
+        (&[][..], true),
+        (&["from-9-a", "to-9-a"], true),
+        (&["from-7-a", "to-7-a"], false),
+        // Whoever has made it, it is not ours to take.
+        (&["foreign"], false),
+    ] {
+        let network = node();
+        *network.chains.lock().unwrap() = present.iter().map(|name| (*name).to_owned()).collect();
+        leave(&network, &Tally::default()).await;
+        let applied = network.applied.lock().unwrap();
+        let deletes = |script: &Value| *script == ruleset::remove_table();
+        assert_eq!(applied.iter().any(deletes), removed, "{present:?}: {applied:?}");
+    }
+}
