@@ -3,7 +3,8 @@
 //! begins once that one has ended, beside the write of its outcome.
 //!
 //! A Secret goes only where its owner allows it: to the chart's hosts, or to those in the Secret's
-//! own annotation. The task, which somebody else may have written, decides nothing about that.
+//! own annotation. The task, which somebody else may have written, decides nothing about that, nor about
+//! plain http, over which everybody on the way reads the token.
 
 mod ahead;
 
@@ -160,6 +161,9 @@ struct Wanted<'a> {
     purpose: &'static str,
     scheme: &'static str,
     host: String,
+    /// The task's URL is http. Whether it is asked so is the chart's matter for hosts of `upstreams`, and github.com
+    /// is always asked over https.
+    plain: bool,
     source: &'a SecretKeyRef,
 }
 
@@ -178,6 +182,7 @@ fn wanted<'a>(
         id: GIT_ID,
         purpose: purpose::GIT,
         scheme: "basic",
+        plain: url.starts_with("http://") && host != "github.com",
         host,
         source: &spec.git_credentials_ref,
     }];
@@ -187,6 +192,7 @@ fn wanted<'a>(
             purpose: purpose::MODEL,
             scheme: "api-key",
             host: llm_host.to_owned(),
+            plain: false,
             source: &spec.anthropic_api_key_ref,
         });
     }
@@ -209,7 +215,19 @@ fn grant(
     let SecretKeyRef { name, key } = want.source;
     let refuse =
         |reason: &'static str, message: String| CredentialError::Refuse { reason, message };
-    if !settings.allows_secret_host(&want.host) && !annotation_allows(secret, &want.host) {
+    if want.plain && !settings.has_upstream(&want.host) {
+        // Spelt out by the owner it allows host and scheme at once.
+        let in_clear = format!("http://{}", want.host);
+        if !annotation_allows(secret, &in_clear) {
+            return Err(refuse(
+                accepted::HOST_NOT_ALLOWED,
+                format!(
+                    "spec.repository.url is plain http, and Secret {name} may not be sent to {host} in the clear; write https://{host}/..., have {host} named in the chart's upstreams, or let the Secret's owner allow it with the annotation {ANNOTATION_ALLOWED_HOSTS}: {in_clear}",
+                    host = want.host
+                ),
+            ));
+        }
+    } else if !settings.allows_secret_host(&want.host) && !annotation_allows(secret, &want.host) {
         return Err(refuse(
             accepted::HOST_NOT_ALLOWED,
             format!(
@@ -264,15 +282,32 @@ mod tests {
     }
 
     fn grant_of(secret: &core::Secret, host: &str) -> Result<Credential, CredentialError> {
+        grant_over(secret, host, false, &Settings::default())
+    }
+
+    fn grant_over(
+        secret: &core::Secret,
+        host: &str,
+        plain: bool,
+        settings: &Settings,
+    ) -> Result<Credential, CredentialError> {
         let source = SecretKeyRef { name: "s".to_owned(), key: "key".to_owned() };
         let want = Wanted {
             id: GIT_ID,
             purpose: purpose::GIT,
             scheme: "basic",
             host: host.to_owned(),
+            plain,
             source: &source,
         };
-        grant(&want, secret, &Settings::default())
+        grant(&want, secret, settings)
+    }
+
+    fn annotated(hosts: &str) -> core::Secret {
+        let mut secret = secret("t");
+        secret.metadata.annotations =
+            Some([(ANNOTATION_ALLOWED_HOSTS.to_owned(), hosts.to_owned())].into());
+        secret
     }
 
     fn reason(result: Result<Credential, CredentialError>) -> &'static str {
@@ -299,12 +334,58 @@ mod tests {
     fn a_secret_goes_to_listed_and_to_annotated_hosts_only() {
         assert!(grant_of(&secret("t"), "github.com").is_ok());
         assert_eq!(reason(grant_of(&secret("t"), "evil.test")), "HostNotAllowed");
-        let mut annotated = secret("t");
-        let hosts = "a.test, evil.test".to_owned();
-        annotated.metadata.annotations =
-            Some([(ANNOTATION_ALLOWED_HOSTS.to_owned(), hosts)].into());
+        let annotated = annotated("a.test, evil.test");
         assert!(grant_of(&annotated, "evil.test").is_ok());
         assert_eq!(reason(grant_of(&annotated, "sub.evil.test")), "HostNotAllowed");
+    }
+
+    #[test]
+    fn a_secret_goes_over_plain_http_only_where_its_owner_or_the_chart_spells_that_out() {
+        let settings = Settings {
+            allowed_secret_hosts: vec!["listed.test".to_owned()],
+            upstream_hosts: vec!["forge.test:3000".to_owned()],
+            ..Settings::default()
+        };
+        let over = |secret: &core::Secret, host: &str, plain: bool| {
+            grant_over(secret, host, plain, &settings)
+        };
+        assert_eq!(reason(over(&secret("t"), "listed.test", true)), "HostNotAllowed");
+        assert!(over(&secret("t"), "listed.test", false).is_ok());
+        assert_eq!(reason(over(&annotated("a.test"), "a.test", true)), "HostNotAllowed");
+        let spelt = annotated("b.test, http://a.test");
+        assert!(over(&spelt, "a.test", true).is_ok());
+        assert_eq!(reason(over(&spelt, "b.test", true)), "HostNotAllowed");
+        assert_eq!(reason(over(&spelt, "a.test:81", true)), "HostNotAllowed");
+        assert_eq!(reason(over(&spelt, "a.test", false)), "HostNotAllowed", "the other port's");
+        // Its address and scheme are what the chart says, whatever the task's URL does.
+        assert!(over(&secret("t"), "Forge.test:3000", true).is_ok());
+        let Err(CredentialError::Refuse { message, .. }) = over(&secret("t"), "a.test", true)
+        else {
+            panic!("not refused");
+        };
+        for word in ["spec.repository.url", "upstreams", "allowed-hosts: http://a.test"] {
+            assert!(message.contains(word), "{word} is missing: {message}");
+        }
+    }
+
+    #[test]
+    fn only_the_repositorys_own_url_can_be_plain_and_never_github_coms() {
+        let plain = |url: &str| {
+            let spec: CodingTaskSpec = serde_json::from_value(serde_json::json!({
+                "source": {"type": "chat", "chat": {"sessionId": "s", "userId": "u"}},
+                "repository": {"url": url, "branch": "main"},
+                "prompt": "Add a file.",
+                "anthropicApiKeyRef": {"name": "s", "key": "model"},
+                "gitCredentialsRef": {"name": "s", "key": "git"},
+            }))
+            .unwrap();
+            let wanted = wanted(&spec, StepName::Implement, "model.test").unwrap();
+            wanted.iter().map(|want| want.plain).collect::<Vec<_>>()
+        };
+        assert_eq!(plain("http://forge.test/a/b"), [true, false]);
+        assert_eq!(plain("https://forge.test/a/b"), [false, false]);
+        assert_eq!(plain("http://GitHub.com/a/b"), [false, false], "the gateway asks it by https");
+        assert_eq!(plain("http://github.com:80/a/b"), [true, false]);
     }
 
     #[test]

@@ -184,12 +184,15 @@ impl Settings {
         self.task_namespaces.iter().any(|enabled| enabled == namespace)
     }
 
+    /// Whether the chart says which server stands behind `host`.
+    pub fn has_upstream(&self, host: &str) -> bool {
+        self.upstream_hosts.iter().any(|upstream| upstream.eq_ignore_ascii_case(host))
+    }
+
     /// Whether every Secret may be sent to `host`.
     pub fn allows_secret_host(&self, host: &str) -> bool {
-        self.allowed_secret_hosts
-            .iter()
-            .chain(&self.upstream_hosts)
-            .any(|allowed| allowed.eq_ignore_ascii_case(host))
+        let mut listed = self.allowed_secret_hosts.iter();
+        self.has_upstream(host) || listed.any(|allowed| allowed.eq_ignore_ascii_case(host))
     }
 
     fn check(&self) -> Result<(), SettingsError> {

@@ -117,8 +117,8 @@ pub fn waiting_reasons() -> Vec<WaitingReason> {
         ),
         accepted(
             accepted::HOST_NOT_ALLOWED,
-            "The Secret may not be sent to the host of the repository or of the model API.",
-            "let the Secret's owner annotate it with agents.wearn.dev/allowed-hosts, or add the host to the chart's list",
+            "The Secret may not be sent to the host of the repository or of the model API, or not over plain http.",
+            "let the Secret's owner annotate it with agents.wearn.dev/allowed-hosts, or add the host to the chart's list; for plain http write the URL with https, add the host to the chart's upstreams, or spell http://host in the annotation",
         ),
         accepted(
             accepted::INVALID,

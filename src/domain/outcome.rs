@@ -129,7 +129,7 @@ reasons! {
     TimedOut => Application,
     /// The container ran out of memory.
     OOMKilled => Application,
-    /// Evicted, preempted, drained, node shut down, node fenced.
+    /// Evicted, preempted, drained, node shut down, node fenced, the rules of its closed network taken away.
     Disrupted => Infrastructure,
     /// No exit code is known; never a guess.
     ExitCodeUnknown => Infrastructure,

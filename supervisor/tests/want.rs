@@ -53,7 +53,7 @@ fn write_ledger(dir: &Path, run: &RunKey) {
     let facts = [
         Record::Accepted { assignment, one_time_hash, at: at.clone() },
         Record::PodCreated { uid: PodUid::from("pod-uid") },
-        Record::GateOpened { at },
+        Record::GateOpened { at, device: None },
     ];
     let of_run = |fact| Entry::Attempt { run: run.clone(), fact: Box::new(fact) };
     let mut entries = vec![Entry::HighestEpoch { epoch: Epoch(3) }];

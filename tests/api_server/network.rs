@@ -266,7 +266,8 @@ fn a_closed_pod_reaches_its_gateway_and_nothing_else_and_nobody_reaches_it() {
     rig.with_listeners(|| {
         assert_eq!(rig.reached(), ALL, "without rules everything gets through");
         let closed = rig.obey(&rig.order());
-        assert_eq!(closed, Answer::Closed { device: "vpod".to_owned() });
+        let index = Some(rig.iflink());
+        assert_eq!(closed, Answer::Closed { device: "vpod".to_owned(), index, anew: true });
         assert_eq!(rig.reached(), [Way::Gateway]);
     });
 }
@@ -324,6 +325,35 @@ fn closing_again_is_never_a_moment_of_openness() {
         });
         assert!(tries.load(Ordering::Relaxed) > 1000, "{tries:?}");
         assert_eq!(through.load(Ordering::Relaxed), 0, "of {tries:?} packets");
+        assert_eq!(rig.reached(), [Way::Gateway]);
+    });
+}
+
+#[test]
+#[ignore = "needs root and nft: tests/run api"]
+fn rules_that_somebody_took_away_are_missed_and_made_again_and_others_count_on() {
+    if !possible() {
+        return;
+    }
+    let rig = Rig::new();
+    let anew = || matches!(rig.obey(&rig.order()), Answer::Closed { anew: true, .. });
+    let dropped = || {
+        let dropped = rig.on_node(|| async { HostNetwork.dropped().await.unwrap() });
+        dropped.iter().map(|chain| chain.packets).sum::<u64>()
+    };
+    rig.with_listeners(|| {
+        assert!(anew());
+        assert_eq!(rig.reached(), [Way::Gateway]);
+        let before = dropped();
+        assert!(!anew(), "they were there");
+        assert!(before > 0 && dropped() >= before, "{before}, then {}", dropped());
+        // As `nft flush ruleset` does it; of that the node's translation to the gateway would go as well.
+        sh(&format!(
+            "nsenter --net=/run/netns/{} nft delete table netdev agent_operator",
+            rig.node
+        ));
+        assert_eq!(rig.reached(), ALL);
+        assert!(anew());
         assert_eq!(rig.reached(), [Way::Gateway]);
     });
 }

@@ -98,6 +98,12 @@ pub enum Answer {
     Closed {
         /// The device that they hang on.
         device: String,
+        /// Its index; none from an enforcer of before it told.
+        #[serde(default)]
+        index: Option<u32>,
+        /// Whether the pod had none before: where they were in place once, somebody took them away.
+        #[serde(default)]
+        anew: bool,
     },
     /// There are none.
     NotClosed {

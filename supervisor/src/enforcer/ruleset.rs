@@ -53,9 +53,24 @@ pub fn parse(chain: &str) -> Option<(u32, &str)> {
     Some((index.parse().ok()?, uid))
 }
 
+/// What the chains of a pod had dropped when its rules were last replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// Of what the pod sent.
+    pub from: u64,
+    /// Of what came to it.
+    pub to: u64,
+}
+
 /// Closes `device` but for `gateways`, in one transaction: before it nothing of it holds, after it all.
-/// Rules of the same pod are replaced.
-pub fn close(device: &Device, uid: &str, pod: IpAddr, gateways: &[SocketAddr]) -> Value {
+/// Rules of the same pod are replaced, and count on from `before`.
+pub fn close(
+    device: &Device,
+    uid: &str,
+    pod: IpAddr,
+    gateways: &[SocketAddr],
+    before: Before,
+) -> Value {
     let chains = Chains::of(device.index, uid);
     let base = |name: &str, hook: &str| {
         json!({"add": {"chain": {
@@ -109,13 +124,20 @@ pub fn close(device: &Device, uid: &str, pod: IpAddr, gateways: &[SocketAddr]) -
         }}}));
     }
     // Nothing comes here that is let through; the counts say whether packets pass this way at all.
-    for chain in [&chains.from, &chains.to] {
+    for (chain, packets) in [(&chains.from, before.from), (&chains.to, before.to)] {
+        // Of bytes nobody asks.
+        let counter = json!({"counter": {"packets": packets, "bytes": 0}});
         commands.push(json!({"add": {"rule": {
-            "family": "netdev", "table": TABLE, "chain": chain,
-            "expr": [{"counter": null}, {"drop": null}],
+            "family": "netdev", "table": TABLE, "chain": chain, "expr": [counter, {"drop": null}],
         }}}));
     }
     json!({ "nftables": commands })
+}
+
+/// Removes the table, whether it is there or not.
+pub fn remove_table() -> Value {
+    let table = json!({"table": {"family": "netdev", "name": TABLE}});
+    json!({ "nftables": [{"add": table}, {"delete": table}] })
 }
 
 /// Removes chains whose device is gone.
@@ -167,14 +189,16 @@ mod tests {
     #[test]
     fn an_ipv4_pod_reaches_the_gateway_by_tcp_and_nothing_else() {
         let gateways = ["10.96.0.9:8080".parse().unwrap(), "10.244.0.3:8080".parse().unwrap()];
-        let script = close(&device(), UID, "10.244.0.7".parse().unwrap(), &gateways);
+        let pod = "10.244.0.7".parse().unwrap();
+        let script = close(&device(), UID, pod, &gateways, Before::default());
         insta::assert_snapshot!(lines(&script));
     }
 
     #[test]
     fn an_ipv6_pod_reaches_the_gateway_by_tcp_and_nothing_else() {
         let gateways = ["[fd00:96::9]:8080".parse().unwrap(), "10.96.0.9:8080".parse().unwrap()];
-        let script = close(&device(), UID, "fd00:244::7".parse().unwrap(), &gateways);
+        let pod = "fd00:244::7".parse().unwrap();
+        let script = close(&device(), UID, pod, &gateways, Before { from: 7, to: 2 });
         insta::assert_snapshot!(lines(&script));
     }
 

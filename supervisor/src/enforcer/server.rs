@@ -16,7 +16,7 @@ use super::{
         Answer, CloseOrder, CountQuestion, Counted, DropCount, DropQuestion, GATEWAYS_MAX,
         LINE_BYTES_MAX, VERSION,
     },
-    ruleset,
+    ruleset::{self, Before, Chains},
     tally::Tally,
     tools::{Dropped, Network, ToolError},
     view::{Device, NoDevice},
@@ -90,6 +90,21 @@ pub async fn serve(
     }
     tasks.close();
     let _ = timeout(LINE_LIMIT, tasks.wait()).await;
+    leave(&**node.lock().await, &tally).await;
+}
+
+/// Takes the table away where no rules are in it, so that nothing is left of a release that goes. Rules of steps
+/// that run stay, and the next enforcer finds them.
+async fn leave(network: &dyn Network, tally: &Tally) {
+    sweep_or_say(network, tally).await;
+    let left = match network.chains().await {
+        Ok(chains) if chains.is_empty() => network.apply(&ruleset::remove_table()).await,
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = left {
+        tracing::warn!(error = %error_chain(&error), "the table could not be removed");
+    }
 }
 
 async fn converse(
@@ -140,9 +155,13 @@ pub async fn obey(network: &dyn Network, order: &CloseOrder) -> Answer {
         return refusal(message);
     }
     match close(network, order).await {
-        Ok(device) => {
-            tracing::info!(pod = order.pod_uid, ip = %order.pod_ip, device, "egress closed");
-            Answer::Closed { device }
+        Ok((device, anew)) => {
+            let Device { name: device, index } = device;
+            // The same order comes again and again while the step runs.
+            if anew {
+                tracing::info!(pod = order.pod_uid, ip = %order.pod_ip, device, "egress closed");
+            }
+            Answer::Closed { device, index: Some(index), anew }
         }
         Err(error) => {
             let message = error_chain(&error);
@@ -193,18 +212,36 @@ impl CloseError {
     }
 }
 
-async fn close(network: &dyn Network, order: &CloseOrder) -> Result<String, CloseError> {
-    let (device, chains) = tokio::join!(find(network, order), network.chains());
-    let (device, chains) = (device?, chains?);
-    let of_device = chains.iter().filter_map(|chain| ruleset::parse(chain));
+/// Closes the pod's device; whether it had no rules before.
+async fn close(network: &dyn Network, order: &CloseOrder) -> Result<(Device, bool), CloseError> {
+    let (device, present) = tokio::join!(find(network, order), network.chains());
+    let (device, present) = (device?, present?);
+    let of_device = present.iter().filter_map(|chain| ruleset::parse(chain));
     let taken = of_device.filter(|(index, _)| *index == device.index);
     if let Some((_, owner)) = taken.into_iter().find(|(_, owner)| *owner != order.pod_uid) {
         let owner = owner.to_owned();
         return Err(CloseError::Taken { device: device.name, owner });
     }
-    let script = ruleset::close(&device, &order.pod_uid, order.pod_ip, &order.gateways);
+    let own = Chains::of(device.index, &order.pod_uid);
+    let has = |chain: &String| present.contains(chain);
+    let before = if has(&own.from) || has(&own.to) {
+        counted(&network.dropped().await?, &own)
+    } else {
+        Before::default()
+    };
+    let script = ruleset::close(&device, &order.pod_uid, order.pod_ip, &order.gateways, before);
     network.apply(&script).await?;
-    Ok(device.name)
+    let anew = !(has(&own.from) && has(&own.to));
+    Ok((device, anew))
+}
+
+/// What the chains of a pod have counted, so that rules that replace theirs count on.
+fn counted(dropped: &[Dropped], own: &Chains) -> Before {
+    let of = |chain: &String| {
+        let counted = dropped.iter().find(|dropped| dropped.chain == *chain);
+        counted.map_or(0, |dropped| dropped.packets)
+    };
+    Before { from: of(&own.from), to: of(&own.to) }
 }
 
 /// Finds the pod's device, and gives the kernel a moment to learn about it.

@@ -107,7 +107,8 @@ mod tests {
     fn orders_are_counted_by_their_answer() {
         let tally = Tally::default();
         let not = |retryable| Answer::NotClosed { message: String::new(), retryable };
-        for answer in [Answer::Closed { device: "veth7".to_owned() }, not(true), not(false)] {
+        let closed = Answer::Closed { device: "veth7".to_owned(), index: Some(7), anew: true };
+        for answer in [closed, not(true), not(false)] {
             tally.answered(&answer);
         }
         tally.foreign();

@@ -11,7 +11,7 @@ fn entries() -> Vec<Entry> {
     entries.extend(facts.to_records().into_iter().map(attempt));
     entries.push(attempt(Record::PodCreated { uid: "pod-uid".into() }));
     entries.push(attempt(Record::Redeemed(testing::redemption())));
-    entries.push(attempt(Record::GateOpened { at: facts.accepted.clone() }));
+    entries.push(attempt(Record::GateOpened { at: facts.accepted.clone(), device: Some(9) }));
     entries.push(attempt(testing::result_record(testing::completed())));
     entries.push(attempt(Record::Acked));
     entries

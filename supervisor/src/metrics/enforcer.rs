@@ -11,6 +11,9 @@ use prometheus_client::{
 
 use crate::enforcer::contract::Counts;
 
+/// Kind of the fault that the supervisor counts itself.
+const RULES_MISSING: &str = "rules_missing";
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByAnswer {
     answer: &'static str,
@@ -50,6 +53,7 @@ impl Default for EnforcerMetrics {
             faults: Family::default(),
         };
         metrics.count(&Counts::default());
+        drop(metrics.faults.get_or_create(&ByKind { kind: RULES_MISSING }));
         metrics
     }
 }
@@ -68,7 +72,7 @@ impl EnforcerMetrics {
         to.register("enforcer_orders", help, self.orders.clone());
         let help = "Packets that the enforcer's rules have dropped, from pods and to pods";
         to.register("enforcer_dropped_packets", help, self.dropped.clone());
-        let help = "What went wrong at the enforcer: a failed sweep, a connection of somebody else";
+        let help = "What went wrong at the enforcer: a failed sweep, a connection of somebody else, rules of a running step that were gone";
         to.register("enforcer_faults", help, self.faults.clone());
     }
 
@@ -79,6 +83,11 @@ impl EnforcerMetrics {
         if let Some(counts) = counts {
             self.count(&counts);
         }
+    }
+
+    /// The rules of a running step's pod were gone. Seen by the supervisor, for the enforcer knows no steps.
+    pub fn rules_missing(&self) {
+        self.faults.get_or_create(&ByKind { kind: RULES_MISSING }).inc();
     }
 
     fn count(&self, counts: &Counts) {
@@ -136,7 +145,9 @@ mod tests {
         ] {
             assert!(has(&format!("agent_operator_supervisor_{line}")), "{line}");
         }
+        metrics.enforcer.rules_missing();
         metrics.enforcer.show(None);
+        assert!(has("agent_operator_supervisor_enforcer_faults_total{kind=\"rules_missing\"} 1"));
         assert!(has("agent_operator_supervisor_enforcer_up 0"));
         assert!(has("agent_operator_supervisor_enforcer_orders_total{answer=\"closed\"} 7"));
         metrics.enforcer.show(Some(Counts { closed: 1, ..Counts::default() }));

@@ -25,12 +25,20 @@ use super::hindrance::Hindrance;
 /// How long a network may take to close by its own policies: agents of network plugins follow a new
 /// pod within seconds.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How often the rules of a running step are made again. Whoever loads a ruleset of their own on the node takes ours
+/// away, and no longer than this is the network of a step then open; one look is half a dozen short processes.
+pub const RENEWAL: Duration = Duration::from_secs(30);
+/// Why a step ends whose rules were gone.
+pub const REOPENED: &str = "the enforcer's rules of its pod were gone while it ran, so its network may have been open; somebody has removed them on the node (nft flush ruleset, a firewall's reload)";
 
 /// The enforcer's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Closing {
     /// The rules are in place.
-    Closed,
+    Closed {
+        /// Index of the device that they hang on, where the enforcer told it.
+        device: Option<u32>,
+    },
     /// There are none, in its words.
     NotClosed(String),
 }
@@ -48,6 +56,16 @@ pub struct Progress {
     pub trying: bool,
     /// The runner was asked to probe, with this patience.
     pub probing: Option<Duration>,
+}
+
+impl Progress {
+    /// Index of the device on which the enforcer's rules hang; none where there are none of them.
+    pub fn device(&self) -> Option<u32> {
+        match self.answer {
+            Some(Closing::Closed { device }) => device,
+            Some(Closing::NotClosed(_)) | None => None,
+        }
+    }
 }
 
 /// What to do at the gate.
@@ -129,7 +147,7 @@ pub fn dropped(gate: Option<&GateRequest>, now: Option<u64>) -> Option<Refusal> 
 
 fn why_open(gate: &GateRequest, answer: &Closing) -> String {
     let by_enforcer = match answer {
-        Closing::Closed => {
+        Closing::Closed { .. } => {
             "the pod's packets do not pass the enforcer's rules (a data path in eBPF?)".to_owned()
         }
         Closing::NotClosed(words) => words.clone(),
@@ -179,6 +197,10 @@ mod tests {
         Progress { asked: true, answer: Some(answer), ..Progress::default() }
     }
 
+    fn closed() -> Closing {
+        Closing::Closed { device: Some(9) }
+    }
+
     fn open() -> Closing {
         Closing::NotClosed("no enforcer".to_owned())
     }
@@ -196,7 +218,7 @@ mod tests {
 
     #[test]
     fn whatever_the_enforcer_says_the_runner_probes_before_the_gate_opens() {
-        for answer in [Closing::Closed, open()] {
+        for answer in [closed(), open()] {
             let progress = answered(answer);
             let at_gate = gate(Some(true), None);
             let asked = next(EgressPolicy::Required, &at_gate, &progress);
@@ -210,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_probe_that_reaches_nothing_opens_the_gate_whoever_closed_the_network() {
-        for answer in [Closing::Closed, open()] {
+        for answer in [closed(), open()] {
             let progress = answered(answer);
             let by_canary = gate(Some(true), Some(&[]));
             // A plugin that closes a pod from its first packet on leaves no canary to be reached.
@@ -224,7 +246,7 @@ mod tests {
 
     #[test]
     fn where_the_canary_was_silent_before_the_targets_are_tried_from_here_once() {
-        let progress = answered(Closing::Closed);
+        let progress = answered(closed());
         for probe in [None, Some(&[][..])] {
             let silent = gate(Some(false), probe);
             assert_eq!(next(EgressPolicy::Required, &silent, &progress), Next::TryTargets);
@@ -238,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_probe_whose_control_did_not_succeed_proves_nothing_and_says_so() {
-        for answer in [Closing::Closed, open()] {
+        for answer in [closed(), open()] {
             let progress = answered(answer);
             for heard in [&[][..], &["10.96.0.99:443"]] {
                 let silent = listening(gate(Some(false), Some(&[])), heard);
@@ -260,7 +282,7 @@ mod tests {
 
     #[test]
     fn an_open_network_refuses_a_task_that_requires_a_closed_one_and_says_what_was_reached() {
-        for (answer, word) in [(Closing::Closed, "eBPF"), (open(), "no enforcer")] {
+        for (answer, word) in [(closed(), "eBPF"), (open(), "no enforcer")] {
             let reached = gate(Some(true), Some(&[CANARY]));
             let progress = answered(answer);
             let Next::Refuse(words) = next(EgressPolicy::Required, &reached, &progress) else {
@@ -291,7 +313,7 @@ mod tests {
     #[test]
     fn rules_without_a_probe_prove_nothing() {
         let silent = gate(None, None);
-        let progress = answered(Closing::Closed);
+        let progress = answered(closed());
         assert!(matches!(next(EgressPolicy::Required, &silent, &progress), Next::Refuse(_)));
         assert_eq!(next(EgressPolicy::BestEffort, &silent, &progress), Next::Open);
         assert_eq!(level(None), EgressLevel::Unenforced);

@@ -108,6 +108,8 @@ pub enum Timer {
     Retention,
     /// The gateway had its time to tell of a result from before this process.
     Hearing,
+    /// The rules of the pod's network are to be made again.
+    Egress,
 }
 
 /// What happens to an attempt.
@@ -151,6 +153,11 @@ pub enum Event {
     EgressAnswered(Closing),
     /// The node's enforcer does not answer yet; it is asked again.
     EgressDelayed(Hindrance),
+    /// The enforcer has made the rules of the running step's pod again.
+    EgressRenewed {
+        /// There were none.
+        missing: bool,
+    },
     /// Which of the probe's targets accepted a connection of this supervisor.
     Listening(Vec<SocketAddr>),
     /// New counts.
@@ -228,6 +235,18 @@ pub enum Effect {
         /// Ask until the start deadline; else a short while.
         required: bool,
     },
+    /// Have the enforcer make the rules of the pod again, with the gateway's addresses of now; answered by
+    /// `EgressRenewed` where it could.
+    RenewEgress {
+        /// The pod.
+        uid: PodUid,
+        /// The address that redeemed the pod's token.
+        pod_ip: IpAddr,
+        /// Index of the device on which the rules hang: the address may be another pod's by now.
+        device: u32,
+    },
+    /// Somebody has taken the rules of a running step's pod away.
+    EgressReopened,
     /// Try the probe's targets from here, where nothing is closed; answered by `Listening`.
     TryTargets,
     /// Have the runner try what it must not reach; answered by `AtGate`.

@@ -296,6 +296,7 @@ impl Step<'_> {
             Event::AtGate(request) => self.at_gate(request),
             Event::EgressAnswered(closing) => self.egress_answered(closing),
             Event::EgressDelayed(hindrance) => self.egress_delayed(hindrance),
+            Event::EgressRenewed { missing } => self.egress_renewed(missing),
             Event::Listening(targets) => self.listening(targets),
             Event::Counters { usage, refusals } => self.counters(usage, refusals),
             Event::Published { work_branch, head_commit } => {
@@ -355,6 +356,7 @@ impl Step<'_> {
             Some(at) => self.arm(Timer::Deadline, at),
             None => self.arm_start(),
         }
+        self.renew_egress();
         if self.facts().stop.is_some() {
             self.enforce_stop();
         } else if self.facts().result.is_some() {

@@ -69,6 +69,9 @@ pub enum Record {
     GateOpened {
         /// When.
         at: Moment,
+        /// Index of the device on which the enforcer's rules hang.
+        #[serde(default)]
+        device: Option<u32>,
     },
     /// The attempt is being ended, and why.
     Stopping(Stop),
@@ -178,6 +181,8 @@ pub struct Facts {
     pub gate: Option<GateRequest>,
     /// When the gate opened.
     pub opened: Option<Moment>,
+    /// Index of the device on which the enforcer's rules hung then; none where it had none.
+    pub closed_device: Option<u32>,
     /// The order to stop; the first one is kept.
     pub stop: Option<Stop>,
     /// Consumption as last counted.
@@ -217,6 +222,7 @@ impl Facts {
             redemption: None,
             gate: None,
             opened: None,
+            closed_device: None,
             stop: None,
             usage: Usage::default(),
             refusals: Vec::new(),
@@ -257,8 +263,11 @@ impl Facts {
                 }
             }
             Record::AtGate(gate) => self.gate = Some(gate.clone()),
-            Record::GateOpened { at } => {
-                self.opened.get_or_insert_with(|| at.clone());
+            Record::GateOpened { at, device } => {
+                if self.opened.is_none() {
+                    self.opened = Some(at.clone());
+                    self.closed_device = *device;
+                }
             }
             Record::Stopping(stop) => {
                 self.stop.get_or_insert_with(|| stop.clone());
@@ -305,7 +314,7 @@ impl Facts {
             self.pod_uid.clone().map(|uid| Record::PodCreated { uid }),
             self.redemption.clone().map(Record::Redeemed),
             self.gate.clone().map(Record::AtGate),
-            self.opened.clone().map(|at| Record::GateOpened { at }),
+            self.opened.clone().map(|at| Record::GateOpened { at, device: self.closed_device }),
             self.stop.clone().map(Record::Stopping),
             self.result.clone().map(|result| Record::Result {
                 result,

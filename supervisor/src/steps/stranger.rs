@@ -232,7 +232,8 @@ impl Stranger {
         let tokens_lost = opened.is_some() && redemption.is_none();
         let mut then = vec![Record::PodCreated { uid }];
         then.extend(redemption.map(Record::Redeemed));
-        then.extend(opened.map(|at| Record::GateOpened { at }));
+        // What the enforcer did at its gate is lost with the ledger.
+        then.extend(opened.map(|at| Record::GateOpened { at, device: None }));
         if tokens_lost && self.end.is_none() {
             let grace = assignment.grace();
             let stop = Stop::new(Reason::Disrupted, TOKENS_LOST.to_owned(), now, grace);

@@ -10,7 +10,7 @@ use crate::{
     scenarios::start_faults::{assert_helps, assert_no_harm, goes_on, held_up},
     support::{
         cluster::{Cluster, NAMESPACE, SYSTEM},
-        egress, eventually, release,
+        egress, env, eventually, release,
         task::{command_agent, merge, task, unique},
     },
 };
@@ -97,6 +97,32 @@ async fn rules_outlive_their_enforcer_and_new_steps_wait_for_the_next_one() {
     release::must("kubectl", &["-n", SYSTEM, "patch", ENFORCER, "--type=json", "-p", back]).await;
     let (name, later) = ended.expect("the test itself");
     goes_on(&cluster, NAMESPACE, &later).await;
+    cluster.delete(NAMESPACE, &name).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the local cluster: tests/run life"]
+async fn a_step_whose_rules_somebody_takes_away_ends_and_is_repeated_behind_new_ones() {
+    let cluster = Cluster::connect().await;
+    let name = unique("flushed");
+    // Longer than its supervisor takes to look at the rules again.
+    let script = "echo in step $AGENT_STEP; sleep 90";
+    cluster.create(NAMESPACE, &task(&name, "Wait.", &command_agent(script))).await;
+    cluster.run_in_phase(NAMESPACE, &name, "plan", "Running").await;
+    for node in env("AO_NODES").split(' ') {
+        let network = node.replace("node-", "--net=/run/netns/ao-");
+        // The node without the step may have no table.
+        let line = [&network, "nft", "delete", "table", "netdev", "agent_operator"];
+        let _ = release::run("nsenter", &line).await;
+    }
+    let ended = cluster.run_in_phase(NAMESPACE, &name, "plan", "Failed").await;
+    let status = ended.status.expect("a status");
+    assert_eq!(status.reason.as_deref(), Some("Disrupted"));
+    assert_eq!(level(&status), Some("Unenforced"), "what was proven at its gate holds no more");
+    let message = status.message.unwrap_or_default();
+    assert!(message.contains("rules of its pod were gone"), "{message}");
+    let (status, _) = plan_of(&cluster, &name).await;
+    assert_eq!(level(&status), Some("Enforced"));
     cluster.delete(NAMESPACE, &name).await;
 }
 

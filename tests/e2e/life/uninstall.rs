@@ -97,14 +97,27 @@ async fn refuses_a_second_release(chart: &str, values: &str) {
     assert!(refused.contains(RELEASE), "it names the release that is there: {refused}");
 }
 
-/// Everything of every kind that the release labelled, wherever it is, and everything at all in its
-/// namespace.
+/// Everything of every kind that the release labelled, wherever it is, everything at all in its
+/// namespace, and the enforcer's table in the kernels of the nodes.
 async fn nothing_is_left_in(namespace: &str) {
     eventually("nothing of the release is left", GONE_LIMIT, || async {
-        let left = left_of(namespace).await;
+        let mut left = left_of(namespace).await;
+        left.extend(tables_left().await);
         if left.is_empty() { Ok(()) } else { Err(left.join(" ")) }
     })
     .await;
+}
+
+/// Nodes whose kernel has the enforcer's table.
+async fn tables_left() -> Vec<String> {
+    let nodes = env("AO_NODES");
+    let mut left = Vec::new();
+    for node in nodes.split(' ') {
+        let network = node.replace("node-", "--net=/run/netns/ao-");
+        let tables = must("nsenter", &[&network, "nft", "list", "tables"]).await;
+        left.extend(tables.contains("agent_operator").then(|| format!("rules/{node}")));
+    }
+    left
 }
 
 async fn left_of(namespace: &str) -> Vec<String> {

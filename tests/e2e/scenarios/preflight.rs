@@ -100,9 +100,11 @@ async fn a_secret_goes_to_another_host_only_when_its_owner_says_so() {
     let mut overrides = secret_refs(&name);
     merge(&mut overrides, &json!({"repository": {"url": url}}));
     start(&cluster, &name, &overrides).await;
-    let words = [&host, "agents.wearn.dev/allowed-hosts"];
-    held(&cluster, &name, ("Accepted", "HostNotAllowed"), &words.map(|word| word as &str)).await;
-    let allowed = format!("{host},api.anthropic.com");
+    // And it speaks plain http, which the owner has to spell out.
+    let spelt = format!("agents.wearn.dev/allowed-hosts: http://{host}");
+    let words = ["spec.repository.url", "in the clear", &spelt];
+    held(&cluster, &name, ("Accepted", "HostNotAllowed"), &words).await;
+    let allowed = format!("http://{host},api.anthropic.com");
     cluster.annotate_secret(NAMESPACE, &name, ("agents.wearn.dev/allowed-hosts", &allowed)).await;
     // Nothing says which forge this address is, so no pull request can come of it: it is enough
     // that the work goes on.

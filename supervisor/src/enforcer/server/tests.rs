@@ -74,6 +74,18 @@ impl Network for FakeNetwork {
     async fn stir(&self, _: IpAddr) {}
 
     async fn apply(&self, script: &Value) -> Result<(), ToolError> {
+        let mut chains = self.chains.lock().unwrap();
+        for command in script["nftables"].as_array().unwrap() {
+            let named = |pointer| command.pointer(pointer).and_then(Value::as_str);
+            if let Some(gone) = named("/delete/chain/name") {
+                chains.retain(|chain| chain != gone);
+            }
+            if let Some(made) = named("/add/chain/name")
+                && !chains.iter().any(|chain| chain == made)
+            {
+                chains.push(made.to_owned());
+            }
+        }
         self.applied.lock().unwrap().push(script.clone());
         Ok(())
     }
@@ -94,7 +106,11 @@ fn order() -> CloseOrder {
 }
 
 fn closed() -> Answer {
-    Answer::Closed { device: "veth7".to_owned() }
+    Answer::Closed { device: "veth7".to_owned(), index: Some(7), anew: true }
+}
+
+fn renewed() -> Answer {
+    Answer::Closed { device: "veth7".to_owned(), index: Some(7), anew: false }
 }
 
 #[tokio::test]
@@ -194,7 +210,7 @@ async fn a_pod_that_the_bridge_learns_in_a_moment_is_waited_for() {
 async fn a_device_that_another_pod_has_is_refused_and_ones_own_is_closed_again() {
     let network = node();
     *network.chains.lock().unwrap() = vec![format!("from-7-{UID}"), format!("to-7-{UID}")];
-    assert_eq!(obey(&network, &order()).await, closed());
+    assert_eq!(obey(&network, &order()).await, renewed());
     let other = CloseOrder { pod_uid: "b0".to_owned(), ..order() };
     let answer = obey(&network, &other).await;
     assert!(matches!(answer, Answer::NotClosed { retryable: false, .. }), "{answer:?}");
@@ -229,4 +245,53 @@ async fn the_sweep_removes_the_rules_of_gone_devices_and_no_others() {
     let script = network.applied.lock().unwrap()[0].to_string();
     assert!(script.contains("from-9-b") && script.contains("to-9-b"), "{script}");
     assert!(!script.contains("-7-") && !script.contains("foreign"), "{script}");
+}
+
+#[tokio::test]
+async fn whoever_asks_again_learns_whether_the_pods_rules_were_gone() {
+    let (from, to) = (format!("from-7-{UID}"), format!("to-7-{UID}"));
+    let other = "from-8-b0".to_owned();
+    for (present, answer) in [
+        (vec![from.clone(), to.clone()], renewed()),
+        // One direction is open.
+        (vec![from], closed()),
+        (vec![to], closed()),
+        // Those of the device that the pod has now count.
+        (vec![format!("from-9-{UID}"), format!("to-9-{UID}")], closed()),
+        (vec![other], closed()),
+        (Vec::new(), closed()),
+    ] {
+        let network = FakeNetwork { chains: present.into(), ..node() };
+        assert_eq!(obey(&network, &order()).await, answer, "{:?}", network.chains);
+        assert_eq!(network.applied.lock().unwrap().len(), 1, "they are made in any case");
+    }
+}
+
+#[tokio::test]
+async fn rules_that_are_made_again_count_on_and_let_through_what_the_order_names_now() {
+    let chains = vec![format!("from-7-{UID}"), format!("to-7-{UID}")];
+    let network = FakeNetwork { packets: 4, chains: chains.into(), ..node() };
+    let moved = CloseOrder { gateways: vec!["10.244.0.33:8080".parse().unwrap()], ..order() };
+    assert_eq!(obey(&network, &moved).await, renewed());
+    let script = network.applied.lock().unwrap()[0].to_string();
+    assert_eq!(script.matches(r#""packets":4"#).count(), 2, "{script}");
+    assert!(script.contains("10.244.0.33") && !script.contains("10.96.0.9"), "{script}");
+}
+
+#[tokio::test]
+async fn an_enforcer_that_goes_takes_its_table_along_unless_there_are_rules_in_it() {
+    for (present, removed) in [
+        (&[][..], true),
+        (&["from-9-a", "to-9-a"], true),
+        (&["from-7-a", "to-7-a"], false),
+        // Whoever has made it, it is not ours to take.
+        (&["foreign"], false),
+    ] {
+        let network = node();
+        *network.chains.lock().unwrap() = present.iter().map(|name| (*name).to_owned()).collect();
+        leave(&network, &Tally::default()).await;
+        let applied = network.applied.lock().unwrap();
+        let deletes = |script: &Value| *script == ruleset::remove_table();
+        assert_eq!(applied.iter().any(deletes), removed, "{present:?}: {applied:?}");
+    }
 }

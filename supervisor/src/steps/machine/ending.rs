@@ -77,6 +77,7 @@ impl Step<'_> {
             Timer::Deadline if self.facts().opened.is_some() => self.time_out(),
             Timer::Hearing => self.judge_late(),
             Timer::Grace => self.delete_pod(),
+            Timer::Egress => self.renew_egress(),
             Timer::Stuck => {
                 self.machine.sight.stuck = true;
                 let state = Box::new(self.machine.stuck_state());

@@ -1,10 +1,13 @@
 //! The start gate: what must agree before it opens.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use agent_operator::{
     attempt::GateRequest,
-    domain::{Assignment, StartFault, report::RunState},
+    domain::{Assignment, Reason, StartFault, assignment::EgressPolicy, report::RunState},
 };
 
 use super::{SEQUENCE_RUNNING, Step};
@@ -103,8 +106,55 @@ impl Step<'_> {
         }
     }
 
+    /// Has the rules of the pod of a running step made again: others may have taken them away, and the gateway's pod
+    /// has another address after an upgrade. Harmless where neither is so.
+    pub(super) fn renew_egress(&mut self) {
+        let (facts, sight) = (self.facts(), &self.machine.sight);
+        // The address of a pod that has ended may be another one's.
+        if facts.exit.is_some() || sight.pod_gone {
+            return;
+        }
+        let redemption = self.machine.redemption(self.context.boot_id);
+        if let (Some(device), Some(redemption), Some(uid)) =
+            (facts.closed_device, redemption, facts.pod_uid.clone())
+        {
+            let pod_ip = redemption.pod_ip;
+            self.effects.push(Effect::RenewEgress { uid, pod_ip, device });
+            self.arm_renewal();
+        }
+    }
+
+    fn arm_renewal(&mut self) {
+        if self.facts().closed_device.is_some() {
+            let at = self.now().boot.plus(egress::RENEWAL);
+            self.arm(Timer::Egress, at);
+        }
+    }
+
+    /// Rules that were gone are made again by now, and what the probe has shown holds no more. What the step did
+    /// meanwhile nobody knows: where a closed network is required, it does not count.
+    pub(super) fn egress_renewed(&mut self, missing: bool) {
+        if !missing || self.machine.finished() {
+            return;
+        }
+        if let Some(gate) = self.facts().gate.clone() {
+            self.record(Record::AtGate(GateRequest { probe: None, ..gate }));
+        }
+        self.effects.push(Effect::EgressReopened);
+        if self.facts().assignment.sandbox.egress == EgressPolicy::Required {
+            self.stop(Reason::Disrupted, egress::REOPENED.to_owned(), Duration::ZERO);
+        }
+    }
+
     fn open_gate_for(&mut self, ip: IpAddr) {
-        self.record(Record::GateOpened { at: self.moment() });
+        let device = self.machine.sight.egress.device();
+        self.record(Record::GateOpened { at: self.moment(), device });
+        if self.facts().released.is_some() {
+            // Its rules were made, and its probe, long ago.
+            self.renew_egress();
+        } else {
+            self.arm_renewal();
+        }
         let remaining = self.facts().assignment.timeout();
         self.effects.push(Effect::OpenGate { pod_ip: ip, remaining });
         if let Some(at) = self.machine.deadline() {

@@ -1,5 +1,6 @@
 mod gate;
 mod properties;
+mod renewal;
 mod restart;
 
 use super::*;
@@ -89,6 +90,10 @@ fn running() -> Machine {
 
 fn not_closed() -> Event {
     Event::EgressAnswered(Closing::NotClosed("no enforcer".into()))
+}
+
+fn closed() -> Event {
+    Event::EgressAnswered(Closing::Closed { device: Some(9) })
 }
 
 /// A runner that has reached the canary, and after the closing `reached`.

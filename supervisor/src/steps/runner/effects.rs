@@ -94,6 +94,10 @@ impl Runner {
             Effect::CloseEgress { uid, pod_ip, iflink, required } => {
                 self.workers.close_egress(run, &uid, pod_ip, iflink, required);
             }
+            Effect::RenewEgress { uid, pod_ip, device } => {
+                self.workers.renew_egress(run, &uid, pod_ip, device);
+            }
+            Effect::EgressReopened => self.egress_reopened(),
             Effect::TryTargets => self.try_targets(run),
             Effect::Probe { patience } => self.order_probe(run, patience),
             Effect::OpenGate { pod_ip, remaining } => self.open_gate(run, pod_ip, remaining),
@@ -130,13 +134,20 @@ impl Runner {
                 self.timers.arm(run.clone(), timer, at)?;
             }
             Effect::SwitchDelivery { message } => self.switch_delivery(&message)?,
-            Effect::ExitMismatch { reported, recorded } => {
-                tracing::error!(reported, ?recorded, "exit codes differ");
-                self.metrics.exit_mismatches.inc();
-            }
+            Effect::ExitMismatch { reported, recorded } => self.exits_differ(reported, recorded),
             Effect::Drop => self.drop_attempt(run)?,
         }
         Ok(())
+    }
+
+    fn exits_differ(&self, reported: i32, recorded: i32) {
+        tracing::error!(reported, recorded, "exit codes differ");
+        self.metrics.exit_mismatches.inc();
+    }
+
+    fn egress_reopened(&self) {
+        tracing::error!("the enforcer's rules of a running step's pod were gone");
+        self.metrics.enforcer.rules_missing();
     }
 
     /// Lets go of an attempt that is over; its pod may take a while to go.
@@ -156,7 +167,7 @@ impl Runner {
 
     fn journalled(&mut self, run: &RunKey, record: &Record) {
         match record {
-            Record::GateOpened { at } => {
+            Record::GateOpened { at, .. } => {
                 let Some(machine) = self.machines.get(run) else { return };
                 let facts = &machine.facts;
                 let after = at.boot.since(facts.turn().boot);

@@ -7,6 +7,7 @@ mod epochs;
 mod held;
 mod life;
 mod lost_ledger;
+mod renewed;
 mod requests;
 mod secrets;
 mod telemetry;

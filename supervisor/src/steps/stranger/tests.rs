@@ -117,7 +117,7 @@ fn stops(taken: &TakenUp) -> Vec<Reason> {
 
 fn opened(taken: &TakenUp) -> Option<Moment> {
     taken.then.iter().find_map(|record| match record {
-        Record::GateOpened { at } => Some(at.clone()),
+        Record::GateOpened { at, .. } => Some(at.clone()),
         _ => None,
     })
 }

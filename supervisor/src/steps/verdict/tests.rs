@@ -52,7 +52,7 @@ fn facts(stage: Stage) -> Facts {
     if stage == Open {
         facts.apply(&Record::Redeemed(redemption()));
         let at = crate::steps::moment::Moment::new(at(2), &testing::boot_id());
-        facts.apply(&Record::GateOpened { at });
+        facts.apply(&Record::GateOpened { at, device: None });
     }
     facts
 }

@@ -52,6 +52,27 @@ impl Workers {
         }
     }
 
+    /// Makes the rules of a pod whose network is closed again, once: the next timer asks again. Says whether they
+    /// were gone; replaces an earlier order.
+    pub fn renew_egress(&mut self, run: &RunKey, uid: &PodUid, pod_ip: IpAddr, device: u32) {
+        let (tools, key, pod_uid) = (Arc::clone(&self.tools), run.clone(), uid.as_str().to_owned());
+        let task = self.spawn(async move {
+            let iflink = Some(device);
+            let order = CloseOrder { version: VERSION, pod_uid, pod_ip, iflink, gateways: vec![] };
+            match renew(&tools, order).await {
+                Ok(Some(missing)) => send(&tools, key, Event::EgressRenewed { missing }).await,
+                Ok(None) => {}
+                Err(words) => {
+                    tracing::warn!(details = words, "the rules of a pod were not renewed");
+                }
+            }
+        });
+        let hands = self.hands.entry(run.clone()).or_default();
+        if let Some(before) = hands.closing.replace(task) {
+            before.abort();
+        }
+    }
+
     /// Whether there is somebody who closes networks, and counts.
     pub fn have_enforcer(&self) -> bool {
         self.tools.enforcer.is_some()
@@ -94,6 +115,24 @@ async fn listening(targets: Vec<SocketAddr>) -> Vec<SocketAddr> {
     futures::future::join_all(tries).await.into_iter().flatten().collect()
 }
 
+/// The order with the gateway's addresses of now; none while they are not known.
+async fn addressed(tools: &Tools, order: &CloseOrder) -> Option<CloseOrder> {
+    let service = tools.gateway.resolve().await?;
+    let gateways = [Some(service), tools.own_gateway].into_iter().flatten().collect();
+    Some(CloseOrder { gateways, ..order.clone() })
+}
+
+/// Whether the rules were gone; none where nobody can say so, and why they could not be made as an error.
+async fn renew(tools: &Tools, order: CloseOrder) -> Result<Option<bool>, String> {
+    let Some(enforcer) = &tools.enforcer else { return Ok(None) };
+    let Some(order) = addressed(tools, &order).await else { return Ok(None) };
+    match enforcer.close(&order).await {
+        Ok(Answer::Closed { anew, .. }) => Ok(Some(anew)),
+        Ok(Answer::NotClosed { message, .. }) => Err(message),
+        Err(error) => Err(error_chain(&error)),
+    }
+}
+
 async fn close(tools: &Tools, run: &RunKey, order: CloseOrder, required: bool) -> Closing {
     let Some(enforcer) = &tools.enforcer else {
         return Closing::NotClosed("this release has no enforcer (enforcer.enabled)".to_owned());
@@ -101,14 +140,12 @@ async fn close(tools: &Tools, run: &RunKey, order: CloseOrder, required: bool) -
     let asked = Instant::now();
     let mut pauses = backoff();
     loop {
-        let Some(service) = tools.gateway.resolve().await else {
+        let Some(order) = addressed(tools, &order).await else {
             pause(&mut pauses).await;
             continue;
         };
-        let gateways = [Some(service), tools.own_gateway].into_iter().flatten().collect();
-        let order = CloseOrder { gateways, ..order.clone() };
         let (words, final_after) = match enforcer.close(&order).await {
-            Ok(Answer::Closed { .. }) => return Closing::Closed,
+            Ok(Answer::Closed { index, .. }) => return Closing::Closed { device: index },
             Ok(Answer::NotClosed { message, retryable: false }) => {
                 return Closing::NotClosed(message);
             }

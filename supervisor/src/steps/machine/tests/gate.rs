@@ -13,7 +13,7 @@ fn the_gate_opens_after_the_network_is_closed_and_the_runner_has_reached_nothing
     };
     assert!(effects.contains(&close), "{effects:?}");
     assert_eq!(take(&mut machine, 1, observed(running_pod())), vec![], "asked once");
-    let effects = take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
+    let effects = take(&mut machine, 1, closed());
     assert!(matches!(effects[..], [Effect::Probe { .. }]), "{effects:?}");
     assert!(machine.facts.opened.is_none());
     take(&mut machine, 2, at_gate(Some(&[])));
@@ -36,7 +36,7 @@ fn an_open_network_keeps_the_gate_closed_and_says_what_to_install() {
 #[test]
 fn a_supervisor_that_restarts_at_the_gate_closes_again_and_keeps_what_was_probed() {
     let (mut machine, _) = closing();
-    take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
+    take(&mut machine, 1, closed());
     machine.facts.apply(&Record::AtGate(match at_gate(Some(&[])) {
         Event::AtGate(request) => request,
         _ => unreachable!(),
@@ -46,7 +46,7 @@ fn a_supervisor_that_restarts_at_the_gate_closes_again_and_keeps_what_was_probed
     let effects = take(&mut machine, 3, observed(running_pod()));
     assert!(effects.iter().any(|effect| matches!(effect, Effect::CloseEgress { .. })));
     assert!(machine.facts.opened.is_none());
-    take(&mut machine, 4, Event::EgressAnswered(Closing::Closed));
+    take(&mut machine, 4, closed());
     assert!(machine.facts.opened.is_some());
 }
 
@@ -63,7 +63,7 @@ fn a_control_from_here_is_kept_with_the_probe_and_no_runner_can_say_it() {
         take(&mut machine, 1, Event::Redeemed(redemption()));
         take(&mut machine, 1, observed(running_pod()));
         take(&mut machine, 1, silent(None));
-        let effects = take(&mut machine, 1, Event::EgressAnswered(Closing::Closed));
+        let effects = take(&mut machine, 1, closed());
         assert_eq!(effects, [Effect::TryTargets]);
         let heard = heard.iter().map(|text| text.parse().unwrap()).collect();
         let effects = take(&mut machine, 2, Event::Listening(heard));

@@ -34,6 +34,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Timer::Stuck),
         Just(Timer::Retention),
         Just(Timer::Hearing),
+        Just(Timer::Egress),
     ];
     prop_oneof![
         Just(created()),
@@ -48,7 +49,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(at_gate(Some(&[]))),
         Just(at_gate(Some(&["10.244.0.3:8081"]))),
         Just(not_closed()),
-        Just(Event::EgressAnswered(Closing::Closed)),
+        Just(closed()),
+        any::<bool>().prop_map(|missing| Event::EgressRenewed { missing }),
         Just(Event::Listening(Vec::new())),
         words.prop_map(result),
         Just(Event::CgroupEmpty),

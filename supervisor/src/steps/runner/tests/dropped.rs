@@ -20,7 +20,7 @@ struct Counting(Mutex<VecDeque<u64>>);
 #[async_trait]
 impl Enforcer for Counting {
     async fn close(&self, _: &CloseOrder) -> Result<Answer, ClientError> {
-        Ok(Answer::Closed { device: "veth7".to_owned() })
+        Ok(Answer::Closed { device: "veth7".to_owned(), index: Some(7), anew: true })
     }
 
     async fn dropped_of(&self, pod_uid: &str) -> Result<u64, ClientError> {

@@ -25,6 +25,8 @@ pub(super) struct FakePods {
     pub(super) gateway_knows: Mutex<Vec<RunKey>>,
     /// The node's enforcer, if it has one.
     pub(super) enforcer: Mutex<Option<Arc<dyn Enforcer>>>,
+    /// The gateway in the supervisor's own pod, of the next life.
+    pub(super) own_gateway: Mutex<Option<SocketAddr>>,
     /// Runs whose pods are to be counted one by one, not held to one.
     pub(super) many: AtomicBool,
     /// The delivery that an argument sets.
@@ -240,7 +242,7 @@ impl Life {
             runner_image: "runner:1".into(),
             priority_class: None,
             enforcer: pods.enforcer.lock().unwrap().clone(),
-            own_gateway: None,
+            own_gateway: *pods.own_gateway.lock().unwrap(),
             inputs: inputs.clone(),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
