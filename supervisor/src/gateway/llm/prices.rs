@@ -33,7 +33,7 @@ impl Price {
     /// the cache `for_an_hour` are kept there so long.
     pub fn cost_micro_usd(&self, usage: &Usage, for_an_hour: u64) -> u64 {
         const MILLION: u128 = 1_000_000;
-        let cache_write_1h = self.cache_write_1h.unwrap_or(self.input.saturating_mul(2));
+        let cache_write_1h = self.cache_write_1h.unwrap_or_else(|| self.input.saturating_mul(2));
         let sum = [
             (usage.input_tokens, self.input),
             (usage.output_tokens, self.output),
