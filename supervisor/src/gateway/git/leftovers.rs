@@ -3,10 +3,12 @@
 
 use std::{fs, io, path::Path};
 
+use agent_operator::domain::names::BRANCH_BYTES_MAX;
+
 use super::error::GitError;
 
-/// Deepest nesting of ref directories that is looked into; branch names are 200 bytes at most.
-const DEPTH_MAX: usize = 100;
+/// Deepest nesting of ref directories that is looked into: every second byte of a branch is a slash.
+const DEPTH_MAX: usize = BRANCH_BYTES_MAX / 2;
 
 /// Removes the leftovers in the bare repository `git_dir`. The caller knows that no git process
 /// writes there.

@@ -1,5 +1,6 @@
 //! The whole way on loopback: a real git client in the sandbox's place, a real git upstream.
 
+mod branches;
 mod hostile;
 mod preflight;
 mod races;
