@@ -1,7 +1,7 @@
 //! Mirrors of upstream repositories, one for each (namespace, upstream URL).
 //!
 //! A mirror is a cache of objects, never a grant: whoever wants something of it has asked the
-//! upstream with the own credential first ([`Mirror::tips`]).
+//! upstream with the own credential first ([`Mirror::list`]).
 
 use std::{
     collections::HashMap,
@@ -19,6 +19,7 @@ use super::{
     error::GitError,
     finished::Finished,
     leftovers,
+    listing::{self, Listing, Tips},
     login::Login,
     names::{Branch, CommitId},
 };
@@ -69,9 +70,6 @@ pub(super) struct Mirror {
     fetches: TaskTracker,
 }
 
-/// Branch tips as the upstream listed them.
-pub(super) type Tips = HashMap<Branch, CommitId>;
-
 impl Mirror {
     /// The bare repository; exists after the first [`Mirror::refresh`].
     pub(super) fn path(&self) -> &Path {
@@ -83,27 +81,20 @@ impl Mirror {
         &self.url
     }
 
-    /// Asks the upstream for the tips of `branches`, by exact name. Refused there is refused here.
-    pub(super) async fn tips(
+    /// Asks the upstream for `branches`, and for what is in their way. Refused there is refused here.
+    /// The mirror could not say it: it may be older than a branch that is none of the task's.
+    pub(super) async fn list(
         &self,
         login: Option<&Login>,
         branches: &[&Branch],
-    ) -> Result<Tips, GitError> {
-        let refs: Vec<String> = branches.iter().map(|branch| branch.full_ref()).collect();
+    ) -> Result<Listing, GitError> {
+        let patterns = listing::patterns(branches);
         let mut args = vec!["ls-remote", "--heads", "--", &self.url];
-        args.extend(refs.iter().map(String::as_str));
-        let run = Run { git_dir: None, ..Run::local(&self.path, &args) };
+        args.extend(patterns.iter().map(String::as_str));
+        let output_bytes_max = REFS_BYTES_MAX;
+        let run = Run { git_dir: None, output_bytes_max, ..Run::local(&self.path, &args) };
         let listed = self.git.run(run.upstream(&self.url, login, LIST_TIMEOUT)).await?;
-        let text = self.accepted(&listed, "read")?;
-        let mut tips = Tips::new();
-        for line in text.lines() {
-            // Patterns match the end of a name, so the exact one is picked here.
-            let Some((id, name)) = line.split_once('\t') else { continue };
-            if let Some(branch) = branches.iter().find(|branch| branch.full_ref() == name) {
-                tips.insert((*branch).clone(), CommitId::parse(id)?);
-            }
-        }
-        Ok(tips)
+        Listing::read(&self.accepted(&listed, "read")?, branches)
     }
 
     /// Makes the mirror contain `tips`; does nothing when another attempt's fetch has brought them.

@@ -17,6 +17,7 @@ mod finished;
 mod gzip;
 mod inspect;
 mod leftovers;
+mod listing;
 mod login;
 mod messages;
 mod mirror;
@@ -48,7 +49,8 @@ pub use self::paths::{PROTECTED_BY_DEFAULT, ProtectedError, ProtectedPaths};
 pub use self::preflight::Checked;
 use self::{
     command::{Git, HEAP_KIB_MAX},
-    mirror::{Mirror, Mirrors, Tips},
+    listing::Listing,
+    mirror::{Mirror, Mirrors},
     names::{Branch, CommitId},
     quarantine::{Quarantine, State},
     slots::{Slot, Slots},
@@ -257,7 +259,7 @@ impl GitService {
         let remote = self.inner.upstreams.resolve(&grant.repository.url)?;
         let login = login(&remote, credential)?;
         let mirror = self.inner.mirrors.get(&grant.namespace, remote.clone_url());
-        let tips = mirror.tips(login.as_deref(), &names.all()).await?;
+        let listing = mirror.list(login.as_deref(), &names.all()).await?;
         let quarantine = Quarantine::of(&self.inner.quarantines, grant);
         if let Some(state) = quarantine.load().await? {
             if slot.is_idle() {
@@ -265,8 +267,8 @@ impl GitService {
             }
             return Ok(step_repository(grant, &state));
         }
-        mirror.refresh(login.clone(), &tips).await?;
-        let facts = gather(grant, &names, &mirror, login, &tips).await?;
+        mirror.refresh(login.clone(), &listing.tips).await?;
+        let facts = gather(grant, &names, &mirror, login, &listing).await?;
         let state = State {
             base_commit: facts.base_commit.to_string(),
             start: start::decide(&facts)?,
@@ -330,8 +332,9 @@ async fn gather(
     names: &GrantNames,
     mirror: &Mirror,
     login: Option<Arc<Login>>,
-    tips: &Tips,
+    listing: &Listing,
 ) -> Result<Facts, GitError> {
+    let tips = &listing.tips;
     let Some(base_tip) = tips.get(&names.base) else {
         let (branch, url) = (names.base.to_string(), mirror.url().to_owned());
         return Err(GitError::FindBranch { branch, url });
@@ -352,6 +355,8 @@ async fn gather(
     Ok(Facts {
         work: look(&names.work).await?,
         own: look(&names.own).await?,
+        work_blocked: listing.in_the_way(&names.work),
+        own_blocked: listing.in_the_way(&names.own),
         work_branch: names.work.clone(),
         own_branch: names.own.clone(),
         is_base: names.work == names.base,

@@ -131,7 +131,7 @@ impl Way<'_> {
             return Err(moved());
         }
         let login = self.login.as_deref();
-        let tips = self.mirror.tips(login, &[&branch]).await?;
+        let tips = self.mirror.list(login, &[&branch]).await?.tips;
         let Some(tip) = tips.get(&branch) else { return Err(moved()) };
         self.mirror.refresh(self.login.clone(), &tips).await?;
         let base = CommitId::parse(&state.base_commit)?;
@@ -177,7 +177,7 @@ impl Way<'_> {
         };
         // Servers word a lost race each in their own way; where the branch is now tells it apart
         // from a rule that forbids the push.
-        let tips = self.mirror.tips(self.login.as_deref(), &[branch]).await?;
+        let tips = self.mirror.list(self.login.as_deref(), &[branch]).await?.tips;
         match tips.get(branch).map(CommitId::as_str) {
             Some(tip) if tip == commit.as_str() => Ok(Swap::Done),
             tip if tip != expected => Ok(Swap::Moved),

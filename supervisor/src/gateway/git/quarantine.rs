@@ -14,6 +14,7 @@ use super::{
     RepositoryGrant,
     command::{Git, Run},
     error::GitError,
+    listing::excludes,
     mirror::Mirror,
     names::Branch,
     start::Start,
@@ -142,7 +143,7 @@ fn snapshot(branches: Option<String>, base: &Branch, state: &State) -> String {
         .unwrap_or_default()
         .lines()
         .filter_map(|line| line.split_once(' '))
-        .filter(|(_, name)| *name != base && *name != work && !conflicts(name, &work))
+        .filter(|(_, name)| *name != base && *name != work && !excludes(name, &work))
         .map(|(id, name)| (name.to_owned(), id.to_owned()))
         .collect();
     lines.push((base, state.base_commit.clone()));
@@ -153,14 +154,6 @@ fn snapshot(branches: Option<String>, base: &Branch, state: &State) -> String {
         packed.extend([id.as_str(), " ", name.as_str(), "\n"]);
     }
     packed
-}
-
-/// Whether git could not hold both refs, one being a directory of the other.
-fn conflicts(name: &str, other: &str) -> bool {
-    let inside = |outer: &str, inner: &str| {
-        inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'))
-    };
-    inside(name, other) || inside(other, name)
 }
 
 /// The directory of all quarantines of an attempt.

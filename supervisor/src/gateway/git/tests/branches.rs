@@ -1,7 +1,8 @@
 //! Names of branches: as long as the schema allows, and beside those of other people.
 
-use agent_operator::domain::names::{
-    BRANCH_BYTES_MAX, WORK_BRANCH_BYTES_MAX, disambiguated_branch,
+use agent_operator::domain::{
+    names::{BRANCH_BYTES_MAX, WORK_BRANCH_BYTES_MAX, disambiguated_branch},
+    preflight::Problem,
 };
 
 use super::*;
@@ -29,4 +30,36 @@ async fn the_longest_names_of_the_schema_go_the_whole_way_also_with_the_tasks_ow
     };
     let step = world.git.prepare(&next, Some(&credential(TOKEN))).await.unwrap();
     assert_eq!((step.work_branch, step.start_commit), (own, commit));
+}
+
+#[tokio::test]
+async fn a_branch_that_leaves_no_room_for_the_work_branch_is_found_before_the_work() {
+    let world = World::new().await;
+    let token = credential(TOKEN);
+    world.git.prepare(&grant("warm"), Some(&token)).await.unwrap();
+    world.commit_upstream("ai", "a folder of ours");
+    let checked = world.git.preflight(&grant("a"), &token, false).await;
+    let found: Vec<_> = checked.findings.iter().map(|found| found.problem).collect();
+    assert_eq!(found, [Problem::WorkBranchTaken], "{checked:?}");
+    assert!(checked.findings[0].message.contains("branch ai leaves no room for ai/x"));
+    let mut reading = grant("b");
+    reading.may_push = false;
+    for grant in [grant("a"), reading] {
+        let error = world.git.prepare(&grant, Some(&token)).await.unwrap_err();
+        assert!(matches!(error, GitError::BlockBranch { .. }), "{error}");
+        assert_eq!(error.reason(), Some(Reason::InvalidTask));
+        assert!(error.to_string().contains("delete or rename ai"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_branch_below_the_work_branch_gives_the_task_a_name_of_its_own() {
+    let world = World::new().await;
+    world.commit_upstream("ai/x/y", "below");
+    let grant = grant("a");
+    let checked = world.git.preflight(&grant, &credential(TOKEN), false).await;
+    assert!(checked.findings.is_empty(), "{checked:?}");
+    let commit = world.sandbox(&grant).await.change("feature").await;
+    assert_eq!(world.published(&grant, &commit).await.work_branch, "ai/x-0a1b2");
+    assert_eq!(world.tip("ai/x-0a1b2"), Some(commit));
 }
