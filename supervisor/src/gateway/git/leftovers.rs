@@ -17,7 +17,10 @@ pub(super) async fn clear(git_dir: &Path) -> Result<(), GitError> {
     let cleared = tokio::task::spawn_blocking(move || {
         remove(&git_dir, 0, &is_lock)?;
         remove(&git_dir.join("refs"), DEPTH_MAX, &is_lock)?;
-        remove(&git_dir.join("objects/pack"), 0, &|name| name.starts_with("tmp_"))
+        remove(&git_dir.join("objects/pack"), 0, &|name| {
+            // git's own, and those of its `repack`.
+            name.starts_with("tmp_") || name.starts_with(".tmp-")
+        })
     });
     let failed = |source| GitError::UseDisk { operation: "clear what a killed git left", source };
     cleared.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)

@@ -76,8 +76,10 @@ mod tests {
     }
 
     fn in_the_way(listed: &[&str], of: &str) -> Option<String> {
-        let lines: String =
-            listed.iter().map(|name| format!("{}\trefs/heads/{name}\n", "a".repeat(40))).collect();
+        let mut lines = String::new();
+        for name in listed {
+            lines.extend([&"a".repeat(40), "\trefs/heads/", name, "\n"]);
+        }
         let of = branch(of);
         Listing::read(&lines, &[&of]).unwrap().in_the_way(&of)
     }

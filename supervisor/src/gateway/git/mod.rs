@@ -13,6 +13,7 @@
 
 mod command;
 mod error;
+mod facts;
 mod finished;
 mod gzip;
 mod inspect;
@@ -28,9 +29,11 @@ mod publish;
 mod quarantine;
 mod serve;
 mod slots;
+mod space;
 mod start;
 #[cfg(test)]
 pub(super) mod tests;
+mod tidy;
 
 use std::{
     collections::HashSet,
@@ -40,7 +43,7 @@ use std::{
 
 use agent_operator::{
     attempt::{Published, StepRepository},
-    domain::{Credential, RunKey, TaskRef, assignment::Repository, names::disambiguated_branch},
+    domain::{Credential, RunKey, TaskRef, assignment::Repository},
 };
 
 pub use self::error::GitError;
@@ -49,12 +52,10 @@ pub use self::paths::{PROTECTED_BY_DEFAULT, ProtectedError, ProtectedPaths};
 pub use self::preflight::Checked;
 use self::{
     command::{Git, HEAP_KIB_MAX},
-    listing::Listing,
-    mirror::{Mirror, Mirrors},
-    names::{Branch, CommitId},
+    facts::{GrantNames, gather},
+    mirror::Mirrors,
     quarantine::{Quarantine, State},
     slots::{Slot, Slots},
-    start::{Facts, Found},
 };
 use super::{
     permit::Permit,
@@ -149,6 +150,8 @@ struct Inner {
     git: Arc<Git>,
     upstreams: UpstreamMap,
     mirrors: Mirrors,
+    /// When mirrors were last looked through; locked while they are.
+    tidied: tokio::sync::Mutex<Option<tokio::time::Instant>>,
     quarantines: PathBuf,
     slots: Slots,
     limits: GitLimits,
@@ -173,6 +176,7 @@ impl GitService {
         let git = Arc::new(git.with_heap(settings.limits.heap_kib_max));
         let inner = Inner {
             mirrors: Mirrors::new(mirrors, Arc::clone(&git)),
+            tidied: tokio::sync::Mutex::default(),
             git,
             upstreams: UpstreamMap::new(settings.upstreams),
             quarantines,
@@ -300,89 +304,6 @@ fn authorities(git_dir: &Path, own: &Path) -> Result<PathBuf, GitError> {
     let joined = git_dir.join("authorities.pem");
     std::fs::write(&joined, all).map_err(failed)?;
     Ok(joined)
-}
-
-/// The branch names of a grant, checked.
-#[derive(Debug)]
-struct GrantNames {
-    base: Branch,
-    work: Branch,
-    own: Branch,
-}
-
-impl GrantNames {
-    fn of(grant: &RepositoryGrant) -> Result<Self, GitError> {
-        let repository = &grant.repository;
-        let own = disambiguated_branch(&repository.work_branch, &grant.task.uid);
-        Ok(Self {
-            base: Branch::parse(&repository.base_branch)?,
-            work: Branch::parse(&repository.work_branch)?,
-            own: Branch::parse(&own)?,
-        })
-    }
-
-    fn all(&self) -> [&Branch; 3] {
-        [&self.base, &self.work, &self.own]
-    }
-}
-
-/// Collects what [`start::decide`] looks at; the mirror holds everything afterwards.
-async fn gather(
-    grant: &RepositoryGrant,
-    names: &GrantNames,
-    mirror: &Mirror,
-    login: Option<Arc<Login>>,
-    listing: &Listing,
-) -> Result<Facts, GitError> {
-    let tips = &listing.tips;
-    let Some(base_tip) = tips.get(&names.base) else {
-        let (branch, url) = (names.base.to_string(), mirror.url().to_owned());
-        return Err(GitError::FindBranch { branch, url });
-    };
-    let recorded = |id: &Option<String>| id.as_deref().map(CommitId::parse).transpose();
-    let base_commit = recorded(&grant.repository.base_commit)?.unwrap_or_else(|| base_tip.clone());
-    mirror.require(login.clone(), &base_commit).await?;
-    let head_commit = recorded(&grant.repository.head_commit)?;
-    if let Some(head) = &head_commit {
-        mirror.require(login, head).await?;
-    }
-    let look = async |branch: &Branch| match tips.get(branch) {
-        None => Ok(None),
-        Some(tip) => {
-            look_at(grant, mirror, &base_commit, head_commit.as_ref(), tip).await.map(Some)
-        }
-    };
-    Ok(Facts {
-        work: look(&names.work).await?,
-        own: look(&names.own).await?,
-        work_blocked: listing.in_the_way(&names.work),
-        own_blocked: listing.in_the_way(&names.own),
-        work_branch: names.work.clone(),
-        own_branch: names.own.clone(),
-        is_base: names.work == names.base,
-        base_commit: base_commit.clone(),
-        head_commit: head_commit.clone(),
-        may_push: grant.may_push,
-    })
-}
-
-async fn look_at(
-    grant: &RepositoryGrant,
-    mirror: &Mirror,
-    base: &CommitId,
-    head: Option<&CommitId>,
-    tip: &CommitId,
-) -> Result<Found, GitError> {
-    let uid = grant.task.uid.as_str();
-    Ok(Found {
-        tip: tip.clone(),
-        tip_ours: mirror.tip_carries_trailer(tip, uid).await?,
-        ours: mirror.carries_trailer(base, tip, uid).await?,
-        contains_head: match head {
-            Some(head) => mirror.descends(tip, head).await?,
-            None => false,
-        },
-    })
 }
 
 /// The credential as git takes it, once it is known to belong to the remote's host.

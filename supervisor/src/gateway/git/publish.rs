@@ -12,7 +12,7 @@ use super::{
     GitService, GrantNames, Login, RepositoryGrant,
     command::{At, Git, Run},
     error::GitError,
-    finished::Finished,
+    finished::{Finished, upstream_error},
     inspect::Inspection,
     login,
     mirror::{self, Mirror},
@@ -196,7 +196,7 @@ fn interpret(pushed: &Finished, branch: &Branch, url: &str) -> Result<Answer, Gi
             Ok(Answer::Refused(text::truncate(&summary, SUMMARY_BYTES_MAX).to_owned()))
         }
         Some(_) if pushed.code == Some(0) => Ok(Answer::Taken),
-        _ => Err(mirror::upstream_error(pushed, url, "write to")),
+        _ => Err(upstream_error(pushed, url, "write to")),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod branches;
 mod hostile;
+mod mirrors;
 mod preflight;
 mod races;
 mod rights;
