@@ -14,6 +14,7 @@ use super::{
         SecretKeyRef, TolerationSpec, UsageStatus,
     },
 };
+use crate::domain::names::{BRANCH_BYTES_MAX, WORK_BRANCH_BYTES_MAX};
 
 /// Most runs that a task's status lists: a task with every retry used and each run placed several
 /// times stays far below it, and the object stays below 100 KiB.
@@ -227,12 +228,12 @@ pub struct RepositorySpec {
     pub url: String,
     /// Branch that the work starts from and the pull request goes to. Default: main.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 244))]
+    #[schemars(length(min = 1, max = BRANCH_BYTES_MAX))]
     #[x_kube(validation = Rule::new(rules::BRANCH).message("spec.repository.branch must be a git branch name of letters, digits and . _ / + -, without refs/heads/, for example main"))]
     pub branch: Option<String>,
     /// Branch for the agent's changes. Default: ai/<task-name>.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 238))]
+    #[schemars(length(min = 1, max = WORK_BRANCH_BYTES_MAX))]
     #[x_kube(validation = Rule::new(rules::BRANCH).message("spec.repository.workBranch must be a git branch name of letters, digits and . _ / + -, without refs/heads/, for example ai/my-task"))]
     pub work_branch: Option<String>,
 }

@@ -95,9 +95,15 @@ pub fn label_value(name: &str) -> String {
     format!("{}-{hash}", cut(name, LABEL_BYTES_MAX - HASH_DIGITS - 1))
 }
 
-/// Longest work branch: with [`disambiguated_branch`]'s tail and git's `.lock` beside the reference it
-/// is still a file name (255 bytes), and it fits its status field.
-const WORK_BRANCH_BYTES_MAX: usize = 238;
+/// Hex digits of a task's uid in a work branch of its own.
+const OWN_DIGITS: usize = 5;
+
+/// Longest work branch of a task: [`disambiguated_branch`]'s tail still fits.
+pub const WORK_BRANCH_BYTES_MAX: usize = BRANCH_BYTES_MAX - 1 - OWN_DIGITS;
+
+/// Longest branch of any kind: with git's `.lock` beside the reference it is still a file name (255
+/// bytes), and it fits its status field.
+pub const BRANCH_BYTES_MAX: usize = 244;
 
 /// The work branch when the user names none: `ai/` and the task's name, cut with a hash of the whole
 /// where git could not store it.
@@ -110,10 +116,12 @@ pub fn default_work_branch(task_name: &str) -> String {
     format!("{}-{hash}", cut(&branch, WORK_BRANCH_BYTES_MAX - HASH_DIGITS - 1))
 }
 
-/// The work branch to use when `branch` exists and is not this task's.
+/// The work branch to use when `branch` exists and is not this task's. One that has the task's tail
+/// keeps it: that is what a later step is given, and a second tail would not fit.
 pub fn disambiguated_branch(branch: &str, task_uid: &TaskUid) -> String {
-    let uid: String = task_uid.as_str().chars().filter(char::is_ascii_hexdigit).take(5).collect();
-    format!("{branch}-{uid}")
+    let digits = task_uid.as_str().chars().filter(char::is_ascii_hexdigit).take(OWN_DIGITS);
+    let tail = format!("-{}", digits.collect::<String>());
+    if branch.ends_with(&tail) { branch.to_owned() } else { format!("{branch}{tail}") }
 }
 
 #[cfg(test)]
@@ -149,5 +157,13 @@ mod tests {
         let b = disambiguated_branch("ai/x", &TaskUid::from("bbbbb111-0"));
         assert_eq!(a, "ai/x-aaaaa");
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn a_branch_with_the_tasks_tail_gets_no_second_one_and_the_longest_fits() {
+        let uid = TaskUid::from("aaaaa111-0");
+        let longest = disambiguated_branch(&"x".repeat(WORK_BRANCH_BYTES_MAX), &uid);
+        assert_eq!(longest.len(), BRANCH_BYTES_MAX);
+        assert_eq!(disambiguated_branch(&longest, &uid), longest);
     }
 }

@@ -135,9 +135,9 @@ reasons! {
     ExitCodeUnknown => Infrastructure,
     /// The pod never ran: not scheduled, refused, image not pulled, gateway down before start.
     Unstarted => Replace,
-    /// The task cannot work as it is: wrong credentials, missing branch, image without git.
+    /// The task cannot work as it is: unusable credentials, missing branch, image without git.
     InvalidTask => None,
-    /// Model or forge answered 5xx, quota or rate limit.
+    /// Model or forge answered 5xx, quota or rate limit, or refused the credential.
     ProviderUnavailable => Provider,
     /// The task's token or money budget is used up.
     BudgetExceeded => None,

@@ -105,8 +105,8 @@ problems! {
     GitCredentialsRejected => "put a valid token that may read and write the repository into the Secret of gitCredentialsRef",
     /// The base branch does not exist.
     BaseBranchMissing => "create the branch, or create the task anew with an existing repository.branch",
-    /// Work branch and own name with suffix both belong to somebody else.
-    WorkBranchTaken => "delete one of the branches, or create the task anew with another repository.workBranch",
+    /// Work branch and own name with suffix both belong to somebody else, or another branch leaves no room for them.
+    WorkBranchTaken => "delete or rename a branch that the message names, or create the task anew with another repository.workBranch",
     /// Reading is allowed, writing is not.
     PushNotAllowed => "give the token of gitCredentialsRef the right to write to the repository",
     /// The model API does not accept the key.

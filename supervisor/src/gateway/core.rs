@@ -140,7 +140,10 @@ async fn fetch(
 pub(super) fn clean_up(gateway: &Shared, key: &RunKey) {
     gateway.outbox.forget(key);
     let (shared, key) = (Arc::clone(gateway), key.clone());
-    let discarded = async move { shared.git.discard(&key).await };
+    let discarded = async move {
+        shared.git.discard(&key).await;
+        tidy(&shared).await;
+    };
     gateway.tasks.spawn(discarded.in_current_span());
 }
 
@@ -155,7 +158,13 @@ pub(super) fn retain(gateway: &Shared, live: Vec<RunKey>) {
         if let Err(error) = shared.git.retain(&live).await {
             tracing::warn!(%error, "quarantines of ended attempts stay on disk");
         }
+        tidy(&shared).await;
     });
+}
+
+/// Looks after mirrors that nobody uses any more; a shutdown does not wait for it.
+async fn tidy(gateway: &Gateway) {
+    let _ = gateway.shutdown.run_until_cancelled(gateway.git.tidy()).await;
 }
 
 /// Builds the shared parts from arguments and configuration.

@@ -9,6 +9,7 @@
 //! | one task a preparation | with the attempt |
 //! | one task a GitHub client | with the call that it was made for |
 //! | one thread a large model request, while it is checked | by its own end |
+//! | one task an attempt that is over, which removes its quarantine and then tidies mirrors | by its own end; the second part at shutdown |
 //! | one task a write upstream | by its own end, so that what was written is reported |
 //!
 //! Channels: `events_relay::Outbox` (bounded by number and bytes) from the routes to the link, one

@@ -282,6 +282,11 @@ mod tests {
             missing: "the scope write:repository".to_owned(),
         };
         assert_eq!(problem_of(Err(scope)), Some(Problem::GitCredentialsRejected));
+        let (detail, missing) = (String::new(), String::new());
+        let expired = ForgeError::Authenticate { host: host.clone(), operation, detail };
+        assert_eq!(problem_of(Err(expired)), Some(Problem::GitCredentialsRejected));
+        let hidden = ForgeError::FindRepository { host: host.clone(), operation, missing };
+        assert_eq!(problem_of(Err(hidden)), Some(Problem::RepositoryMissing));
         let moved = ForgeError::FollowRedirect { host, operation };
         assert_eq!(problem_of(Err(moved)), Some(Problem::RepositoryMoved));
     }

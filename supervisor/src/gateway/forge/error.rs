@@ -163,7 +163,12 @@ impl ForgeError {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::UseCredential(error) => error.reason(),
-            Self::ReachForge { .. } => Some(Reason::ProviderUnavailable),
+            // As with git: the preflight saw the credential accepted and the repository there, so a new
+            // token, or a right given to the old one, may come while the task waits.
+            Self::Authenticate { .. }
+            | Self::Authorize { .. }
+            | Self::FindRepository { .. }
+            | Self::ReachForge { .. } => Some(Reason::ProviderUnavailable),
             Self::OpenPullRequest { .. } => Some(Reason::PushRefused),
             Self::Permit(_) => None,
             Self::ForgeUnknown { .. }
@@ -171,9 +176,7 @@ impl ForgeError {
             | Self::AddressRepository { .. }
             | Self::AddressIssue { .. }
             | Self::PresentCredential
-            | Self::Authenticate { .. }
-            | Self::Authorize { .. }
-            | Self::FindRepository { .. }
+            // Nobody has looked for the issue before: its number may be wrong for good.
             | Self::FindIssue { .. }
             | Self::FollowRedirect { .. }
             | Self::RefuseRequest { .. }

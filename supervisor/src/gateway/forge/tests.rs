@@ -232,10 +232,11 @@ async fn somebody_elses_pull_request_from_the_branch_is_a_conflict() {
 #[tokio::test]
 async fn each_status_has_its_reason() {
     for (method, status, reason, retryable) in [
-        ("GET", 401, Reason::InvalidTask, false),
-        ("GET", 403, Reason::InvalidTask, false),
-        ("GET", 404, Reason::InvalidTask, false),
-        ("POST", 404, Reason::InvalidTask, false),
+        ("GET", 401, Reason::ProviderUnavailable, false),
+        ("GET", 403, Reason::ProviderUnavailable, false),
+        ("GET", 404, Reason::ProviderUnavailable, false),
+        ("POST", 403, Reason::ProviderUnavailable, false),
+        ("POST", 404, Reason::ProviderUnavailable, false),
         ("POST", 422, Reason::InvalidTask, false),
         ("GET", 302, Reason::InvalidTask, false),
         ("GET", 429, Reason::ProviderUnavailable, true),

@@ -103,6 +103,16 @@ pub enum GitError {
         /// The name with suffix.
         own: String,
     },
+    /// A branch upstream is a folder of the work branch, or lies below it.
+    #[error(
+        "branch {other} leaves no room for {branch}: git cannot hold both; delete or rename {other}, or choose another repository.workBranch"
+    )]
+    BlockBranch {
+        /// The branch that cannot be made.
+        branch: String,
+        /// The one in its way, cut and made printable.
+        other: String,
+    },
     /// The upstream is down, slow or limits the rate.
     #[error("{url} is not available ({detail}); it is tried again")]
     ReachUpstream {
@@ -281,6 +291,7 @@ impl GitError {
             | Self::FindWorkBranch { .. }
             | Self::FindCommit { .. }
             | Self::ChooseBranch { .. }
+            | Self::BlockBranch { .. }
             | Self::BoundOutput { .. } => Some(Reason::InvalidTask),
             // The preflight saw the credential accepted: by now it has expired, or the server's mind
             // has changed, and both may be mended while the task waits.

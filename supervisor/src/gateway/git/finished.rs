@@ -115,6 +115,46 @@ impl Finished {
     }
 }
 
+/// What a failed operation on `url` means, by the words of git (run with the C locale).
+pub(super) fn upstream_error(finished: &Finished, url: &str, operation: &'static str) -> GitError {
+    const REFUSED: &[&str] = &[
+        "authentication failed",
+        "could not read username",
+        "could not read password",
+        "returned error: 401",
+        "returned error: 403",
+    ];
+    const MISSING: &[&str] = &["' not found", "returned error: 404", "returned error: 410"];
+    const REDIRECT: &[&str] = &["returned error: 30", "unable to update url base from redirection"];
+    const UNAVAILABLE: &[&str] = &[
+        "returned error: 5",
+        "returned error: 429",
+        "returned error: 408",
+        "unable to access",
+        "rpc failed",
+        "early eof",
+        "unexpected disconnect",
+        "hung up unexpectedly",
+        "operation too slow",
+        "timed out",
+    ];
+    let text = finished.stderr.to_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    let url = url.to_owned();
+    let detail = finished.detail();
+    if says(REFUSED) {
+        GitError::Authenticate { url, operation, detail: finished.upstream_words() }
+    } else if says(MISSING) {
+        GitError::FindRepository { url, detail: finished.upstream_words() }
+    } else if says(REDIRECT) {
+        GitError::FollowRedirect { url }
+    } else if says(UNAVAILABLE) {
+        GitError::ReachUpstream { url, detail }
+    } else {
+        GitError::RunGit { operation: finished.operation.clone(), detail }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,10 +3,12 @@
 
 use std::{fs, io, path::Path};
 
+use agent_operator::domain::names::BRANCH_BYTES_MAX;
+
 use super::error::GitError;
 
-/// Deepest nesting of ref directories that is looked into; branch names are 200 bytes at most.
-const DEPTH_MAX: usize = 100;
+/// Deepest nesting of ref directories that is looked into: every second byte of a branch is a slash.
+const DEPTH_MAX: usize = BRANCH_BYTES_MAX / 2;
 
 /// Removes the leftovers in the bare repository `git_dir`. The caller knows that no git process
 /// writes there.
@@ -15,7 +17,10 @@ pub(super) async fn clear(git_dir: &Path) -> Result<(), GitError> {
     let cleared = tokio::task::spawn_blocking(move || {
         remove(&git_dir, 0, &is_lock)?;
         remove(&git_dir.join("refs"), DEPTH_MAX, &is_lock)?;
-        remove(&git_dir.join("objects/pack"), 0, &|name| name.starts_with("tmp_"))
+        remove(&git_dir.join("objects/pack"), 0, &|name| {
+            // git's own, and those of its `repack`.
+            name.starts_with("tmp_") || name.starts_with(".tmp-")
+        })
     });
     let failed = |source| GitError::UseDisk { operation: "clear what a killed git left", source };
     cleared.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)

@@ -1,7 +1,7 @@
 //! Mirrors of upstream repositories, one for each (namespace, upstream URL).
 //!
 //! A mirror is a cache of objects, never a grant: whoever wants something of it has asked the
-//! upstream with the own credential first ([`Mirror::tips`]).
+//! upstream with the own credential first ([`Mirror::list`]).
 
 use std::{
     collections::HashMap,
@@ -17,11 +17,14 @@ use tokio_util::task::TaskTracker;
 use super::{
     command::{At, Git, Run},
     error::GitError,
-    finished::Finished,
+    finished::{Finished, upstream_error},
     leftovers,
+    listing::{self, Listing, Tips},
     login::Login,
     names::{Branch, CommitId},
+    space,
 };
+use crate::room::Room;
 
 /// An upstream that does not list three refs in this time is not available.
 const LIST_TIMEOUT: Duration = Duration::from_mins(1);
@@ -31,6 +34,9 @@ const FETCH_TIMEOUT: Duration = Duration::from_mins(30);
 const REFS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How far back a branch is searched for this task's trailer: far more commits than a task makes.
 const TRAILER_COMMITS_MAX: u32 = 1000;
+
+/// Its time of change is when the mirror was last asked for.
+pub(super) const USED_FILE: &str = "agent-operator.used";
 
 /// All mirrors of this node.
 #[derive(Debug)]
@@ -57,6 +63,28 @@ impl Mirrors {
         let (git, fetches) = (Arc::clone(&self.git), self.fetches.clone());
         Mirror { path, url, git, lock, fetches }
     }
+
+    /// The directory of all mirrors.
+    pub(super) fn root(&self) -> PathBuf {
+        self.root.clone()
+    }
+
+    /// The lock of the mirror `name`, if there is no [`Mirror`] of it. Whoever gets one while it is held
+    /// waits in [`Mirror::refresh`], before the first look into the mirror.
+    pub(super) fn hold(&self, name: &str) -> Option<OwnedMutexGuard<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = locks.entry(name.to_owned()).or_default();
+        if Arc::strong_count(lock) > 1 {
+            return None;
+        }
+        Arc::clone(lock).try_lock_owned().ok()
+    }
+
+    /// Forgets the locks that nobody has.
+    pub(super) fn forget_unused(&self) {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+    }
 }
 
 /// One mirror.
@@ -69,9 +97,6 @@ pub(super) struct Mirror {
     fetches: TaskTracker,
 }
 
-/// Branch tips as the upstream listed them.
-pub(super) type Tips = HashMap<Branch, CommitId>;
-
 impl Mirror {
     /// The bare repository; exists after the first [`Mirror::refresh`].
     pub(super) fn path(&self) -> &Path {
@@ -83,27 +108,20 @@ impl Mirror {
         &self.url
     }
 
-    /// Asks the upstream for the tips of `branches`, by exact name. Refused there is refused here.
-    pub(super) async fn tips(
+    /// Asks the upstream for `branches`, and for what is in their way. Refused there is refused here.
+    /// The mirror could not say it: it may be older than a branch that is none of the task's.
+    pub(super) async fn list(
         &self,
         login: Option<&Login>,
         branches: &[&Branch],
-    ) -> Result<Tips, GitError> {
-        let refs: Vec<String> = branches.iter().map(|branch| branch.full_ref()).collect();
+    ) -> Result<Listing, GitError> {
+        let patterns = listing::patterns(branches);
         let mut args = vec!["ls-remote", "--heads", "--", &self.url];
-        args.extend(refs.iter().map(String::as_str));
-        let run = Run { git_dir: None, ..Run::local(&self.path, &args) };
+        args.extend(patterns.iter().map(String::as_str));
+        let output_bytes_max = REFS_BYTES_MAX;
+        let run = Run { git_dir: None, output_bytes_max, ..Run::local(&self.path, &args) };
         let listed = self.git.run(run.upstream(&self.url, login, LIST_TIMEOUT)).await?;
-        let text = self.accepted(&listed, "read")?;
-        let mut tips = Tips::new();
-        for line in text.lines() {
-            // Patterns match the end of a name, so the exact one is picked here.
-            let Some((id, name)) = line.split_once('\t') else { continue };
-            if let Some(branch) = branches.iter().find(|branch| branch.full_ref() == name) {
-                tips.insert((*branch).clone(), CommitId::parse(id)?);
-            }
-        }
-        Ok(tips)
+        Listing::read(&self.accepted(&listed, "read")?, branches)
     }
 
     /// Makes the mirror contain `tips`; does nothing when another attempt's fetch has brought them.
@@ -114,6 +132,8 @@ impl Mirror {
     ) -> Result<(), GitError> {
         let guard = Arc::clone(&self.lock).lock_owned().await;
         self.create().await?;
+        // On a full disk the mirror only looks older than it is.
+        let _ = tokio::fs::write(self.path.join(USED_FILE), "\n").await;
         let known = self.known(tips.keys()).await?;
         if tips.iter().all(|(branch, tip)| known.get(branch) == Some(tip)) {
             return Ok(());
@@ -265,6 +285,9 @@ impl Mirror {
     ) -> Result<(), GitError> {
         // The lock is held: whatever is left here belongs to a fetch that was killed.
         leftovers::clear(&self.path).await?;
+        let path = self.path.clone();
+        let room = space::blocking("measure the disk", move || Room::of(&path)).await?;
+        space::check(room, "fetch: the disk is full")?;
         let mirror = self.clone();
         let fetch = self.fetches.spawn(async move {
             let mut args =
@@ -291,46 +314,6 @@ impl Mirror {
             return Ok(String::from_utf8_lossy(&finished.stdout).into_owned());
         }
         Err(upstream_error(finished, &self.url, operation))
-    }
-}
-
-/// What a failed operation on `url` means, by the words of git (run with the C locale).
-pub(super) fn upstream_error(finished: &Finished, url: &str, operation: &'static str) -> GitError {
-    const REFUSED: &[&str] = &[
-        "authentication failed",
-        "could not read username",
-        "could not read password",
-        "returned error: 401",
-        "returned error: 403",
-    ];
-    const MISSING: &[&str] = &["' not found", "returned error: 404", "returned error: 410"];
-    const REDIRECT: &[&str] = &["returned error: 30", "unable to update url base from redirection"];
-    const UNAVAILABLE: &[&str] = &[
-        "returned error: 5",
-        "returned error: 429",
-        "returned error: 408",
-        "unable to access",
-        "rpc failed",
-        "early eof",
-        "unexpected disconnect",
-        "hung up unexpectedly",
-        "operation too slow",
-        "timed out",
-    ];
-    let text = finished.stderr.to_lowercase();
-    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    let url = url.to_owned();
-    let detail = finished.detail();
-    if says(REFUSED) {
-        GitError::Authenticate { url, operation, detail: finished.upstream_words() }
-    } else if says(MISSING) {
-        GitError::FindRepository { url, detail: finished.upstream_words() }
-    } else if says(REDIRECT) {
-        GitError::FollowRedirect { url }
-    } else if says(UNAVAILABLE) {
-        GitError::ReachUpstream { url, detail }
-    } else {
-        GitError::RunGit { operation: finished.operation.clone(), detail }
     }
 }
 

@@ -15,11 +15,13 @@
 mod command;
 mod error;
 mod exchange;
+mod facts;
 mod finished;
 mod gzip;
 mod heaps;
 mod inspect;
 mod leftovers;
+mod listing;
 mod login;
 mod messages;
 mod mirror;
@@ -31,9 +33,11 @@ mod publish;
 mod quarantine;
 mod serve;
 mod slots;
+mod space;
 mod start;
 #[cfg(test)]
 pub(super) mod tests;
+mod tidy;
 
 use std::{
     collections::HashSet,
@@ -43,7 +47,7 @@ use std::{
 
 use agent_operator::{
     attempt::{Published, StepRepository},
-    domain::{Credential, RunKey, TaskRef, assignment::Repository, names::disambiguated_branch},
+    domain::{Credential, RunKey, TaskRef, assignment::Repository},
 };
 
 pub use self::error::GitError;
@@ -52,12 +56,11 @@ pub use self::paths::{PROTECTED_BY_DEFAULT, ProtectedError, ProtectedPaths};
 pub use self::preflight::Checked;
 use self::{
     command::Git,
+    facts::{GrantNames, gather},
     heaps::HEAP_KIB_MAX,
-    mirror::{Mirror, Mirrors, Tips},
-    names::{Branch, CommitId},
+    mirror::{Mirror, Mirrors},
     quarantine::{Quarantine, State},
     slots::{Slot, Slots},
-    start::{Facts, Found},
 };
 use super::{
     permit::Permit,
@@ -152,6 +155,8 @@ struct Inner {
     git: Arc<Git>,
     upstreams: UpstreamMap,
     mirrors: Mirrors,
+    /// When mirrors were last looked through; locked while they are.
+    tidied: tokio::sync::Mutex<Option<tokio::time::Instant>>,
     quarantines: PathBuf,
     slots: Slots,
     limits: GitLimits,
@@ -176,6 +181,7 @@ impl GitService {
         let git = Arc::new(git.with_heap(settings.limits.heap_kib_max));
         let inner = Inner {
             mirrors: Mirrors::new(mirrors, Arc::clone(&git)),
+            tidied: tokio::sync::Mutex::default(),
             git,
             upstreams: UpstreamMap::new(settings.upstreams),
             quarantines,
@@ -262,7 +268,7 @@ impl GitService {
         let remote = self.inner.upstreams.resolve(&grant.repository.url)?;
         let login = login(&remote, credential)?;
         let mirror = self.inner.mirrors.get(&grant.namespace, remote.clone_url());
-        let tips = mirror.tips(login.as_deref(), &names.all()).await?;
+        let listing = mirror.list(login.as_deref(), &names.all()).await?;
         let quarantine = Quarantine::of(&self.inner.quarantines, grant);
         if let Some(state) = quarantine.load().await? {
             if slot.is_idle() {
@@ -270,8 +276,8 @@ impl GitService {
             }
             return Ok(step_repository(grant, &state));
         }
-        mirror.refresh(login.clone(), &tips).await?;
-        let facts = gather(grant, &names, &mirror, login, &tips).await?;
+        mirror.refresh(login.clone(), &listing.tips).await?;
+        let facts = gather(grant, &names, &mirror, login, &listing).await?;
         let state = State {
             base_commit: facts.base_commit.to_string(),
             start: start::decide(&facts)?,
@@ -308,86 +314,6 @@ fn authorities(git_dir: &Path, own: &Path) -> Result<PathBuf, GitError> {
     let joined = git_dir.join("authorities.pem");
     std::fs::write(&joined, all).map_err(failed)?;
     Ok(joined)
-}
-
-/// The branch names of a grant, checked.
-#[derive(Debug)]
-struct GrantNames {
-    base: Branch,
-    work: Branch,
-    own: Branch,
-}
-
-impl GrantNames {
-    fn of(grant: &RepositoryGrant) -> Result<Self, GitError> {
-        let repository = &grant.repository;
-        let own = disambiguated_branch(&repository.work_branch, &grant.task.uid);
-        Ok(Self {
-            base: Branch::parse(&repository.base_branch)?,
-            work: Branch::parse(&repository.work_branch)?,
-            own: Branch::parse(&own)?,
-        })
-    }
-
-    fn all(&self) -> [&Branch; 3] {
-        [&self.base, &self.work, &self.own]
-    }
-}
-
-/// Collects what [`start::decide`] looks at; the mirror holds everything afterwards.
-async fn gather(
-    grant: &RepositoryGrant,
-    names: &GrantNames,
-    mirror: &Mirror,
-    login: Option<Arc<Login>>,
-    tips: &Tips,
-) -> Result<Facts, GitError> {
-    let Some(base_tip) = tips.get(&names.base) else {
-        let (branch, url) = (names.base.to_string(), mirror.url().to_owned());
-        return Err(GitError::FindBranch { branch, url });
-    };
-    let recorded = |id: &Option<String>| id.as_deref().map(CommitId::parse).transpose();
-    let base_commit = recorded(&grant.repository.base_commit)?.unwrap_or_else(|| base_tip.clone());
-    mirror.require(login.clone(), &base_commit).await?;
-    let head_commit = recorded(&grant.repository.head_commit)?;
-    if let Some(head) = &head_commit {
-        mirror.require(login, head).await?;
-    }
-    let look = async |branch: &Branch| match tips.get(branch) {
-        None => Ok(None),
-        Some(tip) => {
-            look_at(grant, mirror, &base_commit, head_commit.as_ref(), tip).await.map(Some)
-        }
-    };
-    Ok(Facts {
-        work: look(&names.work).await?,
-        own: look(&names.own).await?,
-        work_branch: names.work.clone(),
-        own_branch: names.own.clone(),
-        is_base: names.work == names.base,
-        base_commit: base_commit.clone(),
-        head_commit: head_commit.clone(),
-        may_push: grant.may_push,
-    })
-}
-
-async fn look_at(
-    grant: &RepositoryGrant,
-    mirror: &Mirror,
-    base: &CommitId,
-    head: Option<&CommitId>,
-    tip: &CommitId,
-) -> Result<Found, GitError> {
-    let uid = grant.task.uid.as_str();
-    Ok(Found {
-        tip: tip.clone(),
-        tip_ours: mirror.tip_carries_trailer(tip, uid).await?,
-        ours: mirror.carries_trailer(base, tip, uid).await?,
-        contains_head: match head {
-            Some(head) => mirror.descends(tip, head).await?,
-            None => false,
-        },
-    })
 }
 
 /// The credential as git takes it, once it is known to belong to the remote's host.

@@ -2,10 +2,9 @@
 
 use std::fmt;
 
-use super::error::GitError;
+use agent_operator::domain::names::BRANCH_BYTES_MAX;
 
-/// Longest branch name: file systems limit one path component to 255 bytes, git adds `.lock`.
-const BRANCH_BYTES_MAX: usize = 200;
+use super::error::GitError;
 
 /// A branch name that `git check-ref-format --branch` accepts, without `refs/heads/`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -131,6 +130,7 @@ mod tests {
         ] {
             assert!(Branch::parse(name).is_err(), "{name:?}");
         }
+        assert!(Branch::parse(&"x".repeat(BRANCH_BYTES_MAX + 1)).is_err());
         assert!(Branch::parse(&"x".repeat(10_000)).is_err());
     }
 

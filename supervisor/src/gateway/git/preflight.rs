@@ -81,9 +81,9 @@ impl GitService {
         let remote = self.inner.upstreams.resolve(&grant.repository.url)?;
         let login = login(&remote, Some(credential))?;
         let mirror = self.inner.mirrors.get(&grant.namespace, remote.clone_url());
-        let tips = mirror.tips(login.as_deref(), &names.all()).await?;
-        mirror.refresh(login.clone(), &tips).await?;
-        let facts = gather(grant, &names, &mirror, login.clone(), &tips).await?;
+        let listing = mirror.list(login.as_deref(), &names.all()).await?;
+        mirror.refresh(login.clone(), &listing.tips).await?;
+        let facts = gather(grant, &names, &mirror, login.clone(), &listing).await?;
         start::decide(&facts)?;
         Ok((mirror, login, facts.base_commit))
     }
@@ -148,6 +148,10 @@ fn finding(error: &GitError) -> Finding {
         GitError::ChooseBranch { branch, own } => (
             Problem::WorkBranchTaken,
             format!("branches {branch} and {own} both exist and are not this task's"),
+        ),
+        GitError::BlockBranch { branch, other } => (
+            Problem::WorkBranchTaken,
+            format!("branch {other} leaves no room for {branch}: git cannot hold both"),
         ),
         GitError::ReachUpstream { url, detail } => {
             (Problem::ProviderUnavailable, format!("{url} is not available: {detail}"))

@@ -12,7 +12,7 @@ use super::{
     GitService, GrantNames, Login, RepositoryGrant,
     command::{At, Git, Run},
     error::GitError,
-    finished::Finished,
+    finished::{Finished, upstream_error},
     inspect::Inspection,
     login,
     mirror::{self, Mirror},
@@ -131,7 +131,7 @@ impl Way<'_> {
             return Err(moved());
         }
         let login = self.login.as_deref();
-        let tips = self.mirror.tips(login, &[&branch]).await?;
+        let tips = self.mirror.list(login, &[&branch]).await?.tips;
         let Some(tip) = tips.get(&branch) else { return Err(moved()) };
         self.mirror.refresh(self.login.clone(), &tips).await?;
         let base = CommitId::parse(&state.base_commit)?;
@@ -178,7 +178,7 @@ impl Way<'_> {
         };
         // Servers word a lost race each in their own way; where the branch is now tells it apart
         // from a rule that forbids the push.
-        let tips = self.mirror.tips(self.login.as_deref(), &[branch]).await?;
+        let tips = self.mirror.list(self.login.as_deref(), &[branch]).await?.tips;
         match tips.get(branch).map(CommitId::as_str) {
             Some(tip) if tip == commit.as_str() => Ok(Swap::Done),
             tip if tip != expected => Ok(Swap::Moved),
@@ -197,7 +197,7 @@ fn interpret(pushed: &Finished, branch: &Branch, url: &str) -> Result<Answer, Gi
             Ok(Answer::Refused(text::truncate(&summary, SUMMARY_BYTES_MAX).to_owned()))
         }
         Some(_) if pushed.code == Some(0) => Ok(Answer::Taken),
-        _ => Err(mirror::upstream_error(pushed, url, "write to")),
+        _ => Err(upstream_error(pushed, url, "write to")),
     }
 }
 

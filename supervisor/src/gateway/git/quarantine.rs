@@ -14,19 +14,18 @@ use super::{
     RepositoryGrant,
     command::{Git, Run},
     error::GitError,
+    listing::excludes,
     mirror::Mirror,
     names::Branch,
+    space,
     start::Start,
 };
-use crate::room::{INODES_MIN, Room};
+use crate::room::Room;
 
 /// What was decided for the attempt, beside the repository: a restarted gateway goes on with it.
 const STATE_FILE: &str = "agent-operator.json";
 /// The state is a handful of names and ids.
 const STATE_BYTES_MAX: usize = 64 * 1024;
-
-/// Free bytes below which a disk counts as full for a push: what an ordinary commit takes.
-const FREE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
 /// How deep git's own directories of objects go: `tmp_objdir-incoming-x/pack/file`.
 const DEPTH_MAX: u32 = 4;
@@ -88,17 +87,10 @@ impl Quarantine {
     /// Whether another push fits, here and on the disk; objects that it borrows do not count. On a full
     /// disk it has to wait: git would refuse it half-way, and the agent is not to blame.
     pub(super) async fn check_room(&self, bytes_max: u64) -> Result<(), GitError> {
-        let failed = |source| GitError::UseDisk { operation: "measure a quarantine", source };
         let objects = self.path.join("objects");
-        let measure = move || Ok((disk_usage(&objects, DEPTH_MAX)?, Room::of(&objects)?));
-        let (used, room) = tokio::task::spawn_blocking(measure)
-            .await
-            .map_err(|error| failed(io::Error::other(error)))?
-            .map_err(failed)?;
-        if room.bytes < FREE_BYTES_MIN || room.inodes < INODES_MIN {
-            let source = io::ErrorKind::StorageFull.into();
-            return Err(GitError::UseDisk { operation: "keep a push: the disk is full", source });
-        }
+        let measure = move || Ok((space::used(&objects, DEPTH_MAX)?, Room::of(&objects)?));
+        let (used, room) = space::blocking("measure a quarantine", measure).await?;
+        space::check(room, "keep a push: the disk is full")?;
         if used > bytes_max {
             return Err(GitError::FillQuarantine { limit: bytes_max });
         }
@@ -122,9 +114,10 @@ impl Quarantine {
         let run = Run { git_dir: None, ..Run::local(&self.path, &args) };
         git.run(run).await?.success()?;
         let objects = format!("{}\n", mirror.path().join("objects").display());
-        let info = self.path.join("objects/info");
-        tokio::fs::create_dir_all(&info).await.map_err(failed)?;
-        tokio::fs::write(info.join("alternates"), objects).await.map_err(failed)?;
+        let alternates = alternates(&self.path);
+        let info = alternates.parent().unwrap_or(&self.path);
+        tokio::fs::create_dir_all(info).await.map_err(failed)?;
+        tokio::fs::write(&alternates, objects).await.map_err(failed)?;
         let refs = snapshot(mirror.branch_lines().await?, base, state);
         tokio::fs::write(self.path.join("packed-refs"), refs).await.map_err(failed)?;
         // Clients that ask for no branch get the base.
@@ -142,7 +135,7 @@ fn snapshot(branches: Option<String>, base: &Branch, state: &State) -> String {
         .unwrap_or_default()
         .lines()
         .filter_map(|line| line.split_once(' '))
-        .filter(|(_, name)| *name != base && *name != work && !conflicts(name, &work))
+        .filter(|(_, name)| *name != base && *name != work && !excludes(name, &work))
         .map(|(id, name)| (name.to_owned(), id.to_owned()))
         .collect();
     lines.push((base, state.base_commit.clone()));
@@ -155,36 +148,14 @@ fn snapshot(branches: Option<String>, base: &Branch, state: &State) -> String {
     packed
 }
 
-/// Whether git could not hold both refs, one being a directory of the other.
-fn conflicts(name: &str, other: &str) -> bool {
-    let inside = |outer: &str, inner: &str| {
-        inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'))
-    };
-    inside(name, other) || inside(other, name)
+/// Where a repository names those whose objects it borrows.
+pub(super) fn alternates(repository: &Path) -> PathBuf {
+    repository.join("objects/info/alternates")
 }
 
 /// The directory of all quarantines of an attempt.
 pub(super) fn directory(root: &Path, run: &agent_operator::domain::RunKey) -> PathBuf {
     root.join(names::sha256_hex(run.to_string().as_bytes()))
-}
-
-/// Bytes of the files below `directory`; what goes while it is read counts nothing.
-fn disk_usage(directory: &Path, depth_max: u32) -> io::Result<u64> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        entries => entries?,
-    };
-    let mut bytes = 0_u64;
-    for entry in entries {
-        let entry = entry?;
-        let Ok(data) = entry.metadata() else { continue };
-        bytes = bytes.saturating_add(if data.is_dir() && depth_max > 0 {
-            disk_usage(&entry.path(), depth_max - 1)?
-        } else {
-            data.len()
-        });
-    }
-    Ok(bytes)
 }
 
 /// Removes a directory with all that is in it; one that is absent is fine.

@@ -1,11 +1,15 @@
 //! Where an attempt starts and which branch it will move: decided once, from facts alone.
 
+use agent_operator::domain::{names::BRANCH_BYTES_MAX, text};
 use serde::{Deserialize, Serialize};
 
 use super::{
     error::GitError,
     names::{Branch, CommitId},
 };
+
+/// How much of another branch's name is shown: the upstream's may be longer than ours.
+const OTHER_BYTES_MAX: usize = BRANCH_BYTES_MAX;
 
 /// A branch that exists upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +41,10 @@ pub(super) struct Facts {
     pub(super) work: Option<Found>,
     /// The branch with suffix upstream.
     pub(super) own: Option<Found>,
+    /// A branch upstream beside which git cannot hold the work branch.
+    pub(super) work_blocked: Option<String>,
+    /// The same of the branch with suffix.
+    pub(super) own_blocked: Option<String>,
     /// Whether this step may push.
     pub(super) may_push: bool,
 }
@@ -85,20 +93,35 @@ fn continue_from_record(facts: &Facts, head: &CommitId) -> Result<Start, GitErro
 }
 
 /// Nothing is recorded: the branch is new, or an earlier attempt's report was lost, or it belongs
-/// to somebody else and we take a name of our own.
+/// to somebody else or cannot be made and we take a name of our own.
 fn first_attempt(facts: &Facts) -> Result<Start, GitError> {
-    let asked = facts.work.as_ref().map(|found| (found, found.ours && !facts.is_base));
-    match asked {
-        None if !facts.is_base => Ok(new_branch(facts, &facts.work_branch)),
-        Some((found, true)) => Ok(existing_branch(&facts.work_branch, found)),
-        _ => match &facts.own {
-            None => Ok(new_branch(facts, &facts.own_branch)),
-            Some(found) if found.ours => Ok(existing_branch(&facts.own_branch, found)),
-            Some(_) => Err(GitError::ChooseBranch {
-                branch: facts.work_branch.to_string(),
-                own: facts.own_branch.to_string(),
-            }),
-        },
+    match &facts.work {
+        None if !facts.is_base && facts.work_blocked.is_none() => {
+            Ok(new_branch(facts, &facts.work_branch))
+        }
+        Some(found) if !facts.is_base && found.ours => {
+            Ok(existing_branch(&facts.work_branch, found))
+        }
+        _ => branch_of_our_own(facts),
+    }
+}
+
+/// The name with suffix, unless somebody else is there first: found out now, for the push would come
+/// after the work.
+fn branch_of_our_own(facts: &Facts) -> Result<Start, GitError> {
+    let (work, own) = (&facts.work_branch, &facts.own_branch);
+    let blocked = |branch: &Branch, other: &str| {
+        let other = text::printable(text::truncate(other, OTHER_BYTES_MAX));
+        Err(GitError::BlockBranch { branch: branch.to_string(), other })
+    };
+    match (&facts.own, &facts.work_blocked, &facts.own_blocked) {
+        (None, _, None) => Ok(new_branch(facts, own)),
+        (Some(found), _, _) if found.ours => Ok(existing_branch(own, found)),
+        (_, Some(other), _) => blocked(work, other),
+        (_, None, Some(other)) => blocked(own, other),
+        (Some(_), None, None) => {
+            Err(GitError::ChooseBranch { branch: work.to_string(), own: own.to_string() })
+        }
     }
 }
 
@@ -131,6 +154,8 @@ mod tests {
             head_commit: None,
             work: None,
             own: None,
+            work_blocked: None,
+            own_blocked: None,
             may_push: true,
         }
     }
@@ -166,6 +191,30 @@ mod tests {
         assert_eq!(decide(&ours).unwrap(), start("ai/x-abcde", '2', Some('2')));
         let both = Facts { own: Some(found('2', false)), ..taken };
         assert!(matches!(decide(&both), Err(GitError::ChooseBranch { .. })));
+    }
+
+    #[test]
+    fn a_branch_below_the_work_branch_gives_a_suffix_and_one_above_both_names_an_error() {
+        let blocking = |other: &str| Some(other.to_owned());
+        let below = Facts { work_blocked: blocking("ai/x/y"), ..facts() };
+        assert_eq!(decide(&below).unwrap(), start("ai/x-abcde", 'b', None));
+        let named = |facts: &Facts| match decide(facts) {
+            Err(GitError::BlockBranch { branch, other }) => (branch, other),
+            decided => panic!("{decided:?}"),
+        };
+        let pair = |branch: &str, other: &str| (branch.to_owned(), other.to_owned());
+        let above = Facts {
+            work_blocked: blocking("ai"),
+            own_blocked: blocking("ai"),
+            may_push: false,
+            ..facts()
+        };
+        assert_eq!(named(&above), pair("ai/x", "ai"), "a plan would be made in vain too");
+        let foreign_too = Facts { own: Some(found('2', false)), ..below };
+        assert_eq!(named(&foreign_too), pair("ai/x", "ai/x/y"));
+        let taken = Facts { work: Some(found('1', false)), ..facts() };
+        let own = Facts { own_blocked: blocking("ai/x-abcde/z"), ..taken };
+        assert_eq!(named(&own), pair("ai/x-abcde", "ai/x-abcde/z"));
     }
 
     #[test]

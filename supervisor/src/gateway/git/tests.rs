@@ -1,8 +1,10 @@
 //! The whole way on loopback: a real git client in the sandbox's place, a real git upstream.
 
+mod branches;
 mod hostile;
 mod memory;
 mod patience;
+mod mirrors;
 mod preflight;
 mod races;
 mod rights;

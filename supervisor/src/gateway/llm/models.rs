@@ -21,7 +21,7 @@ impl AllowedModels {
 
 /// Whether `model` is `name`, or a version of it by date: `name-20250101`, `name@20250101`. Not every
 /// name that goes on is a version: `name-5` may be a dearer model.
-fn is_version_of(name: &str, model: &str) -> bool {
+pub(super) fn is_version_of(name: &str, model: &str) -> bool {
     let Some(rest) = model.strip_prefix(name) else { return false };
     let date = rest.strip_prefix(['-', '@']);
     let is_date =

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use agent_operator::domain::Usage;
 use serde::{Deserialize, Serialize};
 
+use super::models::is_version_of;
+
 /// Prices of one model in micro-dollars for a million tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -63,17 +65,12 @@ impl Prices {
         self.entry(model).map(|(_, price)| price)
     }
 
-    /// The entry of `model`: its own, else the longest that it is a version of (`name-20250101` is a
-    /// version of `name`).
+    /// The entry of `model`: its own, else that of the name that it is a version of, by the rule of the
+    /// list of allowed models. Whatever else its name begins with, it may be dearer.
     pub fn entry(&self, model: &str) -> Option<(&str, Price)> {
-        let version_of = |name: &str| {
-            model
-                .strip_prefix(name)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '@']))
-        };
         self.0
             .iter()
-            .filter(|(name, _)| version_of(name))
+            .filter(|(name, _)| is_version_of(name, model))
             .max_by_key(|(name, _)| name.len())
             .map(|(name, price)| (name.as_str(), *price))
     }
@@ -106,12 +103,16 @@ mod tests {
     }
 
     #[test]
-    fn a_dated_version_has_the_price_of_the_longest_matching_name() {
-        let table = [("claude-x", 1), ("claude-x-mini", 2)]
+    fn a_dated_version_has_its_own_price_or_that_of_its_name_and_another_model_has_none() {
+        let table = [("claude-x", 1), ("claude-x-mini", 2), ("claude-x-20260101", 3)]
             .map(|(name, input)| (name.to_owned(), Price { input, ..Price::default() }));
         let prices = Prices::new(table.into());
         assert_eq!(prices.of("claude-x-20250101").unwrap().input, 1);
+        assert_eq!(prices.of("claude-x@20250101").unwrap().input, 1);
         assert_eq!(prices.of("claude-x-mini-20250101").unwrap().input, 2);
-        assert!(prices.of("claude-xl").is_none());
+        assert_eq!(prices.of("claude-x-20260101").unwrap().input, 3);
+        for other in ["claude-xl", "claude-x-5", "claude-x-latest", "claude-x-mini-5", "claude"] {
+            assert!(prices.of(other).is_none(), "{other}");
+        }
     }
 }

@@ -110,7 +110,7 @@ async fn every_call_is_as_described(variable: &str) {
     assert_eq!(world.violations(), Vec::<String>::new());
     assert_eq!(world.relay.served.lock().unwrap().len(), 4);
 
-    for (code, reason) in [(403, Reason::InvalidTask), (422, Reason::InvalidTask)] {
+    for (code, reason) in [(403, Reason::ProviderUnavailable), (422, Reason::InvalidTask)] {
         *world.relay.code.lock().unwrap() = Some(code);
         let error = forge.open_pull_request(&draft()).await.unwrap_err();
         assert_eq!(error.reason(), Some(reason), "{error}");

@@ -282,8 +282,11 @@ async fn each_refusal_says_what_to_do() {
         world.server.fake.branch("ai/x");
         world.server.instead.lock().unwrap().push((method, status, headers, "scripted"));
         let error = world.ensure(&World::order()).await.unwrap_err();
-        assert_eq!(error.reason(), Some(Reason::InvalidTask), "{error}");
-        assert!(!error.retryable(), "{error}");
+        let reason = match status {
+            401 | 403 | 404 => Reason::ProviderUnavailable,
+            _ => Reason::InvalidTask,
+        };
+        assert_eq!((error.reason(), error.retryable()), (Some(reason), false), "{error}");
         for word in words {
             assert!(error.to_string().contains(word), "{status}: {word:?} is not in {error}");
         }

@@ -213,7 +213,7 @@ async fn a_change_becomes_one_pull_request_at_a_real_forge() {
     let mut missing = order.clone();
     missing.head_branch = "ai/none".to_owned();
     let error = forges.ensure_pull_request(&missing, &credential, &permit).await.unwrap_err();
-    assert_eq!(error.reason(), Some(Reason::InvalidTask), "{error}");
+    assert!(matches!(error, ForgeError::FindRepository { .. }), "{error}");
 }
 
 /// Another tenant, with a good account and no right, gets nothing of what is cached by now.
