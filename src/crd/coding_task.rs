@@ -17,7 +17,7 @@ use super::{
 use crate::domain::names::{BRANCH_BYTES_MAX, WORK_BRANCH_BYTES_MAX};
 
 /// Most runs that a task's status lists: a task with every retry used and each run placed several
-/// times stays far below it, and the object stays below 100 KiB.
+/// times stays far below it, and the object stays below 200 KiB.
 pub const RUNS_MAX: usize = 512;
 
 /// A task for a coding agent: plan, implement, test, and open a pull request.
@@ -534,6 +534,9 @@ pub struct AgentRunSummary {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub reason: Option<String>,
+    /// What it used; kept here so that the budget survives the loss of an AgentRun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageStatus>,
 }
 
 /// The plan.

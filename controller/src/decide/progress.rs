@@ -10,6 +10,7 @@ use agent_operator::{
         CodingTaskSpec,
         coding_task::{OnExceeded, OnUnverifiable},
         conditions,
+        shared::UsageStatus,
     },
     domain::{
         Attempt, Budget, NodeName, Reason, RunPhase, StepName, Usage, assignment::TaskBudget,
@@ -39,6 +40,8 @@ pub struct Record<'a> {
     pub phase: RunPhase,
     /// Why it ended.
     pub reason: Option<Reason>,
+    /// What it used.
+    pub usage: Option<UsageStatus>,
     /// The object; none when it is gone.
     pub run: Option<&'a RunView>,
 }
@@ -177,15 +180,19 @@ pub fn budget_left(observed: &Observed) -> Option<TaskBudget> {
     })
 }
 
-/// Consumption of all runs. A run that is gone keeps its share in the task's status.
+/// Consumption of all runs: of each its object's word, or the task's status where that is gone. The
+/// recorded total is the least, for an older version listed runs without their share.
 pub fn usage(observed: &Observed) -> Usage {
+    let status = &observed.task.status;
+    let listed = status.agent_runs.iter().map(|run| (&run.name, run.usage));
+    let objects = observed.runs.iter().map(|run| (&run.run.name, run.status.usage));
+    let known = |(name, usage): (_, Option<UsageStatus>)| Some((name, usage?));
+    let by_name: BTreeMap<_, _> = listed.chain(objects).filter_map(known).collect();
     let mut sum = Usage::default();
-    for run in &observed.runs {
-        if let Some(usage) = run.status.usage {
-            sum += Usage::from(usage);
-        }
+    for usage in by_name.into_values() {
+        sum += Usage::from(usage);
     }
-    let recorded = observed.task.status.usage.map(Usage::from).unwrap_or_default();
+    let recorded = status.usage.map(Usage::from).unwrap_or_default();
     if recorded.total_tokens() > sum.total_tokens() { recorded } else { sum }
 }
 
@@ -453,6 +460,7 @@ fn records(observed: &Observed) -> BTreeMap<(StepName, Attempt), Record<'_>> {
             } else {
                 summary.reason.as_deref().and_then(|reason| reason.parse().ok())
             },
+            usage: summary.usage,
             run: None,
         };
         records.insert((step, attempt), record);
@@ -464,6 +472,7 @@ fn records(observed: &Observed) -> BTreeMap<(StepName, Attempt), Record<'_>> {
             attempt: run.attempt,
             phase: run.phase,
             reason: run.reason,
+            usage: run.status.usage,
             run: Some(run),
         };
         records.insert((run.step, run.attempt), record);

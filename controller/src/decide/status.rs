@@ -174,6 +174,7 @@ impl<'a> Draft<'a> {
             attempt,
             phase: RunPhase::Pending.as_str().to_owned(),
             reason: None,
+            usage: None,
         });
         self.bound_runs();
     }
@@ -210,6 +211,7 @@ impl<'a> Draft<'a> {
                 attempt: i32::try_from(record.attempt.0).unwrap_or(i32::MAX),
                 phase: record.phase.as_str().to_owned(),
                 reason: record.reason.map(|reason| reason.as_str().to_owned()),
+                usage: record.usage,
             })
             .collect();
         self.bound_runs();

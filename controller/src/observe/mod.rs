@@ -198,6 +198,7 @@ impl World {
             attempt: run.spec.attempt,
             phase: RunPhase::Pending.as_str().to_owned(),
             reason: None,
+            usage: None,
         };
         let mut vanished = self.vanished.lock().unwrap_or_else(PoisonError::into_inner);
         let of_task = vanished.entry(task_uid.clone()).or_default();

@@ -7,7 +7,10 @@ mod preflight;
 mod prepare;
 mod retries;
 
-use agent_operator::domain::{Reason, StepName};
+use agent_operator::{
+    crd::coding_task::BudgetSpec,
+    domain::{Reason, StepName},
+};
 use agent_operator_controller::{
     decide::{Delivery, RunView},
     plan::Order,
@@ -165,6 +168,48 @@ fn history_survives_the_loss_of_ended_runs() {
     assert_eq!((run.step, run.attempt.0), (StepName::Test, 2));
     assert_eq!(model.task.status.retry_count, Some(1));
     assert_eq!(model.task.status.usage.map(|usage| usage.turns > 0), Some(true));
+}
+
+/// Tokens that a status says were used in all.
+fn tokens(model: &Model) -> i64 {
+    model.task.status.usage.unwrap_or_default().input_tokens
+}
+
+#[test]
+fn what_deleted_runs_used_counts_beside_what_later_ones_use() {
+    let mut model = until(StepName::Test);
+    assert_eq!(tokens(&model), 20, "each run of the model uses 10");
+    model.runs.retain(RunView::is_live);
+    assert!(model.settle().is_empty(), "their loss is no reason to write");
+    model.through(Reason::VerifyFailed, Some("x"));
+    assert_eq!(tokens(&model), 30);
+    model.through(OK, None);
+    assert_eq!(tokens(&model), 40);
+    model.runs.retain(RunView::is_live);
+    model.through(OK, None);
+    model.through(OK, None);
+    assert_eq!((model.phase(), tokens(&model)), ("Complete", 60));
+}
+
+#[test]
+fn a_budget_is_used_up_by_deleted_runs_too() {
+    let mut model = until(StepName::Test);
+    model.task.spec.budget = Some(BudgetSpec { max_tokens: Some(100), ..BudgetSpec::default() });
+    model.runs.retain(RunView::is_live);
+    model.through(Reason::VerifyFailed, Some("x"));
+    let left = model.live().and_then(|run| run.told_budget).and_then(|left| left.tokens);
+    assert_eq!(left, Some(70));
+}
+
+#[test]
+fn a_total_of_an_older_version_that_listed_no_shares_is_not_forgotten() {
+    let mut model = until(StepName::Test);
+    for run in &mut model.task.status.agent_runs {
+        run.usage = None;
+    }
+    model.runs.retain(RunView::is_live);
+    model.settle();
+    assert_eq!(tokens(&model), 20);
 }
 
 #[test]
