@@ -69,14 +69,14 @@ impl Flow {
         if !self.counted {
             return;
         }
-        let usage = self.charge(&self.model, self.asked.estimate(self.began.took()));
+        let usage = self.charge(&self.model, self.asked.estimate(self.began.took()), 0);
         self.over(result, status, usage);
     }
 
     /// Adds what the call used to the attempt's count, with its price.
-    fn charge(&self, model: &str, usage: Usage) -> Usage {
+    fn charge(&self, model: &str, usage: Usage, cached_for_an_hour: u64) -> Usage {
         let price = self.prices.of(model).or_else(|| self.prices.of(&self.model));
-        let cost = price.map_or(0, |price| price.cost_micro_usd(&usage));
+        let cost = price.map_or(0, |price| price.cost_micro_usd(&usage, cached_for_an_hour));
         let usage = Usage { cost_micro_usd: cost, ..usage };
         self.attempt.count(usage);
         usage
@@ -241,7 +241,7 @@ async fn copy(
 
 fn settle(flow: &Flow, counted: &Counted, status: StatusCode, whole: bool, cancelled: bool) {
     let model = counted.model.as_deref().unwrap_or(&flow.model);
-    let usage = flow.charge(model, used(flow, counted));
+    let usage = flow.charge(model, used(flow, counted), counted.cached_for_an_hour);
     let result = match &counted.error {
         Some(_) => CallResult::Refused,
         None if whole => CallResult::Answered,

@@ -31,6 +31,8 @@ pub struct TooLong;
 pub struct Counted {
     /// Tokens; turns and cost are not set here.
     pub usage: Usage,
+    /// Of the tokens written to the cache, those that it keeps for an hour, which cost more.
+    pub cached_for_an_hour: u64,
     /// Whether the provider has said what it read.
     pub told: bool,
     /// Model that answered, if the answer says so.
@@ -61,6 +63,7 @@ enum Format {
 #[derive(Debug, Default)]
 struct Seen {
     usage: Usage,
+    cached_for_an_hour: u64,
     told: bool,
     text_bytes: u64,
     model: Option<String>,
@@ -131,8 +134,8 @@ impl Meter {
                 }
             }
         }
-        let Seen { usage, told, model, error, complete, .. } = self.seen;
-        Counted { usage, told, model, error, complete }
+        let Seen { usage, cached_for_an_hour, told, model, error, complete, .. } = self.seen;
+        Counted { usage, cached_for_an_hour, told, model, error, complete }
     }
 }
 
@@ -253,14 +256,14 @@ impl Seen {
     /// Figures are cumulative within one answer, so the highest counts.
     fn usage(&mut self, usage: Option<&Value>) {
         let Some(usage) = usage else { return };
-        let told = |name: &str| usage.get(name).and_then(Value::as_u64);
-        self.told |= told("input_tokens").is_some();
-        let figure = |name: &str| told(name).unwrap_or(0);
-        let most = |known: &mut u64, name: &str| *known = (*known).max(figure(name));
-        most(&mut self.usage.input_tokens, "input_tokens");
-        most(&mut self.usage.output_tokens, "output_tokens");
-        most(&mut self.usage.cache_read_tokens, "cache_read_input_tokens");
-        most(&mut self.usage.cache_write_tokens, "cache_creation_input_tokens");
+        let told = |path: &str| usage.pointer(path).and_then(Value::as_u64);
+        self.told |= told("/input_tokens").is_some();
+        let most = |known: &mut u64, path| *known = (*known).max(told(path).unwrap_or(0));
+        most(&mut self.usage.input_tokens, "/input_tokens");
+        most(&mut self.usage.output_tokens, "/output_tokens");
+        most(&mut self.usage.cache_read_tokens, "/cache_read_input_tokens");
+        most(&mut self.usage.cache_write_tokens, "/cache_creation_input_tokens");
+        most(&mut self.cached_for_an_hour, "/cache_creation/ephemeral_1h_input_tokens");
     }
 }
 
@@ -366,6 +369,17 @@ mod tests {
         let counted = meter.finish();
         assert_eq!(figures(&counted.usage), [5, 0, 0, 0]);
         assert!(counted.complete);
+    }
+
+    #[test]
+    fn what_the_cache_keeps_for_an_hour_is_told_apart() {
+        let start = r#"data: {"type":"message_start","message":{"usage":{"input_tokens":1,"cache_creation_input_tokens":9,"cache_creation":{"ephemeral_5m_input_tokens":2,"ephemeral_1h_input_tokens":7}}}}"#;
+        let mut meter = Meter::events();
+        meter.feed(start.as_bytes()).unwrap();
+        // The last event repeats the sum without its parts.
+        meter.feed(b"\ndata: {\"type\":\"message_delta\",\"usage\":{\"cache_creation_input_tokens\":9}}\n").unwrap();
+        let counted = meter.finish();
+        assert_eq!((counted.usage.cache_write_tokens, counted.cached_for_an_hour), (9, 7));
     }
 
     #[test]

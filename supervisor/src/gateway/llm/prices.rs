@@ -21,17 +21,25 @@ pub struct Price {
     /// Tokens written to the prompt cache.
     #[serde(rename = "cacheWriteMicroUSDPerMTok")]
     pub cache_write: u64,
+    /// Tokens written to it that it keeps for an hour instead of five minutes. Where it is left out, twice
+    /// `input`, as the price list of Anthropic has it for all models ("1-hour cache write tokens are 2
+    /// times the base input tokens price", docs.claude.com, Prompt caching, Pricing).
+    #[serde(rename = "cacheWrite1hMicroUSDPerMTok")]
+    pub cache_write_1h: Option<u64>,
 }
 
 impl Price {
-    /// The cost of `usage`, rounded up to a whole micro-dollar a call.
-    pub fn cost_micro_usd(&self, usage: &Usage) -> u64 {
+    /// The cost of `usage`, rounded up to a whole micro-dollar a call. Of its tokens that were written to
+    /// the cache `for_an_hour` are kept there so long.
+    pub fn cost_micro_usd(&self, usage: &Usage, for_an_hour: u64) -> u64 {
         const MILLION: u128 = 1_000_000;
+        let cache_write_1h = self.cache_write_1h.unwrap_or_else(|| self.input.saturating_mul(2));
         let sum = [
             (usage.input_tokens, self.input),
             (usage.output_tokens, self.output),
             (usage.cache_read_tokens, self.cache_read),
-            (usage.cache_write_tokens, self.cache_write),
+            (usage.cache_write_tokens.saturating_sub(for_an_hour), self.cache_write),
+            (for_an_hour, cache_write_1h),
         ]
         .into_iter()
         .map(|(tokens, price)| u128::from(tokens).saturating_mul(u128::from(price)))
@@ -79,11 +87,22 @@ mod tests {
     fn costs_are_whole_micro_dollars_rounded_up_and_never_overflow() {
         let price = Price { input: 3_000_000, output: 15_000_000, ..Price::default() };
         let usage = Usage { input_tokens: 1000, output_tokens: 100, ..Usage::default() };
-        assert_eq!(price.cost_micro_usd(&usage), 3000 + 1500);
+        assert_eq!(price.cost_micro_usd(&usage, 0), 3000 + 1500);
         let cheap = Price { input: 1, ..Price::default() };
-        assert_eq!(cheap.cost_micro_usd(&usage), 1);
+        assert_eq!(cheap.cost_micro_usd(&usage, 0), 1);
         let huge = Usage { input_tokens: u64::MAX, ..Usage::default() };
-        assert_eq!(price.cost_micro_usd(&huge), u64::MAX);
+        assert_eq!(price.cost_micro_usd(&huge, 0), u64::MAX);
+    }
+
+    #[test]
+    fn what_the_cache_keeps_for_an_hour_costs_twice_the_input_unless_the_table_says_otherwise() {
+        let price = Price { input: 4_000_000, cache_write: 5_000_000, ..Price::default() };
+        let usage = Usage { cache_write_tokens: 100, ..Usage::default() };
+        assert_eq!(price.cost_micro_usd(&usage, 0), 500);
+        assert_eq!(price.cost_micro_usd(&usage, 40), 60 * 5 + 40 * 8);
+        assert_eq!(price.cost_micro_usd(&usage, 200), 200 * 8, "more than there is in all");
+        let listed = Price { cache_write_1h: Some(7_000_000), ..price };
+        assert_eq!(listed.cost_micro_usd(&usage, 100), 700);
     }
 
     #[test]
