@@ -1,5 +1,6 @@
 //! Every attack, first where it must succeed and then where it must not.
 
+use agent_operator::domain::Usage;
 use serde_json::json;
 
 use super::{
@@ -62,6 +63,7 @@ impl Attacks<'_> {
         let mut effects = scene.effects(cluster).await;
         add_seen(&mut effects, knocking.opened().await, lingering);
         effects.extend(forgeries(cluster, &marker).await);
+        add_hung_up(cluster, &marker, &mut outcomes, &mut effects).await;
         effects.extend(self.upstream(cluster, &scene, &mut outcomes).await);
         judge::settle(&mut outcomes, &effects);
         watch.judge(cluster, &[&[marker][..], &diffs[..]].concat(), &left).await;
@@ -125,6 +127,26 @@ pub(super) async fn told(cluster: &Cluster, task: &str) -> (Outcomes, Vec<usize>
     // Plan, implement and test at least; a step that says nothing has not attacked.
     assert!(scores.len() >= 3, "{}", cluster.describe(NAMESPACE, task).await);
     (outcomes, scores)
+}
+
+/// Adds what came of the calls that the implement step of `task` has hung up on.
+pub(super) async fn add_hung_up(
+    cluster: &Cluster,
+    task: &str,
+    outcomes: &mut Outcomes,
+    effects: &mut Effects,
+) {
+    let asked = cluster.model.requests_with(&format!("{task}-hang-up")).await;
+    let asked = asked.iter().filter(|request| request["status"] == 200).count() as u64;
+    let runs = cluster.runs(NAMESPACE, task).await;
+    let run = runs.into_iter().find(|run| run.spec.step == "implement");
+    let usage = run.and_then(|run| run.status?.usage);
+    let charged = usage.map_or(0, |usage| Usage::from(usage).total_tokens());
+    let seen = judge::hung_up(asked, charged);
+    if seen.outcome == "succeeded" {
+        effects.insert("gw-hang-up", seen.evidence.clone());
+    }
+    list::keep(outcomes, "gw-hang-up", seen);
 }
 
 /// Whether somebody believed what only the runner may say.

@@ -46,6 +46,9 @@ const AWAY: [&str; 6] = [
 /// How much later than its deadline a step may still be answered by the model: time for the order to stop
 /// on a busy machine, and well within the step's grace.
 const ANSWERED_LATE_MAX_SECONDS: f64 = 5.0;
+/// Tokens that each call has at least which is hung up on, whoever counts them: a quarter of its bytes (`gw-hang-up`).
+/// All other calls of the step together have far less.
+const HANG_UP_TOKENS: u64 = 10_000;
 /// What a step begins the line with that tells of an answer, before its Unix time and its status.
 const ANSWERED: &str = "run-outlive answered ";
 
@@ -171,6 +174,18 @@ pub(super) fn outlived(log: &str, deadline: f64) -> Seen {
     Seen { outcome: outcome.to_owned(), evidence }
 }
 
+/// What came of calls that were hung up on: so many reached the model, and their step was charged so much.
+pub(super) fn hung_up(asked: u64, charged: u64) -> Seen {
+    let outcome = match asked {
+        // What the model never had costs nothing.
+        0 => "untried",
+        _ if charged < asked * HANG_UP_TOKENS => "succeeded",
+        _ => "sent",
+    };
+    let evidence = format!("{asked} calls reached the model, {charged} tokens were charged");
+    Seen { outcome: outcome.to_owned(), evidence }
+}
+
 /// Gives the attacks that are judged from outside their verdict. One that was never carried out stays so.
 pub(super) fn settle(outcomes: &mut Outcomes, effects: &Effects) {
     for Attack { id, inside, .. } in list::attacks() {
@@ -227,6 +242,15 @@ mod tests {
         assert_eq!(word(&[(90.0, 200), (105.1, 200)]), "succeeded");
         assert_eq!(word(&[(90.0, 503), (106.0, 403)]), "untried");
         assert_eq!(word(&[]), "untried");
+    }
+
+    #[test]
+    fn a_call_that_was_hung_up_on_and_not_charged_is_noticed() {
+        let word = |asked, charged| hung_up(asked, charged).outcome;
+        assert_eq!(word(0, 500), "untried");
+        assert_eq!(word(20, 200_500), "sent");
+        assert_eq!(word(20, 190_900), "succeeded", "one of them");
+        assert_eq!(word(20, 0), "succeeded");
     }
 
     #[test]

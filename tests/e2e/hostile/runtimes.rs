@@ -113,6 +113,7 @@ async fn no_other_attack_than_the_known_one_succeeds_from_inside_a_step_of_anoth
     let mut effects = scene.effects(&cluster).await;
     add_seen(&mut effects, knocking.opened().await, None);
     effects.extend(attacks::forgeries(&cluster, &marker).await);
+    attacks::add_hung_up(&cluster, &marker, &mut outcomes, &mut effects).await;
     judge::settle(&mut outcomes, &effects);
     say(&format!("beside it {left}"));
     remove(&classes, &class).await;

@@ -6,12 +6,21 @@ import socket
 import time
 
 from frame import (
-    PACKET_SECONDS, Refused, Sent, Untried, agent_token, attack, exchange, gateway_address, judged, status,
+    PACKET_SECONDS, Refused, Sent, Untried, agent_token, attack, exchange, gateway_address, judged, status, to_gateway,
 )
 
 # Larger than any header block and any request that a gateway has a reason to take.
 HEAD_BYTES = 256 * 1024
 BODY_BYTES = 33 * 1024 * 1024
+# Almost as large as a request may be, and nothing but keys. Made in pieces: a list of them all takes too much memory.
+KEY_PIECES = 732
+KEYS_PER_PIECE = 4096
+# Calls that are hung up on, each a little later than the one before: while the gateway reads, while it asks, while it
+# waits. Of their size the judge knows what they cost. The pause is for the gateway's limit of calls at once.
+HANG_UPS = 20
+HANG_UP_BYTES = 40_000
+HANG_UP_SECONDS = 0.001
+HANG_UP_PAUSE_SECONDS = 0.2
 CONNECTIONS = 400
 CONNECTIONS_HELD = 128
 GIFT_SECONDS = 30
@@ -267,6 +276,34 @@ def oversize_body(parameters):
     body = message(parameters, system="x" * BODY_BYTES)
     answer = request(parameters, "POST " + parameters.get("bodyPath", "/llm/v1/messages"), body=body)
     return refused_unless(parameters, status(answer) == 200, answer, "%d bytes of body" % BODY_BYTES, "gw-oversize-body")
+
+
+@attack("gw-json-keys", alone=True)
+def json_keys(parameters):
+    pieces = (range(first * KEYS_PER_PIECE, (first + 1) * KEYS_PER_PIECE) for first in range(KEY_PIECES))
+    keys = b",".join(b",".join(b'"%x":0' % key for key in piece) for piece in pieces)
+    body = b'{"model":"scripted","max_tokens":16,"messages":[],"metadata":{%s}}' % keys
+    answer = request(parameters, "POST /llm/v1/messages", body=body)
+    return refused_unless(parameters, status(answer) == 200, answer, "%d keys" % (KEY_PIECES * KEYS_PER_PIECE))
+
+
+@attack("gw-hang-up", alone=True)
+def hang_up(parameters):
+    """Calls of the model whose answers nobody waits for: who watches outside knows what they were charged."""
+    mark = "%s-hang-up %s" % (parameters["marker"], "x" * HANG_UP_BYTES)
+    body = message(dict(parameters, marker=mark))
+    for number in range(HANG_UPS):
+
+        def send(parameters, payload):
+            with to_gateway(parameters) as stream:
+                stream.sendall(payload)
+                time.sleep(number * HANG_UP_SECONDS)
+
+        request(parameters, "POST /llm/v1/messages", body=body, send=send)
+        time.sleep(HANG_UP_PAUSE_SECONDS)
+    # Whoever is not there cannot be hung up on either.
+    answer = request(parameters, "POST /llm/v1/messages", body=message(parameters))
+    raise Sent(judged(parameters, "%d calls, and one that was waited for" % HANG_UPS, answer))
 
 
 @attack("gw-connection-flood", alone=True)
