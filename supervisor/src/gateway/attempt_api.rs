@@ -27,6 +27,7 @@ use self::{
 };
 use super::{
     core::{self, Shared},
+    events_relay::{Full, Ticket},
     grants::{Attempt, Minted, RedeemError, RefusalKind, TokenHash, attempt::Signal},
     identity::Caller,
     respond::{self, Answer},
@@ -44,10 +45,15 @@ const NONCE_DIGITS: std::ops::RangeInclusive<usize> = 32..=128;
 
 /// Hands an event to the supervisor and waits until it is on disk there.
 async fn record(gateway: &Shared, run: &RunKey, event: DurableEvent) -> Result<(), Answer> {
-    let ticket =
-        gateway.outbox.send(run, event).map_err(|full| respond::later(full.to_string()))?;
+    recorded(gateway.outbox.send(run, event)).await.map(drop)
+}
+
+/// Waits until a message is on disk; the number of event records in it.
+async fn recorded(sent: Result<Ticket, Full>) -> Result<u64, Answer> {
+    let ticket = sent.map_err(|full| respond::later(full.to_string()))?;
+    let records = u64::try_from(ticket.records()).unwrap_or(u64::MAX);
     match timeout(ACK_TIMEOUT, ticket.acked()).await {
-        Ok(true) => Ok(()),
+        Ok(true) => Ok(records),
         Ok(false) => Err(over()),
         Err(_) => Err(respond::later("the node's supervisor is away; try again")),
     }
@@ -263,12 +269,11 @@ pub(super) async fn events(gateway: &Shared, caller: &Caller, request: Request<B
     let gap = request.first > *next;
     if !gap && known < request.records.len() {
         let records = outputs::events(&request.records[known..], &attempt.secrets());
-        let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
         let event = DurableEvent::Events { first: *next, records };
-        if let Err(answer) = record(gateway, attempt.key(), event).await {
-            return answer;
+        match recorded(gateway.outbox.send(attempt.key(), event)).await {
+            Ok(count) => *next = next.saturating_add(count),
+            Err(answer) => return answer,
         }
-        *next = next.saturating_add(count);
     }
     respond::json(StatusCode::OK, &EventsAnswer { next: *next })
 }
