@@ -333,8 +333,10 @@ impl Ledger {
         Ok(())
     }
 
-    /// Appends entries; with `sync` they are on disk when this returns, unless it says otherwise.
+    /// Appends entries; with `sync` they are on disk when this returns, unless it says otherwise. What waited
+    /// before them always is: somebody may have been promised to hear once it is there.
     pub fn append(&mut self, entries: &[Entry], sync: bool) -> Result<Stored, LedgerError> {
+        let sync = sync || self.is_behind();
         for entry in entries {
             self.backlog.extend_from_slice(&format::line(entry)?);
         }

@@ -403,6 +403,18 @@ fn facts_of_a_failing_disk_wait_in_order_and_are_written_once_it_works() {
 }
 
 #[test]
+fn facts_that_waited_outlast_a_loss_of_power_once_a_later_one_is_written_though_without_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::with_free(2 * RESERVE_BYTES);
+    let (mut ledger, _, _) = Ledger::open_on(Box::new(disk.clone()), dir.path()).unwrap();
+    disk.set_broken(true);
+    assert_eq!(ledger.append(&one_fact(1), true).unwrap(), Stored::Waiting);
+    disk.set_broken(false);
+    assert_eq!(ledger.append(&one_fact(2), false).unwrap(), Stored::OnDisk);
+    assert_eq!(disk.after_power_loss(dir.path()).0.highest_epoch, Epoch(2));
+}
+
+#[test]
 fn too_many_waiting_facts_are_an_error_and_not_a_loss_in_silence() {
     let dir = tempfile::tempdir().unwrap();
     let disk = SmallDisk::with_free(2 * RESERVE_BYTES);
