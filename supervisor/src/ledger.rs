@@ -11,7 +11,7 @@
 //! | torn tail (a crash in mid-write) | cut off and counted; it was never acknowledged |
 //! | a damaged line with good ones behind it | the prefix counts; the file is set aside and what it knew beyond is adopted |
 //! | a header of another version, or none | set aside as a whole; everything is adopted |
-//! | a record that this version does not know | left out and counted |
+//! | a record that this version does not know | left out and counted; what it knew is adopted |
 //! | another boot id | moments are placed by the wall clock, see [`crate::steps::moment::Moment::rebase`] |
 //!
 //! "Adopted" means: from the API server, the gateway's memory and the controller, see
@@ -207,7 +207,7 @@ impl Oddities {
     /// Whether facts of an earlier life may be missing: what runs on the node is then looked at
     /// before anything is made. A torn tail is not such a loss, for it was never acknowledged.
     pub fn facts_may_be_missing(&self) -> bool {
-        self.fresh || self.foreign || self.damaged_lines > 0
+        self.fresh || self.foreign || self.damaged_lines > 0 || self.unknown_lines > 0
     }
 }
 
