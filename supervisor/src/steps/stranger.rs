@@ -6,7 +6,7 @@
 //! |---|---|
 //! | pod, live run, order (from the gateway or the controller) that makes this very pod | adopted: journalled as if it had never been lost |
 //! | pod, live run, no order yet | its deadline is guarded; the controller hands the order out again |
-//! | pod and an order that would make another | fails closed: guarded, counted, not adopted |
+//! | pod and an order that would make another | fails closed: guarded, counted, not adopted; the order stays, so that the run can be ended |
 //! | adopted and started, but its tokens are lost with the gateway's memory | ends as `Disrupted`, also when its time is over: it may have ended long ago, by a loss of power |
 //! | pod, no such run or one with an outcome | pod deleted and released |
 //! | no pod, run had started | `ExitCodeUnknown` |
@@ -61,6 +61,8 @@ pub struct Look {
 pub(super) struct Order {
     pub(super) assignment: Assignment,
     pub(super) credentials: Vec<Credential>,
+    /// The controller was told that the pod is not adopted, and is told once.
+    pub(super) refused: bool,
 }
 
 /// An attempt that is here, or should be, without an entry in the ledger.
@@ -139,8 +141,9 @@ pub(super) struct TakenUp {
 }
 
 impl Stranger {
+    /// Whether anybody's order explains the pod; one that was refused for it does not.
     fn has_order(&self) -> bool {
-        self.order.is_some() || self.survivor.is_some()
+        self.survivor.is_some() || self.order.as_ref().is_some_and(|order| !order.refused)
     }
 
     /// Its run, as far as anybody has named it.

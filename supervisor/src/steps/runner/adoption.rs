@@ -6,7 +6,7 @@ use agent_operator::{
     telemetry::logs,
 };
 
-use super::{ACCEPTED, Outgoing, Runner, RunnerError};
+use super::{ACCEPTED, Outgoing, Runner, RunnerError, refusal};
 use crate::{
     clock,
     ledger::Entry,
@@ -59,7 +59,7 @@ impl Runner {
     pub(super) fn look_first(&mut self, assignment: Assignment, credentials: Vec<Credential>) {
         let (run, at) = (assignment.key(), assignment.run.clone());
         if let Some(stranger) = self.note_stranger(&run) {
-            stranger.order = Some(Order { assignment, credentials });
+            stranger.order = Some(Order { assignment, credentials, refused: false });
             self.workers.look(run, &at);
         }
     }
@@ -154,12 +154,8 @@ impl Runner {
             }
             Settled::Guarded(guarded) => self.guard_stranger(run, guarded)?,
             Settled::Foreign { difference, guarded } => {
-                let _within = stranger.assignment().map(|of| logs::attempt(of).entered());
-                tracing::error!(difference, "a pod is not adopted");
-                self.metrics.drop_one("foreign_pod");
+                self.refuse_foreign(&mut stranger, difference);
                 self.guard_stranger(run, guarded)?;
-                // Once its run has ended it has to be released all the same.
-                self.answer(stranger.order.take(), Some(("Conflict", difference)));
             }
             Settled::Unwanted(pod) => {
                 self.dismiss(run, pod);
@@ -185,6 +181,23 @@ impl Runner {
         }
         self.strangers.insert(run.clone(), stranger);
         Ok(())
+    }
+
+    /// A pod is not adopted. The order stays: once its run has ended, or is to end, the pod has to be
+    /// released all the same.
+    fn refuse_foreign(&mut self, stranger: &mut Stranger, difference: String) {
+        if stranger.order.as_ref().is_some_and(|order| order.refused) {
+            return;
+        }
+        let _within = stranger.assignment().map(|of| logs::attempt(of).entered());
+        tracing::error!(difference, "a pod is not adopted");
+        self.metrics.drop_one("foreign_pod");
+        let Some(order) = &mut stranger.order else { return };
+        order.refused = true;
+        let (run, epoch) = (order.assignment.key(), order.assignment.epoch);
+        self.metrics.assigned(refusal::CONFLICT);
+        let refused = Some((refusal::CONFLICT.to_owned(), difference));
+        self.say(Outgoing::AssignmentAck { run, epoch, refused });
     }
 
     fn guard_stranger(
@@ -273,10 +286,14 @@ impl Runner {
         Ok(())
     }
 
-    /// Answers the controller, if it is the one who asked.
+    /// Answers the controller, if it is the one who asked and has no answer yet that still holds.
     fn answer(&mut self, order: Option<Order>, refused: Option<(&'static str, String)>) {
-        let Some(Order { assignment, credentials }) = order else { return };
+        let Some(Order { assignment, credentials, refused: before }) = order else { return };
         let (run, epoch) = (assignment.key(), assignment.epoch);
+        if before && refused.is_none() {
+            // It counts as known there since.
+            return self.pass_credentials(run, credentials);
+        }
         self.metrics.assigned(refused.as_ref().map_or(ACCEPTED, |(reason, _)| reason));
         if refused.is_none() {
             self.pass_credentials(run.clone(), credentials);

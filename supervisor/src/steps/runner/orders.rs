@@ -36,7 +36,7 @@ pub(crate) const ACCEPTED: &str = "accepted";
 pub(crate) mod refusal {
     pub(super) const STALE_EPOCH: &str = "StaleEpoch";
     pub(super) const WRONG_NODE: &str = "WrongNode";
-    pub(super) const CONFLICT: &str = "Conflict";
+    pub(in super::super) const CONFLICT: &str = "Conflict";
     pub(super) const NO_CAPACITY: &str = "NoCapacity";
 
     /// All of them.

@@ -61,7 +61,14 @@ impl Stranger {
     }
 
     fn ordered_as(self, assignment: Assignment) -> Self {
-        Self { order: Some(Order { assignment, credentials: Vec::new() }), ..self }
+        let order = Order { assignment, credentials: Vec::new(), refused: false };
+        Self { order: Some(order), ..self }
+    }
+
+    /// The controller was told that the pod is not adopted.
+    fn refused(mut self) -> Self {
+        self.order = self.order.map(|order| Order { refused: true, ..order });
+        self
     }
 
     fn survived(self, left: Option<Duration>) -> Self {
@@ -198,6 +205,21 @@ fn a_pod_that_the_order_would_not_make_is_guarded_and_not_adopted() {
     };
     assert_eq!(difference, "its spec differs");
     assert_eq!(guarded.at, at(80 + 60).boot);
+}
+
+#[test]
+fn a_pod_that_was_refused_is_guarded_from_its_start_and_ended_when_its_run_is() {
+    let mut other = assignment();
+    other.pod.image = "another:1".into();
+    let refused = || {
+        let pod = Some(pod_of(&assignment()));
+        seen(Some(server(RunPhase::Pending)), pod).ordered_as(other.clone()).refused()
+    };
+    let settled = refused().settled(GatewayMemory::Nothing);
+    let Settled::Foreign { guarded: Some(guarded), .. } = settled else { panic!("{settled:?}") };
+    assert_eq!(guarded.at, at(80 + 60).boot, "its gate may have opened under another order");
+    let taken = adopted(refused().that_ends().settled(GatewayMemory::Nothing));
+    assert_eq!(stops(&taken), [], "its end is the order's");
 }
 
 #[test]

@@ -51,6 +51,44 @@ async fn a_run_that_is_ended_after_its_ledger_was_lost_has_no_outcome_before_its
     }
 }
 
+/// A later version of the operator, or other values of its chart, would make another pod.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_pod_was_not_adopted_is_refused_once_and_ended_with_its_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = Arc::new(FakePods::default());
+    forgotten(dir.path(), &pods, RunPhase::Running).await;
+    let mut life = Life::start(dir.path(), &pods).await;
+    let mut other = Assignment { epoch: Epoch(4), ..assignment() };
+    other.pod.image = "another:1".into();
+    life.assign(other).await;
+    let Outgoing::AssignmentAck { refused: Some((reason, _)), .. } = life.said().await else {
+        panic!("a refusal")
+    };
+    assert_eq!(reason, "Conflict");
+    // Whoever looks again finds the same, and says nothing.
+    let looks = pods.looks.load(Ordering::SeqCst);
+    life.see(&pods.set_status(started())).await;
+    wait_until(|| pods.looks.load(Ordering::SeqCst) > looks).await;
+    let (run, epoch, grace) = (assignment().key(), Epoch(4), Some(Duration::ZERO));
+    let (reason, message) = (Reason::Cancelled, "cancelled: not needed any more".to_owned());
+    life.send(Input::Cancel { run, epoch, reason, message, grace }).await;
+    loop {
+        match life.said().await {
+            Outgoing::Report(report) => {
+                if let RunState::Finished(outcome) = report.state {
+                    assert_eq!(outcome.reason, Reason::Cancelled);
+                    break;
+                }
+            }
+            Outgoing::AssignmentAck { .. } => panic!("a second answer"),
+            _ => {}
+        }
+    }
+    assert!(pods.calls.lock().unwrap().contains(&"delete pod"));
+    assert_eq!(*pods.creations.lock().unwrap(), 1);
+    life.kill().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_is_ended_before_it_had_a_pod_gets_none() {
     let dir = tempfile::tempdir().unwrap();
