@@ -25,8 +25,9 @@ const PLACEMENT_RETRY: Duration = Duration::from_secs(30);
 const REFUSAL_RETRY: Duration = Duration::from_secs(5);
 /// Longest such wait.
 const REFUSAL_RETRY_MAX: Duration = Duration::from_mins(5);
-/// How long nodes keep what they were not told to forget.
-const NODE_RETENTION: Duration = Duration::from_hours(24);
+/// How long a node is told to forget runs that it does not name: the word may come too often, but must
+/// end. A node that was away for longer names what it has when it is back.
+const FORGET_UNNAMED: Duration = Duration::from_hours(24);
 /// Reason of `Finished` while the task goes on.
 const IN_PROGRESS: &str = "InProgress";
 
@@ -127,14 +128,17 @@ fn wind_down(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if now < forget_at {
         return requeue(plan, deadline::until(now, forget_at));
     }
-    // What is older than this has been dropped by the nodes' own retention.
-    if now >= deadline::after(forget_at, NODE_RETENTION) {
-        return;
-    }
+    // Later only what its node has named, which is then there for sure.
+    let unnamed_too = now < deadline::after(forget_at, FORGET_UNNAMED);
+    let due = |run: &&RunView| match run.delivery {
+        Delivery::Forgotten => false,
+        Delivery::Known => true,
+        Delivery::Unsent | Delivery::Held | Delivery::Sent | Delivery::CancelSent => unnamed_too,
+    };
     let connected =
         |run: &&RunView| observed.node(&run.node()).is_some_and(|node| node.session.is_some());
     let ended = observed.runs.iter().filter(|run| !run.is_live());
-    for run in ended.filter(connected).filter(|run| run.delivery != Delivery::Forgotten) {
+    for run in ended.filter(connected).filter(due) {
         plan.commands.push(NodeCommand {
             node: run.node(),
             run: run.run.clone(),

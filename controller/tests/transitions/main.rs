@@ -8,7 +8,10 @@ mod prepare;
 mod retries;
 
 use agent_operator::domain::{Reason, StepName};
-use agent_operator_controller::{decide::RunView, plan::Order};
+use agent_operator_controller::{
+    decide::{Delivery, RunView},
+    plan::Order,
+};
 use decide::Model;
 
 const OK: Reason = Reason::Completed;
@@ -185,6 +188,22 @@ fn a_finished_task_writes_nothing_and_forgets_its_runs_after_ten_minutes() {
     assert_eq!(plan.commands.len(), 4);
     assert!(plan.commands.iter().all(|command| command.order == Order::Forget));
     assert_eq!(model.pass(), agent_operator_controller::plan::Plan::default());
+}
+
+#[test]
+fn a_node_that_comes_back_after_days_is_told_to_forget_what_it_names_and_nothing_else() {
+    let mut model = until(StepName::PullRequest);
+    model.through(OK, None);
+    model.advance(3 * 24 * 3600);
+    model.settle();
+    for run in &mut model.runs {
+        run.delivery = Delivery::Unsent;
+    }
+    model.runs[1].delivery = Delivery::Known;
+    let (named, plan) = (model.runs[1].run.clone(), model.pass());
+    let forgotten: Vec<_> = plan.commands.iter().map(|command| command.run.clone()).collect();
+    assert_eq!(forgotten, [named]);
+    assert_eq!(plan.commands[0].order, Order::Forget);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use agent_operator::{
     domain::{
-        Epoch, RunKey, RunPhase, Secret,
+        Epoch, RunKey, Secret,
         ids::{BootId, NodeName},
         text::error_chain,
     },
@@ -43,6 +43,7 @@ mod gateway;
 mod leaving;
 mod messages;
 mod orders;
+mod snapshot;
 
 use leaving::Leaving;
 pub use messages::{Input, Known, Outgoing, Snapshot};
@@ -338,22 +339,6 @@ impl Runner {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let unacked = self.machines.iter().filter(|(_, machine)| !machine.facts.acked);
-        let known = unacked.map(|(key, machine)| Known {
-            run: machine.facts.assignment.run.clone(),
-            key: key.clone(),
-            epoch: machine.facts.assignment.epoch,
-            phase: phase(machine),
-        });
-        Snapshot {
-            known: known.collect(),
-            highest_epoch: self.highest_epoch,
-            delivery: self.settings.delivery.or(self.found_delivery),
-            running: self.live(),
-        }
-    }
-
     /// A fresh one-time token of the attempt, kept until its pod is made; its SHA-256.
     fn new_token(&mut self, run: &RunKey) -> Result<String, RunnerError> {
         use base64::Engine as _;
@@ -397,15 +382,6 @@ impl Runner {
         for report in reports {
             self.say(Outgoing::Report(Box::new(report)));
         }
-    }
-}
-
-fn phase(machine: &Machine) -> RunPhase {
-    match &machine.facts.outcome {
-        Some(outcome) => outcome.phase(),
-        None if machine.sight.stuck => RunPhase::Unknown,
-        None if machine.facts.opened.is_some() => RunPhase::Running,
-        None => RunPhase::Pending,
     }
 }
 

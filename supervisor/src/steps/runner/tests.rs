@@ -24,7 +24,7 @@ use std::{
 
 use agent_operator::{
     attempt::GateRequest,
-    domain::{Assignment, Reason, RunUid, Usage, ids::PodUid, report::RunState},
+    domain::{Assignment, Reason, RunPhase, RunUid, Usage, ids::PodUid, report::RunState},
 };
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
