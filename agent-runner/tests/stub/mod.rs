@@ -57,6 +57,10 @@ pub(crate) struct State {
 /// The gateway and its folder, which goes when the test is done with it: a connection that still waits
 /// for an answer keeps the service alone.
 pub(crate) struct Gateway {
+    #[allow(
+        dead_code,
+        reason = "one of the two binaries of tests looks into it; here it is held for its end"
+    )]
     pub(crate) folder: tempfile::TempDir,
     service: Arc<Service>,
 }
