@@ -128,8 +128,10 @@ fn finding(error: &GitError) -> Finding {
     let (problem, message) = match error {
         GitError::Authenticate { url, operation, detail } => {
             // Whoever is not known at all gets no answer about rights.
-            let unknown =
-                detail.contains("401") || detail.to_lowercase().contains("authentication failed");
+            let detail_lower = detail.to_lowercase();
+            let unknown = ["returned error: 401", "authentication failed"]
+                .iter()
+                .any(|words| detail_lower.contains(words));
             let writing = *operation == "write to" && !unknown;
             let problem =
                 if writing { Problem::PushNotAllowed } else { Problem::GitCredentialsRejected };
@@ -165,4 +167,20 @@ fn finding(error: &GitError) -> Finding {
         _ => (Problem::NodeTrouble, error.to_string()),
     };
     Finding { problem, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_in_the_address_is_no_answer_of_the_server() {
+        let refused = |detail: &str| {
+            let url = "http://forge.example:40109/o/r.git".to_owned();
+            let detail = format!("unable to access '{url}/': The requested URL {detail}");
+            finding(&GitError::Authenticate { url, operation: "write to", detail }).problem
+        };
+        assert_eq!(refused("returned error: 403"), Problem::PushNotAllowed);
+        assert_eq!(refused("returned error: 401"), Problem::GitCredentialsRejected);
+    }
 }

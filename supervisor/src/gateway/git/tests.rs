@@ -3,8 +3,8 @@
 mod branches;
 mod hostile;
 mod memory;
-mod patience;
 mod mirrors;
+mod patience;
 mod preflight;
 mod races;
 mod rights;
