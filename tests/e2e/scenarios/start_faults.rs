@@ -163,7 +163,7 @@ async fn f21_a_missing_image_is_named_and_the_task_goes_on_once_it_is_pushed() {
 async fn f21_a_task_whose_image_never_comes_ends_by_its_timeout_with_that_reason_kept() {
     let cluster = Cluster::connect().await;
     let image = format!("{}/{}:1", env("AO_REGISTRY"), unique("never-image"));
-    let overrides = json!({"agentImage": image, "taskTimeout": "8s"});
+    let overrides = json!({"agentImage": image, "taskTimeout": "20s"});
     let name = start(&cluster, NAMESPACE, "never-image", overrides).await;
     let done = cluster.finished(NAMESPACE, &name).await;
     assert_eq!(phase(&done), "Failed");
