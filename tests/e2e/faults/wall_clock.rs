@@ -56,7 +56,7 @@ async fn step(values: &str) {
     release::install(&release::chart().to_string_lossy(), SYSTEM, values, &more).await;
     release::refresh_ca().await;
     for (victim, folder) in CLOCKS {
-        wall_clock::plant(victim, folder);
+        wall_clock::plant(victim, folder).await;
     }
     for (victim, _) in CLOCKS {
         eventually(&format!("{victim} runs with a clock of its own"), SOON, || async {

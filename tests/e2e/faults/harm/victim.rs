@@ -74,12 +74,17 @@ impl Victim {
             let pid = text.split_whitespace().next()?.parse().ok()?;
             return Path::new("/proc").join(format!("{pid}")).exists().then_some(pid);
         }
+        self.pids().into_iter().next()
+    }
+
+    /// All processes of that kind in pods; while pods are replaced there are more than one.
+    pub(crate) fn pids(self) -> Vec<i32> {
         let (node, program) = match self {
             Self::Supervisor(node) => (Some(node), ["supervisor", "run"]),
             Self::Gateway(node) => (Some(node), ["supervisor", "gateway"]),
             _ => (None, ["controller", ""]),
         };
-        pids_in_pods(node).into_iter().find(|pid| runs(*pid, program))
+        pids_in_pods(node).into_iter().filter(|pid| runs(*pid, program)).collect()
     }
 
     /// Ends it as a crash would. What nobody else starts again is started when the guard goes.

@@ -6,9 +6,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use super::victim::Victim;
+use crate::support::eventually;
+
+/// A pod of before has its grace of thirty seconds, and a busy node some more.
+const ROLLED_OUT: Duration = Duration::from_mins(2);
 
 /// Name of the library in a folder that the process may write.
 const LIBRARY: &str = "wall-clock.so";
@@ -27,8 +32,9 @@ fn outside(pid: i32, folder: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/root{folder}"))
 }
 
-/// Puts the library where the next life of `victim` finds it, and ends this one.
-pub(crate) fn plant(victim: Victim, folder: &str) {
+/// Puts the library where the next life of `victim` finds it, and ends this one. The pod of before a roll-out has to be
+/// gone: its folder is another.
+pub(crate) async fn plant(victim: Victim, folder: &str) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/faults/harm/wall_clock.c");
     let built = tempfile::tempdir().expect("a folder");
     let library = built.path().join(LIBRARY);
@@ -37,7 +43,11 @@ pub(crate) fn plant(victim: Victim, folder: &str) {
         .args([&library, &source])
         .status();
     assert!(status.expect("a C compiler").success(), "the library is built");
-    let pid = victim.pid().expect("it runs");
+    let pid = eventually(&format!("{victim} runs, and none of before"), ROLLED_OUT, || async {
+        let pids = victim.pids();
+        if let [pid] = pids[..] { Ok(pid) } else { Err(format!("processes {pids:?}")) }
+    })
+    .await;
     let folder = outside(pid, folder);
     fs::copy(&library, folder.join(LIBRARY)).expect("the process's own folder");
     fs::write(folder.join(OFFSET), 0_i64.to_ne_bytes()).expect("the process's own folder");
