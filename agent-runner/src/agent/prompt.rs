@@ -99,8 +99,8 @@ no tests to run. Do not say that anything was tested. ";
 
 const PULL_REQUEST: &str = "Write title and body of the pull request into a file, as one JSON \
 object: {\"title\": \"...\", \"body\": \"...\"}. The title is one line of at most 72 characters in the \
-imperative mood. The body is Markdown: what changes and why, then how it was tested, if it was. Change nothing in the work tree; the request is opened \
-for you.\n";
+imperative mood. The body is Markdown: what changes and why, then how it was tested, if it was. \
+Change nothing in the work tree; the request is opened for you.\n";
 
 #[cfg(test)]
 mod tests {

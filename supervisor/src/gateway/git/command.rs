@@ -386,8 +386,8 @@ impl Git {
         finished.whole().map(drop)
     }
 
-    /// Starts git with pipes for a streamed exchange, whose heaps the caller has; standard error is discarded, for what matters
-    /// to the client travels in the protocol.
+    /// Starts git with pipes for a streamed exchange, whose heaps the caller has; standard error is
+    /// discarded, for what matters to the client travels in the protocol.
     pub(super) fn start(
         &self,
         run: &Run<'_>,

@@ -7,7 +7,7 @@ use std::{io, path::Path, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::error::GitError;
+use super::{error::GitError, space};
 
 /// One heap in KiB: the pack of a large push, or a clone of half a million objects.
 pub(super) const HEAP_KIB_MAX: u32 = 256 * 1024;
@@ -72,10 +72,8 @@ async fn some_of(heaps: &Arc<Semaphore>, count: u32) -> Option<OwnedSemaphorePer
 /// Heaps that a clone from `mirror` takes: a large history has two, if it fits into them or not. What a
 /// sandbox has added does not count.
 pub(super) async fn of_clone(mirror: &Path) -> Result<u32, GitError> {
-    let failed = |source| GitError::UseDisk { operation: "measure a mirror", source };
     let packs = mirror.join("objects/pack");
-    let measured = tokio::task::spawn_blocking(move || index_bytes(&packs)).await;
-    let bytes = measured.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)?;
+    let bytes = space::blocking("measure a mirror", move || index_bytes(&packs)).await?;
     Ok(if bytes > INDEX_BYTES_ONE_HEAP { 2 } else { 1 })
 }
 

@@ -169,7 +169,7 @@ impl GitService {
         }
         leftovers::clear(&path).await?;
         // One thread and a small window: live steps come first, and the gateway's memory is bounded.
-        let config = ["pack.threads=1", "pack.windowMemory=64m", "core.bigFileThreshold=8m"];
+        let config = ["pack.threads=1", "pack.windowMemory=64m"];
         let config = config.map(str::to_owned).to_vec();
         let run = Run::local(&path, &["repack", "--geometric=2", "-d", "-n", "--quiet"]);
         let run = Run { config, timeout: REPACK_TIMEOUT, ..run };

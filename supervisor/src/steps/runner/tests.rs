@@ -24,7 +24,7 @@ use std::{
 };
 
 use agent_operator::{
-    attempt::GateRequest,
+    attempt::{GateRequest, ProbeReport},
     domain::{Assignment, Reason, RunPhase, RunUid, Usage, ids::PodUid, report::RunState},
 };
 use async_trait::async_trait;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use agent_operator::{attempt::ProbeReport, domain::report::Outcome};
+use agent_operator::domain::report::Outcome;
 
 use super::*;
 use crate::{
@@ -38,16 +38,7 @@ async fn outcome_of(counts: &[u64]) -> Outcome {
     let cgroup = container_cgroup(dir.path());
     let mut life = Life::start(dir.path(), &pods).await;
     life.assign(assignment()).await;
-    wait_until(|| pods.only().is_some()).await;
-    life.durable(1, DurableEvent::Redeemed(redemption())).await;
-    let at_gate = GateRequest { canary_before: Some(true), ..GateRequest::default() };
-    life.durable(2, DurableEvent::AtGate(at_gate.clone())).await;
-    life.told(|message| matches!(message, ToGateway::Probe { .. })).await;
-    let tried = vec!["10.244.0.3:8081".parse().unwrap()];
-    let probe = Some(ProbeReport { tried, reached: Vec::new() });
-    life.durable(3, DurableEvent::AtGate(GateRequest { probe, ..at_gate })).await;
-    life.see(&pods.set_status(started())).await;
-    life.told(|message| matches!(message, ToGateway::OpenGate { .. })).await;
+    life.open_probed_gate(&pods).await;
     life.durable(4, result_event()).await;
     std::fs::write(cgroup.join("pids.current"), "0\n").unwrap();
     let outcome = life.outcome().await;

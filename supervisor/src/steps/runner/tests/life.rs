@@ -374,6 +374,20 @@ impl Life {
         }
     }
 
+    /// The same behind the rules of an enforcer, which its probe has seen to hold.
+    pub(super) async fn open_probed_gate(&mut self, pods: &FakePods) {
+        wait_until(|| pods.only().is_some()).await;
+        self.durable(1, DurableEvent::Redeemed(redemption())).await;
+        let at_gate = GateRequest { canary_before: Some(true), ..GateRequest::default() };
+        self.durable(2, DurableEvent::AtGate(at_gate.clone())).await;
+        self.told(|message| matches!(message, ToGateway::Probe { .. })).await;
+        let tried = vec!["10.244.0.3:8081".parse().unwrap()];
+        let probe = Some(ProbeReport { tried, reached: Vec::new() });
+        self.durable(3, DurableEvent::AtGate(GateRequest { probe, ..at_gate })).await;
+        self.see(&pods.set_status(started())).await;
+        self.told(|message| matches!(message, ToGateway::OpenGate { .. })).await;
+    }
+
     /// As SIGKILL: nothing is said, nothing is closed.
     pub(super) async fn kill(self) {
         drop(self.shutdown);

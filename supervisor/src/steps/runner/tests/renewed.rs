@@ -1,6 +1,6 @@
 //! The rules of a running step's pod are made again by a supervisor that starts again, and missed where they were gone.
 
-use agent_operator::{attempt::ProbeReport, domain::assignment::EgressPolicy};
+use agent_operator::domain::assignment::EgressPolicy;
 
 use super::*;
 use crate::enforcer::{
@@ -33,16 +33,7 @@ async fn left_running(dir: &Path, policy: EgressPolicy) -> (Arc<FakePods>, Arc<R
     let mut order = assignment();
     order.sandbox.egress = policy;
     life.assign(order).await;
-    wait_until(|| pods.only().is_some()).await;
-    life.durable(1, DurableEvent::Redeemed(redemption())).await;
-    let at_gate = GateRequest { canary_before: Some(true), ..GateRequest::default() };
-    life.durable(2, DurableEvent::AtGate(at_gate.clone())).await;
-    life.told(|message| matches!(message, ToGateway::Probe { .. })).await;
-    let tried = vec!["10.244.0.3:8081".parse().unwrap()];
-    let probe = Some(ProbeReport { tried, reached: Vec::new() });
-    life.durable(3, DurableEvent::AtGate(GateRequest { probe, ..at_gate })).await;
-    life.see(&pods.set_status(started())).await;
-    life.told(|message| matches!(message, ToGateway::OpenGate { .. })).await;
+    life.open_probed_gate(&pods).await;
     life.kill().await;
     assert_eq!(rules.orders.lock().unwrap().len(), 1, "the gate's");
     (pods, rules)
